@@ -1,0 +1,206 @@
+"""How a Program runs on a Fleet: tracks, local tensors with claims, pools. Frozen; has a digest.
+
+One format carries every way of running a model. Row slices are row-interval claims with transfers;
+a pipeline is one track a stage; tensor, data and expert parallel programs are shards and partial
+sums with collectives; a microcontroller plan is one track with offsets in one pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TypeAlias
+
+from tensure.errors import RecordError
+from tensure.program import Block, Body, Int, Name, Program, evaluate
+
+Runs: TypeAlias = tuple[tuple[Int, Int, Int], ...]
+"""Indices of one dim as (start, stop, step) runs, in local order; several runs make a permutation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The claim that a local tensor is a part of a logical one.
+
+    The local, or the sum of the locals over `sum`, equals `scale` times `of` at `dims`. A dim that
+    is not mentioned is whole.
+
+    Args:
+        of: the logical value.
+        dims: runs by dim, in rising dim order.
+        sum: mesh axes or family letters over which the locals add up to the claimed value.
+        over: (letter, runs): this addend is the defining einsum of `of` with that contracted letter
+            restricted to the runs; then the addend itself is determined.
+        scale: coefficient of the claimed value.
+    """
+
+    of: Name
+    dims: tuple[tuple[int, Runs], ...] = ()
+    sum: tuple[str, ...] = ()
+    over: tuple[str, Runs] | None = None
+    scale: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """One family of local tensors: its claim, and where its bytes lie.
+
+    Args:
+        params: letters of the family; bound from the indices of a name.
+        place: the claim; None means that nothing is claimed (the value is internal to its track).
+        dtype: None follows from the op that makes it or from the logical value.
+        pool, offset: byte position; both or neither.
+        order: stored dim order, outermost first; None as the shape says.
+    """
+
+    params: tuple[str, ...] = ()
+    place: Place | None = None
+    dtype: str | None = None
+    pool: str | None = None
+    offset: Int | None = None
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One text executed by every rank of a product of mesh axes.
+
+    Args:
+        axes: the mesh axes whose coordinates tell its ranks apart; () for one rank.
+        fixed: further names bound for all of them, such as the stage number.
+        device: the device of a rank; its index may use the coordinates.
+        locals: locals of this track alone; they come before the plan's.
+        bodies: what it does, by entry of the Program.
+    """
+
+    axes: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, int], ...] = ()
+    device: Name | None = None
+    locals: Mapping[str, Local] = field(default_factory=dict[str, Local])
+    bodies: Mapping[str, Body] = field(default_factory=dict[str, Body])
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One process: a track and its coordinates along the track's axes."""
+
+    track: str
+    at: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.track}[{','.join(map(str, self.at))}]" if self.at else self.track
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one Program runs on one Fleet.
+
+    Args:
+        program: digest of the Program it is for.
+        fleet: digest of the Fleet it was made for, or None.
+        mesh: sizes of the mesh axes.
+        pools: bytes of each memory pool; every rank has its own.
+        locals: local families shared by all tracks.
+        blocks: bodies shared by all tracks.
+        tracks: every rank stands in exactly one.
+    """
+
+    program: str
+    fleet: str | None = None
+    mesh: Mapping[str, int] = field(default_factory=dict[str, int])
+    pools: Mapping[str, int] = field(default_factory=dict[str, int])
+    locals: Mapping[str, Local] = field(default_factory=dict[str, Local])
+    blocks: Mapping[str, Block] = field(default_factory=dict[str, Block])
+    tracks: Mapping[str, Track] = field(default_factory=dict[str, Track])
+
+    def __hash__(self) -> int:
+        return hash((self.program, self.fleet, tuple(self.tracks)))
+
+    def local(self, track: str, base: str) -> Local | None:
+        """The local family a name of a track belongs to, or None when none is declared."""
+        return self.tracks[track].locals.get(base) or self.locals.get(base)
+
+    def ranks(self, track: str | None = None) -> Iterator[Rank]:
+        """Every rank, or every rank of one track."""
+        for label in (track,) if track is not None else self.tracks:
+            axes = self.tracks[label].axes
+            for at in itertools.product(*(range(self.mesh[axis]) for axis in axes)):
+                yield Rank(label, at)
+
+    def num_ranks(self) -> int:
+        """How many ranks there are, without listing them."""
+        total = 0
+        for track in self.tracks.values():
+            count = 1
+            for axis in track.axes:
+                count *= self.mesh[axis]
+            total += count
+        return total
+
+    def rank_env(self, rank: Rank, env: Mapping[str, int]) -> dict[str, int]:
+        """An invocation's environment with mesh sizes (`n_tp`), coordinates (`tp`) and fixed names added."""
+        track = self.tracks[rank.track]
+        sizes = {f"n_{axis}": size for axis, size in self.mesh.items()}
+        return {**env, **sizes, **dict(zip(track.axes, rank.at, strict=True)), **dict(track.fixed)}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A claim with every expression bound: which indices of which logical value one local holds."""
+
+    of: Name
+    dims: Mapping[int, tuple[int, ...]]
+    sum: tuple[str, ...]
+    over: tuple[str, tuple[int, ...]] | None
+    scale: Fraction
+
+
+def bind_local(local: Local, name: Name, env: Mapping[str, int]) -> dict[str, int]:
+    """The environment inside one member of a local family."""
+    members = name.members()
+    if len(members) != len(local.params):
+        raise RecordError(f"local {name} has {len(members)} indices", wanted=str(len(local.params)))
+    return {**env, **dict(zip(local.params, members, strict=True))}
+
+
+def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
+    """The claim of one member of a local family under a rank's environment, or None."""
+    claim = local.place
+    if claim is None:
+        return None
+    bound = bind_local(local, name, env)
+    dims = {dim: _indices(runs, bound, f"{name} dim {dim}") for dim, runs in claim.dims}
+    over = None if claim.over is None else (claim.over[0], _indices(claim.over[1], bound, f"{name} over"))
+    return Placed(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
+
+
+def device_of(plan: Plan, rank: Rank) -> str:
+    """The name of the device a rank runs on."""
+    track = plan.tracks[rank.track]
+    if track.device is None:
+        return rank.track
+    return str(track.device.ground(plan.rank_env(rank, {})))
+
+
+def whole(program: Program, base: str) -> Local:
+    """The claim that a local family is its logical family, replicated."""
+    letters = tuple(letter for letter, _ in program.values[base].params) if base in program.values else ()
+    from tensure.program import axis
+
+    return Local(letters, Place(Name(base, tuple(axis(letter) for letter in letters))))
+
+
+def _indices(runs: Runs, env: Mapping[str, int], place: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for start, stop, step in runs:
+        lo, hi, by = evaluate(start, env), evaluate(stop, env), evaluate(step, env)
+        if by <= 0 or lo < 0:
+            raise RecordError(
+                f"run {lo}:{hi}:{by}", place=place, wanted="a start of 0 or more and a step above 0"
+            )
+        if len(found) + max(0, hi - lo) // by > 1 << 26:
+            raise RecordError("a run of over 2^26 indices", place=place)
+        found.extend(range(lo, hi, by))
+    return tuple(found)

@@ -1,0 +1,36 @@
+"""The op table: every family of ops registers itself on import."""
+
+from . import (
+    _activations,
+    _algebra,
+    _attention,
+    _backward,
+    _communication,
+    _convolution,
+    _elementwise,
+    _indexing,
+    _integers,
+    _normalization,
+    _reductions,
+    _shapes,
+)
+from ._communication import collective, infer_collective
+from ._table import OpDef, bind, evaluate_op, infer_op, listed, lookup
+
+__all__ = ["OpDef", "bind", "collective", "evaluate_op", "infer_collective", "infer_op", "listed", "lookup"]
+
+FAMILIES = (
+    _elementwise,
+    _activations,
+    _reductions,
+    _shapes,
+    _indexing,
+    _algebra,
+    _convolution,
+    _normalization,
+    _attention,
+    _backward,
+    _integers,
+    _communication,
+)
+"""In the order of docs/ops.md."""
