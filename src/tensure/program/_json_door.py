@@ -1,0 +1,115 @@
+"""JSON from a stranger: bounded in bytes, depth and number of items before it is parsed, strict in form.
+
+Knows: what to count in raw JSON so that parsing cannot cost much more than the bytes did. Refuses what
+Python's parser lets pass: duplicate keys, NaN and Infinity, numbers of any length, strings that are no
+Unicode text.
+Does not know what a document means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tensure.errors import FormatError, LimitError
+
+__all__ = ["parse_json"]
+
+_MARKS = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
+_MAX_DIGITS = 20  # holds every 64-bit integer
+
+
+def parse_json(
+    data: bytes, *, max_bytes: int, max_depth: int, max_items: int, floats: bool = False, base: int = 0
+) -> Any:
+    """The parsed document.
+
+    Args:
+        data: the document, UTF-8.
+        max_bytes: bound on its length.
+        max_depth: bound on the nesting of lists and objects.
+        max_items: bound on all list items and object keys together.
+        floats: whether numbers with a fraction or an exponent are allowed.
+        base: the file offset of `data`, for the places in errors.
+
+    Raises:
+        LimitError: a bound is passed. FormatError: not strict JSON. Both name the byte where known.
+    """
+    if len(data) > max_bytes:
+        raise LimitError(f"{len(data)} bytes of JSON", wanted=f"at most {max_bytes}")
+    # Each further item stands behind a comma, each string between two quotes; at most two strings an item.
+    if data.count(b",") >= max_items or data.count(b'"') > 4 * max_items:
+        raise LimitError(f"over {max_items} items in a JSON document", wanted="fewer")
+    _check_depth(data, max_depth, base)
+    try:
+        text = data.decode("utf-8")
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float if floats else _no_float,
+            parse_constant=_no_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise FormatError("the JSON is not valid UTF-8", place=f"byte {base + error.start}") from error
+    except json.JSONDecodeError as error:
+        at = base + len(error.doc[: error.pos].encode())
+        raise FormatError(f"not JSON: {error.msg}", place=f"byte {at}") from error
+
+
+def _check_depth(data: bytes, max_depth: int, base: int) -> None:
+    depth, in_string = 0, False
+    for match in _MARKS.finditer(data):
+        mark = match[0]
+        if mark == b'"':
+            in_string = not in_string
+        elif in_string or len(mark) > 1:
+            continue
+        elif mark in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise LimitError(f"JSON nested over {max_depth} deep", place=f"byte {base + match.start()}")
+        else:
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise FormatError(f"the key {key[:80]!r} stands there twice", wanted="each key once")
+        found[key] = value
+        for text in (key, value):
+            if isinstance(text, str) and not text.isascii():
+                _check_text(text)
+    return found
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(
+            f"the string {text[:80]!r} is no Unicode text", wanted="no lone surrogates"
+        ) from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise FormatError(f"a number of {len(digits)} digits", wanted=f"at most {_MAX_DIGITS}")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if len(digits) > 40:
+        raise FormatError(f"a number of {len(digits)} digits", wanted="at most 40")
+    return float(digits)
+
+
+def _no_float(digits: str) -> float:
+    raise FormatError(f"the number {digits[:40]}", wanted="whole numbers only")
+
+
+def _no_constant(name: str) -> float:
+    raise FormatError(f"the constant {name}", wanted="a finite number")
