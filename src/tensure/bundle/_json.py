@@ -11,12 +11,12 @@ Does not know: what any of the values mean.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from tensure.errors import FormatError, LimitError
+from tensure.program import parse_json
 
 __all__ = [
     "Json",
@@ -64,23 +64,7 @@ def parse_strict(data: bytes, *, max_bytes: int) -> Json:
         LimitError: larger than `max_bytes`, or nested deeper than MAX_DEPTH.
         FormatError: not UTF-8, not JSON, a duplicate key, a number or string outside the bounds.
     """
-    if len(data) > max_bytes:
-        raise LimitError(f"{len(data)} bytes of JSON", wanted=f"at most {max_bytes}")
-    _check_depth(data)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError("not UTF-8 text", place=f"byte {error.start}") from None
-    try:
-        value: Any = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_finite,
-            parse_constant=_constant,
-        )
-    except json.JSONDecodeError as error:
-        raise FormatError(f"not JSON: {error.msg}", place=f"character {error.pos}") from None
+    value = parse_json(data, max_bytes=max_bytes, max_depth=MAX_DEPTH, max_items=max_bytes, floats=True)
     return cast(Json, value)
 
 
@@ -96,47 +80,6 @@ def parse_canonical(data: bytes, *, max_bytes: int) -> Json:
         place = f"byte {min(len(data), len(again)) if at is None else at}"
         raise FormatError("JSON not in its canonical spelling", place=place, wanted="sorted keys, no spaces")
     return value
-
-
-def _check_depth(data: bytes) -> None:
-    depth = 0
-    for bracket in _STRING.sub(b"", data).translate(None, _NO_BRACKET):
-        if bracket in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise LimitError("JSON nested too deeply", wanted=f"at most {MAX_DEPTH} levels")
-        else:
-            depth -= 1
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise FormatError(f"key {key[:60]!r} appears twice in one object", wanted="each key once")
-        for text in (key, value):
-            if isinstance(text, str) and _SURROGATE.search(text):
-                raise FormatError("a string holds half a surrogate pair", place=repr(key[:60]))
-        found[key] = value
-    return found
-
-
-def _integer(text: str) -> int:
-    # Length first: int() on a long digit string takes quadratic time.
-    if len(text) > 20 or abs(value := int(text)) > MAX_INT:
-        raise FormatError(f"the number {text[:24]} is out of range", wanted="at most 2^63 - 1")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise FormatError(f"the number {text[:24]} is not finite", wanted="a finite number")
-    return value
-
-
-def _constant(text: str) -> float:
-    raise FormatError(f"the number {text} is not finite", wanted="a finite number")
 
 
 def expect_object(value: Json, place: str) -> dict[str, Json]:

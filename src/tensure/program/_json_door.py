@@ -9,6 +9,7 @@ Does not know what a document means.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -104,7 +105,10 @@ def _integer(digits: str) -> int:
 def _float(digits: str) -> float:
     if len(digits) > 40:
         raise FormatError(f"a number of {len(digits)} digits", wanted="at most 40")
-    return float(digits)
+    value = float(digits)
+    if not math.isfinite(value):
+        raise FormatError(f"the number {digits}", wanted="a finite number")
+    return value
 
 
 def _no_float(digits: str) -> float:
