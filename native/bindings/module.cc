@@ -1,0 +1,36 @@
+// The extension module tensure.kernels._native: one bind function for each family, and what dispatch decided.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "common/isa.h"
+
+namespace nb = nanobind;
+
+namespace tensure {
+void bind_dequantize(nb::module_ &m);
+}
+
+NB_MODULE(_native, m) {
+  tensure::isa_in_use();  // decide now: a later change of the environment must not change bits half-way
+  m.def("isa", [] {
+    const int index = tensure::isa_in_use();
+    return std::string(index < 0 ? "" : tensure::isas().items[index].name);
+  });
+  m.def("isa_asked", [] { return std::string(tensure::isa_asked()); });
+  m.def("isas_built", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < tensure::isas().count; ++i) names.emplace_back(tensure::isas().items[i].name);
+    return names;
+  });
+  m.def("isas_available", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < tensure::isas().count; ++i)
+      if (tensure::isas().items[i].available) names.emplace_back(tensure::isas().items[i].name);
+    return names;
+  });
+  tensure::bind_dequantize(m);
+}

@@ -1,0 +1,85 @@
+"""The instruction set the kernels run with: what this build holds, the processor runs, and is in use.
+
+The choice is made in native/common/isa.cc; this file turns a choice that cannot be honoured into an error a
+person can act on. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensure.errors import UnsupportedError
+
+__all__ = ["available_isas", "built_isas", "isa", "native"]
+
+
+class Native(Protocol):
+    """What the compiled module (native/bindings) offers."""
+
+    def isa(self) -> str: ...
+    def isa_asked(self) -> str: ...
+    def isas_built(self) -> list[str]: ...
+    def isas_available(self) -> list[str]: ...
+    def dequantize_q4_0(
+        self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
+    ) -> None: ...
+    def dequantize_q4_1(
+        self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
+    ) -> None: ...
+    def dequantize_q8_0(
+        self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
+    ) -> None: ...
+    def dequantize_has_threads(self) -> bool: ...
+
+
+def isa() -> str:
+    """The instruction set in use: "v2", "v3", "v4" (x86-64 levels), "neon" or "base".
+
+    Raises:
+        UnsupportedError: TENSURE_ISA names a set that this build or this processor lacks, or the C++ part
+        is not built.
+    """
+    return native().isa()
+
+
+def available_isas() -> tuple[str, ...]:
+    """The sets that this build holds and this processor can run, narrowest first."""
+    return tuple(_load().isas_available())
+
+
+def built_isas() -> tuple[str, ...]:
+    """The sets that this build holds code for, narrowest first."""
+    return tuple(_load().isas_built())
+
+
+def native() -> Native:
+    """The compiled module, once an instruction set is in use."""
+    module = _load()
+    if not module.isa():
+        asked = module.isa_asked()
+        runs = ", ".join(module.isas_available()) or "none"
+        if not asked:
+            raise UnsupportedError(
+                "this processor runs none of the instruction sets Tensure's kernels are built for",
+                wanted=f"at least {module.isas_built()[0]}",
+            )
+        raise UnsupportedError(
+            f"TENSURE_ISA={asked!r} cannot be honoured: this processor and build offer {runs}",
+            wanted=f"one of {runs}",
+            next_step="Unset TENSURE_ISA, or set it to one of these",
+        )
+    return module
+
+
+def _load() -> Native:
+    try:
+        from tensure.kernels import _native
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the C++ kernels cannot be loaded ({error})",
+            next_step="In a checkout run `make build`; otherwise install the package again",
+        ) from error
+    return _native
