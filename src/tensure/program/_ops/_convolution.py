@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from ._rules import (
     type_of,
 )
 from ._table import Array, Given, define, refuse, room
+
+_MOST_WINDOW: Final = 1 << 16
+"""Elements of a pooling window, and windows per dim of an adaptive pool: they are walked one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,8 @@ def pool_window(x: Any, given: Given, *, whole: bool = False) -> Window:
             f"self of shape {list(x.shape)}", "[C, H, W] or [N, C, H, W] with at least one element each"
         )
     kernel = each("kernel_size", given["kernel_size"], 2, 1)
+    if math.prod(kernel) > _MOST_WINDOW:
+        raise refuse(f"kernel_size={list(kernel)}", f"a window of at most {_MOST_WINDOW} elements")
     window = Window(
         kernel,
         each("stride", given["stride"], 2, 1) if given["stride"] else kernel,
@@ -345,12 +350,14 @@ def _adaptive_rule(args: list[Any], given: Given) -> list[TensorType]:
         raise refuse(
             f"self of shape {list(x.shape)}", "[C, H, W] or [N, C, H, W] with at least one element each"
         )
-    return [TensorType((*x.shape[:-2], *each("output_size", given["output_size"], 2, 1)), x.dtype)]
+    return [
+        TensorType((*x.shape[:-2], *each("output_size", given["output_size"], 2, 1, _MOST_WINDOW)), x.dtype)
+    ]
 
 
 def _adaptive(args: list[Any], given: Given) -> list[Array]:
     (x,) = args
-    out = each("output_size", given["output_size"], 2, 1)
+    out = each("output_size", given["output_size"], 2, 1, _MOST_WINDOW)
     wide: Array = cast(x, "f64")
     for axis, count in zip((-2, -1), out, strict=True):
         size = x.shape[axis]

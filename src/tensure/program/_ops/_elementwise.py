@@ -66,7 +66,7 @@ def _rsqrt(x: Array) -> Array:
     return np.asarray(1 / np.sqrt(x))
 
 
-def _sign(x: Array) -> Array:
+def _signum(x: Array) -> Any:
     return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
 
 
@@ -94,7 +94,7 @@ for _name, _fn, _doc in _FLOATING:
 _PLAIN: Final[tuple[tuple[str, Pointwise, frozenset[str], str], ...]] = (
     ("neg", np.negative, NUMBERS, "Minus self."),
     ("abs", np.abs, NUMBERS, "Magnitude."),
-    ("sign", _sign, NUMBERS, "-1, 0 or 1; NaN gives 0."),
+    ("sign", _signum, NUMBERS, "-1, 0 or 1; NaN gives 0."),
     ("floor", np.floor, NUMBERS, "Largest integer not above self."),
     ("ceil", np.ceil, NUMBERS, "Smallest integer not below self."),
     ("round", np.rint, NUMBERS, "Nearest integer, halves to even."),

@@ -1,8 +1,8 @@
 """Quantisation and integer arithmetic, bit-exact: what an int8 plan means on a microcontroller.
 
 Rounding is gemmlowp's as TensorFlow Lite uses it: a Q31 multiplier with a saturating rounding
-doubling high multiply, then a rounding right shift (halves away from zero). Sums are exact; one that
-leaves 32 bits is an error here, where C would be undefined.
+doubling high multiply (halves up), then a rounding right shift (halves away from zero). Sums are
+exact; one that leaves 32 bits is an error here, where C would be undefined.
 
     real value = scale * (stored - zero_point)
 """
@@ -31,7 +31,7 @@ _BYTES = frozenset({"i8", "u8"})
 
 
 def high_multiply(a: Array, b: Array) -> Array:
-    """round(a * b / 2^31) with halves away from zero, saturating (-2^31 times itself); int64 in and out."""
+    """round(a * b / 2^31) with halves up, saturating (-2^31 times itself); int64 in and out."""
     product = a * b
     nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     shifted = product + nudge

@@ -201,7 +201,11 @@ def number(value: Number, dtype: str, what: str) -> Array:
         info = np.iinfo(numpy_dtype(dtype))
         if not math.isfinite(value) or not int(info.min) <= int(value) <= int(info.max):
             raise refuse(f"{what}={value}", f"a number that fits {dtype}")
-    return cast(np.asarray(value, dtype=np.int64 if dtype in INTEGERS else np.float64), dtype)
+    with np.errstate(over="ignore"):
+        found = cast(np.asarray(value, dtype=np.int64 if dtype in INTEGERS else np.float64), dtype)
+    if dtype in FLOATS and math.isfinite(value) and not np.isfinite(found):
+        raise refuse(f"{what}={value}", f"a number that fits {dtype}")
+    return found
 
 
 def double(x: Array) -> Array:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -85,6 +86,8 @@ class OpDef:
     """True when name, operand names and attributes are ATen's, so that torch can run it as it stands."""
     communication: bool
     """True for what moves values between ranks: the walk gives it meaning, not this table."""
+    family: str
+    """The module that defines it."""
 
 
 MAX_RANK: Final = 8
@@ -122,6 +125,8 @@ def define(
         doc,
         aten,
         communication,
+        # As namedtuple does: families share rules, so a rule's own module does not say who called.
+        sys._getframe(1).f_globals["__name__"],
     )
 
 
