@@ -14,7 +14,7 @@ NATIVE  := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test nightly check lint types imports docstrings words lock-check bench build lock clean distclean
+.PHONY: help run setup test nightly check lint types imports docstrings words tables lock-check bench build lock clean distclean
 
 help: ## list the jobs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,7 +33,7 @@ nightly: setup ## every test, the slow ones too, with a fresh random seed
 bench: setup ## measure, with the peers that are installed beside us
 	@for name in $(BENCH); do $(BIN)/tensure bench $$name $(ARGS) || exit $$?; done
 
-check: lint types imports docstrings words lock-check ## style, strict types, import contracts, docstrings, words, lock
+check: lint types imports docstrings words tables lock-check ## style, strict types, import contracts, docstrings, words, lock
 
 # --- set-up --------------------------------------------------------------------------------------
 
@@ -89,6 +89,9 @@ types: $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/package
 
 imports: $(STAMPS)/test $(STAMPS)/package
 	$(BIN)/lint-imports
+
+tables: $(STAMPS)/package $(STAMPS)/native
+	$(PY) tools/ops_table.py --check
 
 docstrings: $(STAMPS)/test
 	$(PY) tools/docstrings.py
