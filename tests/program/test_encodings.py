@@ -11,18 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensure.errors import FormatError, UnsupportedError
-from tensure.program import _encodings
+from tensure.program import _encodings, dtype_name
 from tensure.program._weights import ENCODINGS, StoredTensor, encoded_nbytes
 
 BLOCKS = sorted(name for name, kind in ENCODINGS.items() if kind.is_block)
-AS_FLOAT = [*BLOCKS, "bf16"]
+AS_FLOAT = [*BLOCKS, "wide_bf16"]
 PLAIN = ["f64", "f32", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
 
 
 def _peer(name: str, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     with np.errstate(all="ignore"):
-        decoded = quants.dequantize(data.reshape(1, -1), gguf.GGMLQuantizationType[name.upper()])
+        decoded = quants.dequantize(data.reshape(1, -1), _peer_type(name))
     return np.asarray(decoded, dtype=np.float32).reshape(-1)
+
+
+def _peer_type(name: str) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType[name.removeprefix("wide_").upper()]
 
 
 def _tensor(name: str, data: npt.NDArray[np.uint8]) -> StoredTensor:
@@ -92,21 +96,32 @@ def test_the_comparison_sees_a_wrong_field_order(name: str, monkeypatch: pytest.
 
 def test_every_bf16_pattern_widens_and_narrows_back() -> None:
     patterns = np.arange(1 << 16, dtype=np.uint16)
-    values = StoredTensor((1 << 16,), "bf16", patterns.view(np.uint8)).decode()
+    values = StoredTensor((1 << 16,), "wide_bf16", patterns.view(np.uint8)).decode()
     assert values.dtype == np.float32
-    back = StoredTensor.from_array(values, "bf16").data.view(np.uint16)
+    back = StoredTensor.from_array(values, "wide_bf16").data.view(np.uint16)
     finite = ~np.isnan(values)
     assert (back[finite] == patterns[finite]).all()
-    assert np.isnan(StoredTensor.from_array(values[~finite], "bf16").decode()).all()
+    assert np.isnan(StoredTensor.from_array(values[~finite], "wide_bf16").decode()).all()
 
 
-@pytest.mark.parametrize("name", ["bf16", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("name", ["wide_bf16", "q8_0", "q4_0", "q4_1"])
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.0, 1e-6, 1.0, 300.0]))
 @settings(max_examples=40, deadline=None)
 def test_encodes_to_the_bytes_of_the_gguf_package(name: str, seed: int, scale: float) -> None:
     x = np.random.default_rng(seed).standard_normal((3, 64), dtype=np.float32) * np.float32(scale)
-    peer = quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])
+    peer = quants.quantize(x, _peer_type(name))
     assert StoredTensor.from_array(x, name).data.tobytes() == np.ascontiguousarray(peer).tobytes()
+
+
+@pytest.mark.parametrize("narrow", ["f16", "bf16"])
+def test_wide_encodings_share_their_bytes_with_narrow_ones(narrow: str) -> None:
+    values = np.random.default_rng(5).standard_normal(64, dtype=np.float32)
+    stored = StoredTensor.from_array(values, narrow)
+    wide = StoredTensor(stored.shape, f"wide_{narrow}", stored.data)
+    assert (stored.dtype, wide.dtype) == (narrow, "f32")
+    assert dtype_name(stored.decode().dtype) == narrow
+    assert wide.decode().dtype == np.float32
+    np.testing.assert_array_equal(wide.decode(), stored.decode().astype(np.float32))
 
 
 @pytest.mark.parametrize("name", PLAIN)

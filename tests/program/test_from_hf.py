@@ -134,8 +134,9 @@ def test_narrow_weights_stand_as_f32_and_stay_narrow_on_disk(dtype: torch.dtype,
     wide = from_hf(save_folder(reference("llama", dtype=dtype), tmp_path / "wide"))
     assert digest(narrow.program) == digest(wide.program)
     for key, stored in wide.weights.items():
-        assert narrow.weights[key].encoding == "f32"
-        np.testing.assert_array_equal(narrow.weights[key].data, stored.data)
+        assert narrow.weights[key].dtype == "f32"
+        assert key == "inv_freq" or narrow.weights[key].data.size == stored.data.size // 2
+        np.testing.assert_array_equal(narrow.weights[key].decode(), stored.decode())
     size = os.path.getsize(tmp_path / "narrow/model.safetensors")
     assert size < 0.6 * os.path.getsize(tmp_path / "wide/model.safetensors")
 

@@ -4,17 +4,13 @@ Knows: how logical weight names (`q[3]`) pair with a file's tensor names (`blk.3
 patterns of that file format. Does not know where the tensors came from.
 
 Weights stored as f16 or bf16 stand in the Program as f32, because the decoder computes in f32 and every
-such value is an f32 exactly. Such a tensor is handed on as an f32 tensor that is widened each time its bytes
-are asked for, so that the Program does not depend on how its weights are stored, the source stays mapped
-and one widened tensor lives at a time. f32 and block encodings are the file's own bytes, untouched.
+such value is an f32 exactly. Their bytes stay the file's own, under the wide encodings that decode to f32, so
+that the Program does not depend on how its weights are stored and a bundle is no larger than its source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-import numpy as np
-import numpy.typing as npt
 
 from tensure.errors import FormatError, UnsupportedError
 
@@ -75,27 +71,10 @@ def place_weights(
 
 
 def widen(stored: StoredTensor) -> StoredTensor:
-    """The same values as an f32 tensor: f16 and bf16 are widened on demand, anything else is itself."""
-    return _Widened(stored) if stored.encoding in ("f16", "bf16") else stored
-
-
-class _Widened(StoredTensor):
-    """An f32 tensor whose bytes are made from a narrower one each time they are asked for, and not kept."""
-
-    __slots__ = ("_narrow",)
-
-    def __init__(self, narrow: StoredTensor) -> None:
-        object.__setattr__(self, "shape", narrow.shape)
-        object.__setattr__(self, "encoding", "f32")
-        object.__setattr__(self, "_narrow", narrow)
-
-    @property
-    def data(self) -> npt.NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The f32 bytes, read-only."""
-        narrow: StoredTensor = object.__getattribute__(self, "_narrow")
-        wide = np.ascontiguousarray(narrow.decode(), dtype="<f4").reshape(-1).view(np.uint8)
-        wide.flags.writeable = False
-        return wide
+    """The same bytes, decoding to f32: f16 and bf16 under their wide encodings, anything else as it is."""
+    if stored.encoding not in ("f16", "bf16"):
+        return stored
+    return StoredTensor(stored.shape, f"wide_{stored.encoding}", stored.data)
 
 
 def _fitting(

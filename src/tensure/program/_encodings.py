@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -65,6 +66,8 @@ def _table() -> Mapping[str, Encoding]:
     small = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34}
     large = {"q2_k": 84, "q3_k": 110, "q4_k": 144, "q5_k": 176, "q6_k": 210}
     rows = [Encoding(name, 1, size, name) for name, size in plain.items()]
+    # Stored narrow, computed wide: a checkpoint kept in half precision whose Program says f32.
+    rows += [Encoding(name, 1, 2, "f32") for name in ("wide_f16", "wide_bf16")]
     rows += [Encoding(name, 32, size, "f32") for name, size in small.items()]
     rows += [Encoding(name, 256, size, "f32") for name, size in large.items()]
     return MappingProxyType({row.name: row for row in rows})
@@ -72,12 +75,14 @@ def _table() -> Mapping[str, Encoding]:
 
 ENCODINGS: Mapping[str, Encoding] = _table()
 
-#: The numpy type of a plain encoding's stored words; bf16 has none.
-_WORDS: Mapping[str, str] = MappingProxyType(
+#: The numpy type of an encoding's stored words, where one word is one value.
+_WORDS: Mapping[str, npt.DTypeLike] = MappingProxyType(
     {
         "f64": "<f8",
         "f32": "<f4",
         "f16": "<f2",
+        "wide_f16": "<f2",
+        "bf16": ml_dtypes.bfloat16,
         "i64": "<i8",
         "i32": "<i4",
         "i16": "<i2",
@@ -115,7 +120,7 @@ def encoded_nbytes(encoding: str, shape: tuple[int, ...]) -> int:
 
 
 def decode(encoding: str, data: U8, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
-    """The values, with their shape: float32 from block encodings and from bf16, else the stored type.
+    """The values, with their shape, in the encoding's dtype (float32 from block and wide encodings).
 
     `data` is 1-D and exactly `encoded_nbytes(encoding, shape)` long. Plain encodings give a view of `data`
     where its alignment allows, read-only if `data` is. Extra memory beyond the result: under 2 MiB.
@@ -124,8 +129,10 @@ def decode(encoding: str, data: U8, shape: tuple[int, ...]) -> npt.NDArray[np.ge
         raise FormatError(
             f"{data.size} bytes for shape {list(shape)} as {encoding}", wanted="the exact length"
         )
-    if encoding == "bf16":
+    if encoding == "wide_bf16":
         return _widen_bf16(data).reshape(shape)
+    if encoding == "wide_f16":
+        return data.view("<f2").astype(np.float32).reshape(shape)
     if encoding == "bool":
         if data.size and int(data.max()) > 1:
             raise FormatError(f"a bool stored as {int(data.max())}", wanted="0 or 1")
@@ -147,7 +154,7 @@ def encode(encoding: str, values: npt.NDArray[np.generic]) -> U8:
         stored = np.ascontiguousarray(values, dtype=np.bool_).reshape(-1).view(np.uint8)
     elif encoding in _WORDS:
         stored = np.ascontiguousarray(values, dtype=_WORDS[encoding]).reshape(-1).view(np.uint8)
-    elif encoding == "bf16":
+    elif encoding == "wide_bf16":
         stored = _narrow_bf16(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
     elif encoding in _ENCODERS:
         x_BE = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, ENCODINGS[encoding].block_elements)

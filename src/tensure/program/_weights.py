@@ -55,11 +55,11 @@ class StoredTensor:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the decoded values: f32 for block encodings; bf16 arrives in float32 arrays."""
+        """The dtype of the decoded values: f32 for block and wide encodings."""
         return ENCODINGS[self.encoding].dtype
 
     def decode(self) -> npt.NDArray[np.generic]:
-        """The values: float32 from block encodings and bf16, else the stored type.
+        """The values: float32 from block and wide encodings, else the stored type.
 
         Plain encodings give a read-only view of the stored bytes where alignment allows; copy before writing.
 

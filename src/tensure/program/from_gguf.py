@@ -96,7 +96,7 @@ _ARCHITECTURES: Final[Mapping[str, _Architecture]] = MappingProxyType(
 def from_gguf(path: str | os.PathLike[str], *, context: int | None = None, name: str | None = None) -> Model:
     """The model in a GGUF file, its weights the file's own mapped bytes.
 
-    f16 and bf16 tensors stand in the Program as f32 and are widened, exactly, whenever they are read
+    f16 and bf16 tensors stand in the Program as f32 and decode to it, exactly, from bytes kept narrow
     (`_decoder_weights.py`); everything else is used in place.
 
     Args:

@@ -55,7 +55,7 @@ def from_hf(
 ) -> Model:
     """The model in a folder: Llama, SmolLM2, Granite, Qwen2 or Qwen3, weights mapped where they lie.
 
-    bf16 and f16 weights stand in the Program as f32 and are widened, exactly, whenever they are read
+    bf16 and f16 weights stand in the Program as f32 and decode to it, exactly, from bytes kept narrow
     (`_decoder_weights.py`). Settings of security are never taken from the folder.
 
     Args:
