@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from tensure.bundle import (
     Rank,
     Track,
     Verdict,
+    compare_claims,
     device_of,
+    evaluate_plan,
     fleet_digest,
     format_fleet,
     format_plan,
@@ -33,8 +36,8 @@ from tensure.bundle import (
     proof_digest,
     validate_plan,
 )
-from tensure.errors import FormatError, RecordError, TensureError
-from tensure.program import Entry, Program, Value, axis, digest, expr, name, op
+from tensure.errors import EvaluationError, FormatError, LimitError, RecordError, TensureError
+from tensure.program import Entry, Program, Value, axis, digest, evaluate_program, expr, name, op
 
 from ..golden import cnn_rows, decode_stages, int8_pool, tp_block
 
@@ -81,6 +84,10 @@ latency_s = 0.001
         (FLEET.replace("memory", "memroy"), "unknown key 'memroy'"),
         (FLEET.replace("1024", "-1"), "memory = -1"),
         (FLEET.replace("1024", "true"), "whole number"),
+        (FLEET.replace("1024", "9" * 400), "bits"),
+        (FLEET.replace("1024", "9" * 5000), "not TOML"),
+        (FLEET.replace("f32 = 1e9", '"x = 1.0, y" = 1e9'), "flops of dtype"),
+        (FLEET.replace("device.a", 'device."\\u00e9"'), "ASCII"),
         (FLEET.replace("1e9", "inf"), "a number"),
         (FLEET.replace("1e9", "nan"), "finite"),
         (FLEET.replace("1e9", '"fast"'), "a number"),
@@ -183,6 +190,19 @@ def with_local(**locals_: Local) -> Plan:
     return replace(PLAN, locals={**PLAN.locals, **locals_})
 
 
+def pooled(offset: object) -> Plan:
+    return replace(with_local(y=replace(HALF, pool="ram", offset=offset)), pools={"ram": 64})  # type: ignore[arg-type]
+
+
+def one_op(kind: str, dtype: str = "f32") -> Program:
+    entry = Entry((name("x"),), (op(kind, "x", out="y"),), (name("y"),))
+    return Program({}, {"x": Value((2, 2) if kind == "relu" else (1,), dtype)}, {}, {"run": entry})
+
+
+def sends(**attrs: object) -> Plan:
+    return with_body(op("relu", "x", out="y"), op("send", "y", to="s", **attrs))
+
+
 def with_body(*body: object) -> Plan:
     return replace(PLAN, tracks={"s": replace(PLAN.tracks["s"], bodies={"run": body})})  # type: ignore[arg-type]
 
@@ -221,11 +241,98 @@ def test_a_good_plan_is_well_formed() -> None:
         (with_body(op("relu", "x", out="y"), op("send", "y", to="s", at=[7], key=1)), "a rank of s"),
         (with_body(op("all_reduce", "x", out="y", axes=["q"])), "axes of track"),
         (with_body(op("frob", "x", out="y")), "not in the op table"),
+        (sends(at=1, key=1), "at=1"),
+        (sends(), "lacks attribute 'key'"),
+        (
+            with_body(op("relu", "x", out="y"), op("send", "y", out="g", to="s", at=[0], key=1)),
+            "results named",
+        ),
+        (sends(at=[0], key=1.0), "key=1.0"),
+        (
+            with_body(op("all_gather", "x", out="y", axes=["r"], dim=expr("r*0"), color=1)),
+            "no attribute 'color'",
+        ),
+        (pooled(10**9), "lies at bytes"),
+        (pooled(-4), "lies at bytes"),
+        (pooled(3), "multiple of 4"),
+        (pooled(expr("nonsense")), "nothing binds"),
+        (with_local(y=replace(HALF, order=(0, 1))), "dims as its order"),
+        (with_local(y=Local((), Place(name("y"), ((0, ((0, 2, 1),)),)))), "2 elements of output y"),
+        (
+            with_local(y=Local((), Place(name("y"), ((0, ((expr("r*2"), expr("r*2+2"), 1),)),), ("r",)))),
+            "different parts",
+        ),
+        (replace(PLAN, tracks={"s": replace(PLAN.tracks["s"], axes=("r", "r"))}), "each once"),
+        (with_local(y=Local((), Place(name("y"), ((0, ((0, 1 << 40, 1),)),)))), "indices in one dim"),
     ],
 )
 def test_malformed_plans_are_refused(plan: Plan, message: str) -> None:
     with pytest.raises(TensureError, match=message):
-        validate_plan(plan, PROGRAM)
+        validate_plan(
+            replace(plan, pools={"ram": 64} if "offset" in format_plan(plan) else plan.pools), PROGRAM
+        )
+
+
+def test_members_of_a_collective_must_agree() -> None:
+    gather = op("all_gather", "x", out="g", axes=["r"], dim=expr("r"))
+    program = Program(
+        {}, {"x": Value((2, 2))}, {}, {"run": Entry((name("x"),), (op("relu", "x", out="y"),), (name("y"),))}
+    )
+    plan = Plan(
+        digest(program),
+        mesh={"r": 2},
+        locals={"x": Local((), Place(name("x"))), "y": Local((), Place(name("y")))},
+        tracks={"s": Track(("r",), bodies={"run": (gather, op("relu", "x", out="y"))})},
+    )
+    with pytest.raises(EvaluationError, match="another with all_gather"):
+        validate_plan(plan, program)
+
+
+def test_outputs_must_stand_at_the_end_of_real_bytes() -> None:
+    body = (op("relu", "x", out="y"), op("neg", "x", out="z"))
+    program = Program({}, {"x": Value((4,))}, {}, {"run": Entry((name("x"),), body, (name("y"), name("z")))})
+
+    def plan(offset: int) -> Plan:
+        held = {"x": Local((), Place(name("x")))}
+        held["y"] = Local((), Place(name("y")), pool="ram", offset=0)
+        held["z"] = Local((), Place(name("z")), pool="ram", offset=offset)
+        return Plan(
+            digest(program), pools={"ram": 32}, locals=held, tracks={"s": Track(bodies={"run": body})}
+        )
+
+    given = {"x": np.array([1, 2, 3, 4], np.float32)}
+    logical = evaluate_program(program, given)
+    for offset, wrong in ((16, False), (0, True), (12, True)):
+        validate_plan(plan(offset), program)
+        run = evaluate_plan(plan(offset), program, given, storage=True)
+        assert (compare_claims(run, logical) is not None) == wrong
+        assert compare_claims(evaluate_plan(plan(offset), program, given), logical) is None
+
+
+def test_leaves_of_a_plan_are_held_to_their_types() -> None:
+    with pytest.raises(RecordError, match=r"x is f64\[9\]"):
+        evaluate_plan(PLAN, PROGRAM, {"x": np.zeros(9)})
+
+
+def test_integers_are_compared_exactly() -> None:
+    program = Program(
+        {},
+        {"x": Value((1,), "i32")},
+        {},
+        {"run": Entry((name("x"),), (op("neg", "x", out="y"),), (name("y"),))},
+    )
+    held = {"x": Local((), Place(name("x"))), "y": Local((), Place(name("y")))}
+    plan = Plan(
+        digest(program), locals=held, tracks={"s": Track(bodies={"run": program.entries["run"].body})}
+    )
+    run = evaluate_plan(plan, program, {"x": np.array([2_000_000_000], np.int32)})
+    near = evaluate_program(program, {"x": np.array([2_000_000_001], np.int32)})
+    assert compare_claims(run, near) is not None
+
+
+def test_more_ranks_than_can_be_run_one_by_one_are_refused() -> None:
+    with pytest.raises(LimitError, match="ranks"):
+        evaluate_plan(replace(PLAN, mesh={"r": 1 << 40}), PROGRAM, {"x": np.zeros(4, np.float32)})
 
 
 def test_a_device_missing_from_the_fleet_is_named() -> None:

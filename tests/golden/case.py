@@ -24,6 +24,8 @@ class Golden:
     params: tuple[Mapping[str, int], ...] = ({},)
     storage: bool = False
     storage_faults: Mapping[str, Plan] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    """For each fault, what the first difference must say (a regular expression): where it is seen."""
 
     def values(
         self, seed: int = 0, params: Mapping[str, int] | None = None

@@ -109,6 +109,11 @@ def golden() -> Golden:
         good,
         {"depthwise reads a row too high": edit(good, early)},
         storage=True,
+        places={
+            "depthwise reads a row too high": r"mcu: c\[\d\] is not c at its place",
+            "ring one byte low": "mcu: b\\[7\\] is not b at its place",
+            "ring of two rows": "mcu: c\\[1\\] is not c at its place",
+        },
         storage_faults={"ring one byte low": plan(shift=1), "ring of two rows": plan(ring=2)},
     )
 

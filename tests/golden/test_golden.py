@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,21 +39,24 @@ by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def first_difference(case: Golden, plan: Plan, *, seed: int = 0) -> str | None:
-    """Run Program and Plan side by side over all invocations; the first difference in words."""
+    """Run Program and Plan side by side over all invocations; the first difference in words.
+
+    After the first invocation the Plan lives on the states its ranks kept: logical states are NaN for it.
+    """
     values = case.values(seed)
+    entry = case.program.entries[case.entry]
+    inputs = {str(name) for name in entry.inputs}
     held: Mapping[Any, Any] = {}
+    poison: dict[str, np.ndarray[Any, Any]] = {}
     for params in case.params:
-        inputs = {
-            k: v
-            for k, v in case.values(seed + 1, params).items()
-            if k in map(str, case.program.entries[case.entry].inputs)
-        }
-        logical = evaluate_program(case.program, {**values, **inputs}, entry=case.entry, params=params)
+        fresh = {key: value for key, value in case.values(seed + 1, params).items() if key in inputs}
+        values |= fresh
+        logical = evaluate_program(case.program, values, entry=case.entry, params=params)
         try:
             run = evaluate_plan(
                 plan,
                 case.program,
-                {**values, **inputs},
+                values | poison,
                 entry=case.entry,
                 params=params,
                 states=held,
@@ -61,13 +65,14 @@ def first_difference(case: Golden, plan: Plan, *, seed: int = 0) -> str | None:
             wrong = compare_claims(run, logical)
             if wrong is not None:
                 return wrong
-            outputs = collect(run, case.program, case.program.entries[case.entry].outputs)
+            outputs = collect(run, case.program, entry.outputs)
         except TensureError as error:
             return str(error)
         for label, want in logical.outputs.items():
             if not np.allclose(outputs[label], want, rtol=1e-9, atol=1e-12):
                 return f"output {label} differs"
         values |= logical.states
+        poison = {label: np.full_like(array, np.nan) for label, array in logical.states.items()}
         held = run.states
     return None
 
@@ -95,7 +100,8 @@ def test_plan_equals_program(case: Golden, seed: int) -> None:
 @pytest.mark.parametrize(("case", "label"), FAULTS, ids=[f"{case.name}: {label}" for case, label in FAULTS])
 def test_fault_is_seen(case: Golden, label: str) -> None:
     assert case.faults[label] != case.plan
-    assert first_difference(case, case.faults[label]) is not None
+    found = first_difference(case, case.faults[label])
+    assert found is not None and re.search(case.places[label], found), found
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,8 @@ def test_fault_is_seen(case: Golden, label: str) -> None:
 )
 def test_storage_fault_is_seen_in_real_bytes_only(case: Golden, label: str) -> None:
     plan = case.storage_faults[label]
-    assert first_difference(case, plan) is not None
+    found = first_difference(case, plan)
+    assert found is not None and re.search(case.places[label], found), found
     values = case.values()
     clean = evaluate_plan(plan, case.program, values, entry=case.entry)  # values do not know storage
     assert compare_claims(clean, evaluate_program(case.program, values, entry=case.entry)) is None
@@ -129,10 +136,17 @@ def test_validation_refuses_a_plan_for_another_program() -> None:
         validate_plan(CASES[0].plan, CASES[1].program)
 
 
-@by_name
-def test_validation_sees_structural_faults(case: Golden) -> None:
-    """Faults that break form, not only values, are refused before anything runs."""
-    for label, plan in case.faults.items():
-        if label in ("halo never sent",):
-            with pytest.raises(TensureError):
-                validate_plan(plan, case.program)
+def test_validation_refuses_a_plan_that_lost_a_message() -> None:
+    with pytest.raises(EvaluationError, match="deadlock"):
+        validate_plan(CASES[0].faults["halo never sent"], CASES[0].program)
+
+
+def test_a_plan_without_kept_states_is_seen() -> None:
+    """The harness itself: hand no states on, and the second token differs."""
+    case = CASES[2]
+    values = case.values()
+    first = evaluate_program(case.program, values, entry="decode", params={"pos": 0})
+    poison = {label: np.full_like(array, np.nan) for label, array in first.states.items()}
+    second = evaluate_program(case.program, values | first.states, entry="decode", params={"pos": 1})
+    run = evaluate_plan(case.plan, case.program, values | poison, entry="decode", params={"pos": 1})
+    assert compare_claims(run, second) is not None

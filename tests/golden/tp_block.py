@@ -151,7 +151,11 @@ def golden() -> Golden:
         return item
 
     faults["one rank's sigmoid gradient is off"] = edit(good, scaled)
-    return Golden("tp_block", program(), good, faults)
+    places = {
+        f"no all-reduce of {target}": rf"s\[\d,?\d?\]: {target}\[\d\] is not {target}" for target in REDUCED
+    }
+    places["one rank's sigmoid gradient is off"] = r"s\[1\]: om\[1\] is not om\[1\]"
+    return Golden("tp_block", program(), good, faults, places=places)
 
 
 _FEED = frozenset(["g", "u", "sg", "gs", "h", "dh", "dgs", "du", "om", "t1", "t2", "dg"])

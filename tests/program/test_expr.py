@@ -102,10 +102,10 @@ def test_depth_and_size_are_bounded(text: str) -> None:
 
 
 def test_magnitude_is_bounded_at_every_step() -> None:
-    with pytest.raises(LimitError, match="2\\^62"):
+    with pytest.raises(LimitError, match="64 bits"):
         evaluate(expr("x*x-x*x"), {"x": 1 << 40})
     with pytest.raises(LimitError):
-        expr(f"{1 << 61}*4")
+        expr(f"{1 << 62}*4")
 
 
 def test_a_missing_name_is_named() -> None:

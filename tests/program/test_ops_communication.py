@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tensure.errors import RecordError
 from tensure.program._ops import collective, infer_collective, listed, lookup
 from tensure.program._ops._rules import type_of
-from tensure.program._ops._table import bind
+from tensure.program._ops._table import bind_op
 from tensure.program._records import TensorType
 from tensure.program._walk import COLLECTIVES, COMMUNICATION
 
@@ -115,8 +115,8 @@ def test_refused_by_name(name: str, members: list[Any], attrs: dict[str, Any], w
 
 
 def test_send_and_recv_have_attributes_only() -> None:
-    given_ = bind(lookup("send"), [F32], {"to": "dev1", "key": ("x", 7, 0), "at": (0, 1)})
+    given_ = bind_op(lookup("send"), [F32], {"to": "dev1", "key": ("x", 7, 0), "at": (0, 1)})
     assert given_["at"] == (0, 1)
     with pytest.raises(RecordError, match="key"):
-        bind(lookup("recv"), [], {"key": 0.5})
+        bind_op(lookup("recv"), [], {"key": 0.5})
     assert {"send", "recv"} == COMMUNICATION - COLLECTIVES

@@ -196,3 +196,46 @@ def test_mutated_text_is_refused_or_parses(data: st.DataObject) -> None:
         parse_program("".join(text))
     except TensureError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, 1.0), (1, True), (1.0, True), (0.0, -0.0), (0, False)],
+    ids=lambda value: repr(value),
+)
+def test_equal_numbers_of_other_kinds_have_other_digests(one: float, other: float) -> None:
+    """Python calls them equal; the ops do not."""
+    first, second = (tiny(body=(op("full", out="y", size=[2], fill_value=value),)) for value in (one, other))
+    assert digest(first) != digest(second)
+    assert digest(second) == digest(parse_program(format_program(second)))
+
+
+def test_order_of_declaration_is_part_of_the_text() -> None:
+    one = Program({"A": 1, "B": 2}, {}, {}, tiny().entries)
+    other = Program({"B": 2, "A": 1}, {}, {}, tiny().entries)
+    assert digest(one) != digest(other)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        GOOD.replace("f32[2,3]", "f32[1+1,3]"),
+        GOOD.replace("view(x)", "view( x )"),
+        GOOD.replace("view(x)", "view(x[])"),
+        GOOD.replace("[3, 2]", "[3,2]"),
+        GOOD.replace("value x :", "value x:"),
+    ],
+)
+def test_one_record_has_one_text(spelling: str) -> None:
+    with pytest.raises(RecordError, match=r"line [25].*canonical"):
+        parse_program(spelling)
+
+
+def test_reserved_words_are_fine_as_attributes() -> None:
+    program = tiny(body=(op("all_to_all", "x", out="y", axes=["ep"], split=0, cat=1),))
+    assert parse_program(format_program(program)) == program
+
+
+def test_integers_of_64_bits_read_back() -> None:
+    program = tiny(body=(op("slice", "x", out="y", end=(1 << 63) - 1),))
+    assert parse_program(format_program(program)) == program

@@ -15,6 +15,7 @@ from tensure.program import (
     Name,
     Op,
     Program,
+    Ref,
     State,
     Value,
     axis,
@@ -89,6 +90,25 @@ def test_a_good_program_passes_and_runs() -> None:
         (with_body(*BODY, op("relu", "x", out="q", slope=1)), "no attribute"),
         (with_body(*BODY, op("relu", out="q")), "operands"),
         (replace(GOOD, blocks={"b": Block((), (op("frob", out="q"),))}), "not in the op table"),
+        (with_body(*BODY, states=(*ENTRY.states, *ENTRY.states)), "before-state S stands twice"),
+        (with_body(*BODY, inputs=(name("x"), name("x"))), "input x stands twice"),
+        (with_body(*BODY, inputs=(name("x"), name("w"))), "input w is a weight"),
+        (with_body(*BODY, inputs=(name("x"), name("S"))), "input S is a state"),
+        (with_body(*BODY, states=(State(name("S"), name("S")),)), "carried on as it came"),
+        (with_body(*BODY, outputs=(), states=()), "neither an output nor a state"),
+        (with_body(*BODY, fixed=(("C", 3),)), "bound twice"),
+        (with_body(*BODY, params=(("pos", 4, 4), ("n", 1, 2))), "has no value"),
+        (
+            replace(GOOD, values={**VALUES, "w": Value((expr("n"), 4), role="weight")}),
+            "entries share weights",
+        ),
+        (with_body(*BODY, op("relu", "x", out=Name("input"))), "a name"),
+        (with_body(*BODY, op("relu", Ref(Name("x{0 0:1}")), out="q")), "does not read back"),
+        (
+            with_body(*BODY, Op("add", (Ref(Name("x")), 1), (Name("q"),), (("alpha", 1), ("alpha", 2)))),
+            "alpha",
+        ),
+        (with_body(*BODY, op("full", out="q", size=[1], fill_value=1 << 70)), "64 bits|digits"),
     ],
 )
 def test_malformed_programs_are_refused(program: Program, message: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from tensure.errors import EvaluationError, RecordError
 from tensure.program import (
+    FLOATS,
     Arg,
     Evaluation,
     Name,
@@ -22,15 +23,16 @@ from tensure.program import (
     Program,
     Ref,
     bind_entry,
+    collective,
     dtype_name,
     evaluate,
     expand,
     infer_program,
     numpy_dtype,
+    read_operand,
+    run_step,
     state_pairs,
 )
-from tensure.program._evaluate import read_operand, run_step
-from tensure.program._ops import collective
 
 from ._machine import PlanMachine
 from ._plan import Placed, Plan, Rank, bind_local, placed
@@ -41,7 +43,10 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class PlanRun:
-    """What one invocation of a Plan left behind: every local of every rank, in order of production."""
+    """What one invocation of a Plan left behind: every local of every rank.
+
+    `order` lists them as they came to be; a value never stands before one it was made from.
+    """
 
     plan: Plan
     entry: str
@@ -50,6 +55,7 @@ class PlanRun:
     made: Mapping[Rank, Mapping[Name, Array]]
     states: Mapping[tuple[Rank, Name], Array]
     """Per-rank after-states under the local names of their before-states, to be handed in again."""
+    order: tuple[tuple[Rank, Name], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,35 +95,39 @@ def evaluate_plan(
     env = bind_entry(program, entry, params)
     machine = _Numpy(plan, program, entry, env, logical, dict(states or {}), storage)
     machine.go()
-    return PlanRun(plan, entry, dict(params or {}), env, machine.made, dict(machine.carried()))
+    machine.settle()
+    carried = dict(machine.carried())
+    return PlanRun(plan, entry, dict(params or {}), env, machine.made, carried, tuple(machine.order))
 
 
 def claims(run: PlanRun) -> Iterator[Claimed]:
-    """Every claim a run can be held to: single locals, and sums once all their addends are in.
+    """Every claim a run can be held to, in order of production; a sum stands where its last addend came.
 
     Claims with `over` pin their addend to an einsum; they are the prover's business, not listed here.
     """
-    sums: dict[object, Claimed] = {}
-    for rank, table in run.made.items():
-        track = run.plan.tracks[rank.track]
-        env = run.plan.rank_env(rank, run.env)
-        for name, array in table.items():
-            local = run.plan.local(rank.track, name.base)
-            claim = placed(local, name, env) if local is not None else None
-            if local is None or claim is None or claim.over is not None:
-                continue
-            if not claim.sum:
-                yield Claimed(rank, name, claim, array, 1)
-                continue
-            at = tuple(c for axis, c in zip(track.axes, rank.at, strict=True) if axis not in claim.sum)
+    found: list[Claimed] = []
+    sums: dict[object, int] = {}
+    envs = {rank: run.plan.rank_env(rank, run.env) for rank in run.made}
+    for rank, name in run.order:
+        local = run.plan.local(rank.track, name.base)
+        claim = placed(local, name, envs[rank]) if local is not None else None
+        if local is None or claim is None or claim.over is not None:
+            continue
+        item = Claimed(rank, name, claim, run.made[rank][name], 1)
+        if claim.sum:
+            axes = run.plan.tracks[rank.track].axes
+            at = tuple(c for axis, c in zip(axes, rank.at, strict=True) if axis not in claim.sum)
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in claim.sum
             )
             key = (rank.track, at, name.base, index, str(claim.of))
-            old = sums.get(key)
-            total, count = (array, 1) if old is None else (old.total + array, old.addends + 1)
-            sums[key] = Claimed(rank, name, claim, total, count)
-    yield from sums.values()
+            if key in sums:
+                old = found[sums[key]]
+                item = Claimed(rank, name, claim, old.total + item.total, old.addends + 1)
+            sums[key] = len(found)
+        found.append(item)
+    last = set(sums.values())
+    yield from (item for at, item in enumerate(found) if not item.claim.sum or at in last)
 
 
 def collect(run: PlanRun, program: Program, names: tuple[Name, ...]) -> dict[str, Array]:
@@ -170,9 +180,7 @@ def compare_claims(
             return (
                 f"{what} has shape {list(item.total.shape)}, {item.claim.of} at its place {list(part.shape)}"
             )
-        near = np.isclose(
-            part.astype(np.float64), item.total.astype(np.float64), rtol=rtol, atol=atol, equal_nan=True
-        )
+        near = _near(part, item.total, rtol, atol)
         if not near.all():
             index = [int(i) for i in np.argwhere(~near)[0]]
             return f"{what} is not {item.claim.of} at its place, first at {index}"
@@ -204,9 +212,12 @@ class _Numpy(PlanMachine[Array]):
         if (rank, name) in self.states:
             return self.states[rank, name]
         label = str(claim.of)
+        want = self.leaves[label]
         if label not in self.logical:
-            raise RecordError(f"{label!r} is missing", wanted=f"{label} : {self.leaves[label]}")
+            raise RecordError(f"{label!r} is missing", wanted=f"{label} : {want}")
         array = self.logical[label]
+        if array.shape != want.shape or dtype_name(array.dtype) != want.dtype:
+            raise RecordError(f"{label} is {dtype_name(array.dtype)}{list(array.shape)}", wanted=str(want))
         for dim, indices in claim.dims.items():
             if dim >= array.ndim or (indices and max(indices) >= array.shape[dim]):
                 raise RecordError(
@@ -241,34 +252,50 @@ class _Numpy(PlanMachine[Array]):
         memory, where_, dtype = target
         return np.ascontiguousarray(memory[where_]).view(dtype).reshape(value.shape).astype(value.dtype)
 
-    def carried(self) -> Iterator[tuple[tuple[Rank, Name], Array]]:
-        """After-states by rank, under the local names of their before-states."""
-        before = {str(after): name for name, after in state_pairs(self.program.entry(self.entry), self.env)}
+    def settle(self) -> None:
+        """What counts at the end is what the pools still hold: outputs and after-states must stand there."""
+        if not self.storage:
+            return
+        entry = self.program.entry(self.entry)
+        last = {str(name.ground(self.env)) for name in entry.outputs}
+        last |= {str(after) for _, after in state_pairs(entry, self.env)}
         for rank, table in self.made.items():
             for name in table:
                 claim = self.claim(rank, name)
+                if claim is not None and str(claim.of) in last:
+                    table[name] = self.load(rank, Ref(name))
+
+    def carried(self) -> Iterator[tuple[tuple[Rank, Name], Array]]:
+        """After-states by rank, under the local names that held their before-states."""
+        pairs = state_pairs(self.program.entry(self.entry), self.env)
+        before = {str(after): str(name) for name, after in pairs}
+        for rank, table in self.made.items():
+            held = {self._part(rank, name): name for name in self.given[rank]}
+            for name, array in table.items():
+                claim = self.claim(rank, name)
                 if claim is None or claim.sum or str(claim.of) not in before:
                     continue
-                wanted = before[str(claim.of)]
-                local = Name(wanted.base, name.members())
-                held = (
-                    self.claim(rank, local) if self.plan.local(rank.track, wanted.base) is not None else None
-                )
-                if held is not None and held.of == wanted and held.dims == claim.dims:
-                    yield (rank, local), self.load(rank, Ref(name))
+                local = held.get((before[str(claim.of)], str(claim.dims)))
+                if local is not None:
+                    yield (rank, local), array
+
+    def _part(self, rank: Rank, name: Name) -> tuple[str, str] | None:
+        claim = self.claim(rank, name)
+        return None if claim is None else (str(claim.of), str(claim.dims))
 
     def _fill_pools(self) -> None:
-        """Inputs that live in a pool are there from the start."""
+        """Inputs that live in a pool are there from the start; what a rank makes or receives is not."""
         for rank in self.made:
-            for step in expand(self.plan.blocks, self.body(rank), self.env_of(rank)):
-                for read in step.reads():
-                    local = self.plan.local(rank.track, read.name.base)
-                    if (
-                        local is not None
-                        and local.pool is not None
-                        and self.supplied(self.claim(rank, read.name))
-                    ):
-                        self.find(rank, read)
+            steps = list(expand(self.plan.blocks, self.body(rank), self.env_of(rank)))
+            made = {out for step in steps for out in step.outs}
+            for read in (read for step in steps for read in step.reads() if read.name not in made):
+                local = self.plan.local(rank.track, read.name.base)
+                if (
+                    local is not None
+                    and local.pool is not None
+                    and self.supplied(self.claim(rank, read.name))
+                ):
+                    self.find(rank, read)
 
     def _bytes(self, rank: Rank, name: Name, value: Array) -> tuple[Array, Array, np.dtype[Any]] | None:
         local = self.plan.local(rank.track, name.base) if self.storage else None
@@ -281,6 +308,14 @@ class _Numpy(PlanMachine[Array]):
         if where_.size and (int(where_.min()) < 0 or int(where_.max()) >= memory.size):
             raise EvaluationError(f"{name} leaves pool {local.pool} of {memory.size} bytes", place=str(rank))
         return memory, where_, dtype
+
+
+def _near(one: Array, other: Array, rtol: float, atol: float) -> Array:
+    """Integers are equal or not; floats within the tolerance."""
+    if dtype_name(one.dtype) not in FLOATS:
+        return np.asarray(one == other)
+    wide = (one.astype(np.float64), other.astype(np.float64))
+    return np.isclose(*wide, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def _box(claim: Placed, shape: tuple[int, ...]) -> tuple[Any, ...]:

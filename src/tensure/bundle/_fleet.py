@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tensure.errors import RecordError
+from tensure.program import DTYPES
 
 MAX_FILE: Final = 1 << 20
 MAX_DEVICES: Final = 1 << 17
@@ -96,8 +97,13 @@ def validate_fleet(fleet: Fleet) -> None:
     if sum(device.count for device in fleet.devices.values()) > MAX_DEVICES:
         raise RecordError(f"over {MAX_DEVICES} devices")
     for label, device in fleet.devices.items():
-        if not label.isidentifier():
-            raise RecordError(f"device name {label!r}", wanted="letters, digits and _")
+        if not (label.isidentifier() and label.isascii()):
+            raise RecordError(f"device name {label!r}", wanted="ASCII letters, digits and _")
+        unknown = sorted(set(device.flops) - set(DTYPES))
+        if unknown:
+            raise RecordError(
+                f"flops of dtype {unknown[0]!r}", place=f"device {label}", wanted=" ".join(DTYPES)
+            )
         _positive(
             f"device {label}",
             count=device.count,
@@ -126,7 +132,7 @@ def parse_fleet(text: str) -> Fleet:
         raise RecordError(f"a fleet file of {len(text)} characters", wanted=f"at most {MAX_FILE}")
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"not TOML: {error}") from None
     _only(data, {"device", "link"}, "the file")
     tables, rows = data.get("device", {}), data.get("link", [])
@@ -207,6 +213,10 @@ def _number(value: Any, place: str, key: str) -> float:
 def _integer(value: Any, place: str, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RecordError(f"{key} = {value!r}", place=place, wanted="a whole number")
+    if abs(value) >= 1 << 62:
+        raise RecordError(
+            f"{key} of {value.bit_length()} bits", place=place, wanted="a whole number below 2^62"
+        )
     return value
 
 

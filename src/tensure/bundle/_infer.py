@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tensure.errors import RecordError
-from tensure.program import Arg, Name, Op, Program, TensorType, bind_entry
-from tensure.program._evaluate import infer_step, type_operand
-from tensure.program._ops import infer_collective
+from tensure.program import (
+    Arg,
+    Name,
+    Op,
+    Program,
+    TensorType,
+    bind_entry,
+    evaluate,
+    infer_collective,
+    infer_step,
+    item_bytes,
+    type_operand,
+)
 
 from ._machine import PlanMachine
-from ._plan import Placed, Plan, Rank
+from ._plan import Placed, Plan, Rank, bind_local
 
 
 def infer_plan(
@@ -49,6 +60,21 @@ class _Types(PlanMachine[TensorType]):
         if local is not None and local.dtype is not None and local.dtype != value.dtype:
             raise RecordError(
                 f"{name} comes out as {value}", place=str(rank), wanted=f"{local.dtype} as declared"
+            )
+        if local is not None and local.order is not None and len(local.order) != len(value.shape):
+            raise RecordError(
+                f"{name} is {value}", place=str(rank), wanted=f"{len(local.order)} dims as its order"
+            )
+        if local is None or local.pool is None or local.offset is None:
+            return
+        size, width = self.plan.pools[local.pool], item_bytes(value.dtype)
+        offset = evaluate(local.offset, bind_local(local, name, self.env_of(rank)))
+        end = offset + math.prod(value.shape) * width
+        if offset < 0 or end > size or offset % width:
+            raise RecordError(
+                f"{name} lies at bytes {offset}..{end} of pool {local.pool}",
+                place=str(rank),
+                wanted=f"inside its {size} bytes and a multiple of {width}",
             )
 
 

@@ -7,25 +7,41 @@ that nothing is made twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from tensure.errors import EvaluationError, RecordError, TensureError
-from tensure.program import Arg, Name, Op, Program, Ref, expand, leaves, walk
-from tensure.program._evaluate import where
+from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
+from tensure.program import (
+    COMMUNICATION,
+    Arg,
+    Name,
+    Op,
+    Program,
+    Ref,
+    bind_op,
+    expand,
+    leaves,
+    lookup,
+    walk,
+    where,
+)
 
 from ._plan import Placed, Plan, Rank, placed
 
 V = TypeVar("V")
+MAX_RANKS: Final = 1 << 14
 
 
 class PlanMachine(Generic[V]):
     """Every rank's values while a Plan runs. Subclasses fill in the five methods that raise."""
 
     def __init__(self, plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> None:
+        if plan.num_ranks() > MAX_RANKS:
+            raise LimitError(f"{plan.num_ranks()} ranks", wanted=f"at most {MAX_RANKS} run one by one")
         self.plan, self.program, self.entry, self.env = plan, program, entry, env
         self.leaves = {label: want for label, want, _ in leaves(program, entry, env)}
         self.made: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
         self.given: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
+        self.order: list[tuple[Rank, Name]] = []
         self._groups: dict[tuple[str, tuple[str, ...]], dict[tuple[int, ...], tuple[Rank, ...]]] = {}
 
     # what a value is ---------------------------------------------------------------------------------
@@ -108,6 +124,7 @@ class PlanMachine(Generic[V]):
 
     def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
         """The receiver: track `to` at coordinates `at`, or at the sender's own."""
+        (payload,) = self._operands(rank, step)
         track, at = step.attr("to"), step.attr("at")
         if not isinstance(track, str) or track not in self.plan.tracks:
             raise RecordError(f"send to {track!r}", place=str(rank), wanted=", ".join(self.plan.tracks))
@@ -121,11 +138,11 @@ class PlanMachine(Generic[V]):
             raise RecordError(
                 f"send to {track}{list(coordinates)}", place=str(rank), wanted=f"a rank of {track}"
             )
-        (payload,) = self._operands(rank, step)
         return Rank(track, ends), payload
 
     def recv(self, rank: Rank, step: Op, payload: Any) -> None:
         """Take delivery."""
+        self._operands(rank, step)
         self._make(rank, step, [payload])
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
@@ -157,12 +174,19 @@ class PlanMachine(Generic[V]):
             operands = [self.operand(rank, arg) for arg in step.args]
         except TensureError as error:
             raise error.at(place=f"{rank}, {where(step)}") from None
-        if (
-            step.op in ("send", "all_reduce", "all_gather", "reduce_scatter", "all_to_all")
-            and len(operands) != 1
-        ):
-            raise RecordError(f"{step.op} of {len(operands)} operands", place=str(rank), wanted="one")
+        if step.op in COMMUNICATION:
+            self._check_call(rank, step, operands)
         return operands
+
+    def _check_call(self, rank: Rank, step: Op, operands: list[Any]) -> None:
+        """Hold a communication op to its signature; the op table's rules see local ops only."""
+        definition, place = lookup(step.op), f"{rank}, {where(step)}"
+        try:
+            bind_op(definition, operands, dict(step.attrs))
+        except TensureError as error:
+            raise error.at(place=place) from None
+        if len(step.outs) != definition.num_outs:
+            raise RecordError(f"{len(step.outs)} results named", place=place, wanted=definition.signature)
 
     def _make(self, rank: Rank, step: Op, results: list[V]) -> None:
         if len(results) != len(step.outs):
@@ -171,4 +195,5 @@ class PlanMachine(Generic[V]):
             if out in self.made[rank] or out in self.given[rank]:
                 raise EvaluationError(f"{out} is made twice", place=str(rank))
             self.made[rank][out] = result
+            self.order.append((rank, out))
             self.keep(rank, out, result)

@@ -11,10 +11,12 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from tensure.errors import RecordError
-from tensure.program import Block, Body, Int, Name, Program, evaluate
+from tensure.program import Block, Body, Int, Name, Program, axis, evaluate
+
+MAX_INDICES: Final = 1 << 20
 
 Runs: TypeAlias = tuple[tuple[Int, Int, Int], ...]
 """Indices of one dim as (start, stop, step) runs, in local order; several runs make a permutation."""
@@ -126,7 +128,7 @@ class Plan:
         """Every rank, or every rank of one track."""
         for label in (track,) if track is not None else self.tracks:
             axes = self.tracks[label].axes
-            for at in itertools.product(*(range(self.mesh[axis]) for axis in axes)):
+            for at in itertools.product(*(range(self.mesh[letter]) for letter in axes)):
                 yield Rank(label, at)
 
     def num_ranks(self) -> int:
@@ -134,8 +136,8 @@ class Plan:
         total = 0
         for track in self.tracks.values():
             count = 1
-            for axis in track.axes:
-                count *= self.mesh[axis]
+            for letter in track.axes:
+                count *= self.mesh[letter]
             total += count
         return total
 
@@ -187,8 +189,6 @@ def device_of(plan: Plan, rank: Rank) -> str:
 def whole(program: Program, base: str) -> Local:
     """The claim that a local family is its logical family, replicated."""
     letters = tuple(letter for letter, _ in program.values[base].params) if base in program.values else ()
-    from tensure.program import axis
-
     return Local(letters, Place(Name(base, tuple(axis(letter) for letter in letters))))
 
 
@@ -200,7 +200,7 @@ def _indices(runs: Runs, env: Mapping[str, int], place: str) -> tuple[int, ...]:
             raise RecordError(
                 f"run {lo}:{hi}:{by}", place=place, wanted="a start of 0 or more and a step above 0"
             )
-        if len(found) + max(0, hi - lo) // by > 1 << 26:
-            raise RecordError("a run of over 2^26 indices", place=place)
+        if len(found) + max(0, hi - lo) // by > MAX_INDICES:
+            raise RecordError(f"over {MAX_INDICES} indices in one dim", place=place)
         found.extend(range(lo, hi, by))
     return tuple(found)

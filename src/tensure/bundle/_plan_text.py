@@ -20,15 +20,27 @@ from __future__ import annotations
 import hashlib
 import re
 from fractions import Fraction
-from functools import lru_cache
 from typing import Final
 
 from tensure.errors import RecordError
-from tensure.program import Block, Body, Int, Name
-from tensure.program._body_text import INDENT, Lines, read_body, read_name, read_order, write_body
-from tensure.program._expr import parse_int
-from tensure.program._lex import Line
-from tensure.program._text import MAX_TEXT, read_block, read_header
+from tensure.program import (
+    INDENT,
+    MAX_TEXT,
+    Block,
+    Body,
+    Int,
+    Line,
+    Lines,
+    Name,
+    must_be_canonical,
+    parse_int,
+    read_block,
+    read_body,
+    read_header,
+    read_name,
+    read_order,
+    write_body,
+)
 
 from ._plan import Local, Place, Plan, Runs, Track
 
@@ -114,18 +126,15 @@ def parse_plan(text: str) -> Plan:
         rest.fail("a stray line")
     if "program" not in digests:
         raise RecordError("no program digest", wanted='a line program "sha256:..."')
-    return Plan(
+    plan = Plan(
         digests["program"], digests.get("fleet"), sizes["mesh"], sizes["pool"], locals_, blocks, tracks
     )
+    must_be_canonical(text, format_plan(plan))
+    return plan
 
 
 def plan_digest(plan: Plan) -> str:
     """`sha256:<hex>` of the Plan's text without notes."""
-    return _digest(plan)
-
-
-@lru_cache(maxsize=64)
-def _digest(plan: Plan) -> str:
     return f"sha256:{hashlib.sha256(format_plan(plan, notes=False).encode()).hexdigest()}"
 
 

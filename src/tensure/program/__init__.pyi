@@ -1,18 +1,25 @@
+from ._body_text import INDENT, Lines, read_body, read_name, read_order, write_body
 from ._digest import tensor_digest
-from ._dtypes import DTYPES, dtype_name, item_bytes, numpy_dtype
+from ._dtypes import DTYPES, FLOATS, dtype_name, item_bytes, numpy_dtype
 from ._evaluate import (
     Evaluation,
     bind_entry,
     evaluate_program,
     infer_program,
+    infer_step,
     leaves,
+    read_operand,
+    run_step,
     state_pairs,
     type_of,
+    type_operand,
+    where,
 )
-from ._expr import Env, Expr, Int, axis, combine, evaluate, expr
+from ._expr import Env, Expr, Int, axis, combine, evaluate, expr, parse_int
 from ._json_door import parse_json
+from ._lex import Line
 from ._model import Model
-from ._ops import OpDef, evaluate_op, infer_op, listed, lookup
+from ._ops import OpDef, bind_op, collective, evaluate_op, infer_collective, infer_op, listed, lookup
 from ._records import (
     Arg,
     Attr,
@@ -36,8 +43,8 @@ from ._records import (
     op,
     ref,
 )
-from ._text import digest, format_program, parse_program
-from ._validate import corner_params, validate_program
+from ._text import MAX_TEXT, digest, format_program, must_be_canonical, parse_program, read_block, read_header
+from ._validate import check_body, corner_params, located, validate_program
 from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
@@ -59,9 +66,14 @@ __all__ = [
     "Env",
     "Evaluation",
     "Expr",
+    "FLOATS",
     "For",
+    "INDENT",
     "Int",
     "Item",
+    "Line",
+    "Lines",
+    "MAX_TEXT",
     "Machine",
     "Model",
     "Name",
@@ -76,6 +88,9 @@ __all__ = [
     "Weights",
     "axis",
     "bind_entry",
+    "bind_op",
+    "check_body",
+    "collective",
     "combine",
     "corner_params",
     "digest",
@@ -88,21 +103,36 @@ __all__ = [
     "expr",
     "format_program",
     "ground",
+    "infer_collective",
     "infer_op",
     "infer_program",
+    "infer_step",
     "item_bytes",
     "leaves",
     "listed",
+    "located",
     "lookup",
+    "must_be_canonical",
     "name",
     "numpy_dtype",
     "op",
+    "parse_int",
     "parse_json",
     "parse_program",
+    "read_block",
+    "read_body",
+    "read_header",
+    "read_name",
+    "read_operand",
+    "read_order",
     "ref",
+    "run_step",
     "state_pairs",
     "tensor_digest",
     "type_of",
+    "type_operand",
     "validate_program",
     "walk",
+    "where",
+    "write_body",
 ]

@@ -223,7 +223,7 @@ def read_attrs(line: Line) -> Attrs:
     """Attributes up to the end of the line or a note; keys in rising order, none twice."""
     attrs: list[tuple[str, Attr]] = []
     while line.head.kind != "end" and not line.at("#"):
-        key = line.name()
+        key = line.key()
         line.expect("=")
         if attrs and key <= attrs[-1][0]:
             line.fail(f"attribute {key!r} after {attrs[-1][0]!r}", wanted="rising order, each once")

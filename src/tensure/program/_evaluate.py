@@ -17,7 +17,7 @@ from ._dtypes import dtype_name
 from ._expr import Env, evaluate
 from ._ops import evaluate_op, infer_op
 from ._records import Arg, Cat, Entry, Name, Op, Program, Ref, TensorType, Value, family
-from ._walk import COMMUNICATION, expand
+from ._walk import COMMUNICATION, MAX_STEPS, expand
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -146,7 +146,11 @@ def evaluate_program(
 
 
 def infer_program(
-    program: Program, *, entry: str | None = None, params: Mapping[str, int] | None = None
+    program: Program,
+    *,
+    entry: str | None = None,
+    params: Mapping[str, int] | None = None,
+    limit: int = MAX_STEPS,
 ) -> dict[str, TensorType]:
     """The type of every value one invocation makes, without touching data.
 
@@ -156,7 +160,7 @@ def infer_program(
     found = program.entry(entry)
     env = bind_entry(program, entry, params)
     types = {key: want for key, want, _ in leaves(program, entry, env)}
-    for step in expand(program.blocks, found.body, env):
+    for step in expand(program.blocks, found.body, env, limit=limit):
         operands = [type_operand(arg, lambda ref: types[_made(ref, types)]) for arg in step.args]
         for out, result in zip(step.outs, infer_step(step, operands), strict=True):
             _once(str(out), types)

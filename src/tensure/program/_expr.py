@@ -17,7 +17,7 @@ from ._lex import RESERVED, Line
 
 MAX_DEPTH: Final = 32
 MAX_NODES: Final = 1_024
-MAX_MAGNITUDE: Final = 1 << 62
+MAX_MAGNITUDE: Final = 1 << 63
 
 Env: TypeAlias = Mapping[str, int]
 Int: TypeAlias = Union["Expr", int]
@@ -220,7 +220,7 @@ def _unary(line: Line, depth: int) -> Int:
     if token.kind == "int":
         if len(token.text) > 20:
             raise LimitError(
-                f"an integer of {len(token.text)} digits", wanted=f"magnitude below {MAX_MAGNITUDE}"
+                f"an integer of {len(token.text)} digits", wanted="64 bits"
             )
         line.next()
         return _checked(int(token.text), token.text)
@@ -261,8 +261,8 @@ def _apply(head: str, values: list[int]) -> int:
 
 
 def _checked(value: int, what: str) -> int:
-    if not -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
-        raise LimitError(f"an integer beyond 2^62 in {what}")
+    if not -MAX_MAGNITUDE <= value < MAX_MAGNITUDE:
+        raise LimitError(f"an integer beyond 64 bits in {what}")
     return value
 
 

@@ -18,6 +18,8 @@ from tensure.errors import FormatError, LimitError
 __all__ = ["parse_json"]
 
 _MARKS = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_DIGITS = 20  # holds every 64-bit integer
 
 
@@ -42,10 +44,10 @@ def parse_json(
     # Each further item stands behind a comma, each string between two quotes; at most two strings an item.
     if data.count(b",") >= max_items or data.count(b'"') > 4 * max_items:
         raise LimitError(f"over {max_items} items in a JSON document", wanted="fewer")
-    _check_depth(data, max_depth, base)
+    _check_nesting(data, max_depth, max_items, base)
     try:
         text = data.decode("utf-8")
-        return json.loads(
+        document = json.loads(
             text,
             object_pairs_hook=_object,
             parse_int=_integer,
@@ -57,10 +59,14 @@ def parse_json(
     except json.JSONDecodeError as error:
         at = base + len(error.doc[: error.pos].encode())
         raise FormatError(f"not JSON: {error.msg}", place=f"byte {at}") from error
+    if _SURROGATE_ESCAPE.search(data):  # UTF-8 itself holds none, so only an escape can spell one
+        _check_texts(document)
+    return document
 
 
-def _check_depth(data: bytes, max_depth: int, base: int) -> None:
-    depth, in_string = 0, False
+def _check_nesting(data: bytes, max_depth: int, max_items: int, base: int) -> None:
+    """Refuse too deep nesting and too many lists and objects: `[[[]]]` holds three without a comma."""
+    depth, opened, in_string = 0, 0, False
     for match in _MARKS.finditer(data):
         mark = match[0]
         if mark == b'"':
@@ -69,8 +75,11 @@ def _check_depth(data: bytes, max_depth: int, base: int) -> None:
             continue
         elif mark in b"[{":
             depth += 1
+            opened += 1
             if depth > max_depth:
                 raise LimitError(f"JSON nested over {max_depth} deep", place=f"byte {base + match.start()}")
+            if opened > max_items:
+                raise LimitError(f"over {max_items} items in a JSON document", wanted="fewer")
         else:
             depth -= 1
 
@@ -81,19 +90,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if key in found:
             raise FormatError(f"the key {key[:80]!r} stands there twice", wanted="each key once")
         found[key] = value
-        for text in (key, value):
-            if isinstance(text, str) and not text.isascii():
-                _check_text(text)
     return found
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise FormatError(
-            f"the string {text[:80]!r} is no Unicode text", wanted="no lone surrogates"
-        ) from error
+def _check_texts(document: Any) -> None:
+    """Refuse a string with half a surrogate pair, wherever it stands."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.keys()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            raise FormatError(
+                f"the string {value[:80]!r} is no Unicode text", wanted="no lone surrogates"
+            )
 
 
 def _integer(digits: str) -> int:

@@ -96,6 +96,14 @@ class Line:
         self._at += 1
         return token.text
 
+    def key(self) -> str:
+        """Consume an attribute's name; reserved words are fine here, since `=` must follow."""
+        token = self.head
+        if token.kind != "name" or "." in token.text:
+            self.fail(f"found {token.text or 'the end of the line'!r}", wanted="an attribute")
+        self._at += 1
+        return token.text
+
     def string(self) -> str:
         """Consume a quoted string."""
         token = self.head

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-from tensure.errors import RecordError
+from tensure.errors import LimitError, RecordError
 
-from ._expr import Env, Expr, Int, evaluate, expr
+from ._expr import Env, Expr, Int, evaluate, expr, parse_int
 from ._lex import Line
+
+MAX_MEMBERS: Final = 1 << 20
+MAX_LETTERS: Final = 8
 
 Attr: TypeAlias = bool | int | float | str | Expr | tuple["Attr", ...] | None
 Attrs: TypeAlias = tuple[tuple[str, Attr], ...]
@@ -246,8 +249,6 @@ def name(text: str | Name) -> Name:
     base = line.name()
     index: list[Int] = []
     if line.take("["):
-        from ._expr import parse_int
-
         index.append(parse_int(line))
         while line.take(","):
             index.append(parse_int(line))
@@ -264,11 +265,28 @@ def ref(text: str | Name, *box: tuple[int, Int | str, Int | str]) -> Ref:
 
 
 def family(base: str, params: tuple[tuple[str, Int], ...], env: Env) -> Iterator[tuple[Name, dict[str, int]]]:
-    """Every member of a family with its letters bound."""
-    bindings: list[dict[str, int]] = [{}]
-    for letter, extent in params:
-        bindings = [{**old, letter: i} for old in bindings for i in range(evaluate(extent, {**env, **old}))]
-    for binding in bindings:
+    """Every member of a family with its letters bound, the last letter fastest.
+
+    Raises:
+        LimitError: over 2^20 members.
+    """
+
+    def members(at: int, bound: dict[str, int]) -> Iterator[dict[str, int]]:
+        if at == len(params):
+            yield bound
+            return
+        letter, extent = params[at]
+        size = evaluate(extent, {**env, **bound})
+        if size > MAX_MEMBERS:
+            raise LimitError(f"{size} members of {base or letter!r}", wanted=f"at most {MAX_MEMBERS}")
+        for i in range(size):
+            yield from members(at + 1, {**bound, letter: i})
+
+    if len(params) > MAX_LETTERS:
+        raise LimitError(f"{base!r} has {len(params)} letters", wanted=f"at most {MAX_LETTERS}")
+    for count, binding in enumerate(members(0, {})):
+        if count == MAX_MEMBERS:
+            raise LimitError(f"over {MAX_MEMBERS} members of {base!r}")
         yield Name(base, tuple(binding.values())), binding
 
 

@@ -20,7 +20,6 @@ The digest is taken over this text without notes, since notes never change meani
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from typing import TypeVar
 
 from tensure.errors import RecordError
@@ -119,7 +118,20 @@ def parse_program(text: str) -> Program:
             line.fail(f"found {kind!r}", wanted=f"axis, {', '.join(ROLES)}, block or entry")
     if (rest := lines.head()) is not None:
         rest.fail("a stray line")
-    return Program(axes, values, blocks, entries)
+    program = Program(axes, values, blocks, entries)
+    must_be_canonical(text, format_program(program))
+    return program
+
+
+def must_be_canonical(text: str, canonical: str) -> None:
+    """One record, one text: name the first line that is spelled otherwise than we spell it."""
+    if text == canonical:
+        return
+    pairs = zip(text.split("\n"), canonical.split("\n"), strict=False)
+    number, (have, want) = next((i, pair) for i, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    raise RecordError(
+        f"found {have.strip()!r}", place=f"line {number}", wanted=f"the canonical {want.strip()!r}"
+    )
 
 
 def read_header(lines: Lines, header: str) -> None:
@@ -153,11 +165,6 @@ def digest(program: Program) -> str:
 
     Shapes, dtypes, names and op order are part of it, so a reshape or a cast changes it.
     """
-    return _digest(program)
-
-
-@lru_cache(maxsize=64)
-def _digest(program: Program) -> str:
     return f"sha256:{hashlib.sha256(format_program(program, notes=False).encode()).hexdigest()}"
 
 

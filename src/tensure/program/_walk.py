@@ -8,15 +8,16 @@ walk serves numpy evaluation, shape inference, byte tags, timing and proof.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from tensure.errors import EvaluationError, LimitError, RecordError
 
-from ._expr import Env, Expr, Int, evaluate
+from ._expr import Env, Expr, evaluate
 from ._records import Arg, Attr, Block, Body, Call, Cat, Each, For, Item, Name, Op, Ref
 
-MAX_STEPS: Final = 1 << 24
+MAX_STEPS: Final = 1 << 21
+MAX_SPLICE: Final = 1 << 16
 MAX_DEPTH: Final = 64
 
 COLLECTIVES: Final = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
@@ -30,19 +31,21 @@ def expand(blocks: Mapping[str, Block], body: Body, env: Env, *, limit: int = MA
 
     Raises:
         RecordError: an unknown block or name, wrong argument counts, a bad range.
-        LimitError: over `limit` steps, or blocks nested over 64 deep (which ends a recursive block).
+        LimitError: over `limit` steps, empty turns and calls included, or blocks nested over 64 deep
+            (which ends a recursive block).
     """
-    for count, (item, bound) in enumerate(_items(blocks, body, dict(env))):
-        if count == limit:
-            raise LimitError(f"over {limit} steps in one expansion")
+    for item, bound in _items(blocks, body, dict(env), limit):
         yield ground(item, bound)
 
 
 def ground(item: Op, env: Env) -> Op:
     """One op under an environment."""
+    args: list[Arg] = []
+    for arg in item.args:
+        _ground_arg(arg, env, args, [MAX_SPLICE])
     return Op(
         item.op,
-        tuple(part for arg in item.args for part in _ground_arg(arg, env)),
+        tuple(args),
         tuple(out.ground(env) for out in item.outs),
         tuple((key, ground_attr(value, env)) for key, value in item.attrs),
         item.note,
@@ -59,12 +62,19 @@ def ground_attr(value: Attr, env: Env) -> Attr:
 
 
 def _items(
-    blocks: Mapping[str, Block], body: Body, env: dict[str, int]
+    blocks: Mapping[str, Block], body: Body, env: dict[str, int], limit: int
 ) -> Iterator[tuple[Op, dict[str, int]]]:
-    """Depth first with an explicit stack, so that hostile nesting cannot exhaust Python's."""
+    """Depth first with an explicit stack, so that hostile nesting cannot exhaust Python's.
+
+    What is counted is every item reached, ops or not: a loop over empty loops makes no op and no end.
+    """
     stack: list[Iterator[tuple[Item, dict[str, int]]]] = [_with(body, env)]
+    reached = 0
     while stack:
         found = next(stack[-1], None)
+        reached += 1
+        if reached > 2 * limit:
+            raise LimitError(f"over {limit} steps in one expansion")
         if found is None:
             stack.pop()
             continue
@@ -109,23 +119,24 @@ def _enter(blocks: Mapping[str, Block], item: Call, env: dict[str, int]) -> tupl
     }
 
 
-def _ground_arg(arg: Arg, env: Env) -> Iterable[Arg]:
+def _ground_arg(arg: Arg, env: Env, out: list[Arg], left: list[int]) -> None:
+    """Append what one operand becomes; `left` counts down over all splices of one op, however nested."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise LimitError(f"over {MAX_SPLICE} operands spliced into one op")
     if isinstance(arg, Ref):
         box = tuple((dim, evaluate(lo, env), evaluate(hi, env)) for dim, lo, hi in arg.box)
-        return (Ref(arg.name.ground(env), box),)
-    if isinstance(arg, Cat):
-        return (Cat(arg.dim, tuple(part for inner in arg.parts for part in _ground_arg(inner, env))),)
-    if isinstance(arg, Each):
-        lo, hi = _range(arg.lo, arg.hi, env)
-        return (part for turn in range(lo, hi) for part in _ground_arg(arg.item, {**env, arg.var: turn}))
-    return (arg(env) if isinstance(arg, Expr) else arg,)
-
-
-def _range(lo: Int, hi: Int, env: Env) -> tuple[int, int]:
-    start, stop = evaluate(lo, env), evaluate(hi, env)
-    if stop - start > 1 << 20:
-        raise LimitError(f"a splice of {stop - start} operands")
-    return start, stop
+        out.append(Ref(arg.name.ground(env), box))
+    elif isinstance(arg, Cat):
+        parts: list[Arg] = []
+        for inner in arg.parts:
+            _ground_arg(inner, env, parts, left)
+        out.append(Cat(arg.dim, tuple(parts)))
+    elif isinstance(arg, Each):
+        for turn in range(evaluate(arg.lo, env), evaluate(arg.hi, env)):
+            _ground_arg(arg.item, {**env, arg.var: turn}, out, left)
+    else:
+        out.append(arg(env) if isinstance(arg, Expr) else arg)
 
 
 class Machine(Protocol[Rank]):
@@ -166,7 +177,7 @@ def walk(streams: Mapping[Rank, Iterator[Op]], machine: Machine[Rank]) -> None:
     current: dict[Rank, Op | None] = {rank: next(stream, None) for rank, stream in streams.items()}
     mail: dict[tuple[Rank, Attr], Any] = {}
     used: set[tuple[Rank, Attr]] = set()
-    meetings: dict[tuple[tuple[Rank, ...], str, tuple[Name, ...]], dict[Rank, Any]] = {}
+    meetings: dict[tuple[tuple[Rank, ...], tuple[Name, ...]], tuple[Op, dict[Rank, Any]]] = {}
     live = [rank for rank, step in current.items() if step is not None]
     moved = False
 
@@ -189,7 +200,13 @@ def walk(streams: Mapping[Rank, Iterator[Op]], machine: Machine[Rank]) -> None:
             return True
         if step.op in COLLECTIVES:
             members = machine.group(rank, step)
-            meeting = meetings.setdefault((members, step.op, step.outs), {})
+            first, meeting = meetings.setdefault((members, step.outs), (step, {}))
+            if (step.op, repr(step.attrs)) != (first.op, repr(first.attrs)):
+                raise EvaluationError(
+                    f"{rank} comes with {_call(step)}, another with {_call(first)}",
+                    place=", ".join(map(str, step.outs)),
+                    wanted="one collective with equal attributes for all its members",
+                )
             if rank not in meeting:
                 meeting[rank] = machine.contribute(rank, step)
                 moved = True
@@ -210,6 +227,10 @@ def walk(streams: Mapping[Rank, Iterator[Op]], machine: Machine[Rank]) -> None:
             raise EvaluationError(f"deadlock: {waits}")
     if mail:
         raise EvaluationError(f"sent but never received: {', '.join(map(_address, list(mail)[:3]))}")
+
+
+def _call(step: Op) -> str:
+    return f"{step.op} {dict(step.attrs)}"
 
 
 def _wait(step: Op | None) -> str:

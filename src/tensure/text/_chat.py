@@ -22,7 +22,7 @@ from ._chat_sandbox import ENVIRONMENT, HostFunction
 
 __all__ = ["ChatTemplate", "render_chat"]
 
-MAX_TEMPLATE_CHARS = 1 << 18
+MAX_TEMPLATE_CHARS = 1 << 17
 
 
 def render_chat(
@@ -51,7 +51,7 @@ class ChatTemplate:
 
     Raises:
         FormatError: not a template, or it uses what the sandbox does not offer.
-        LimitError: too long.
+        LimitError: too long, or too much to compile.
     """
 
     def __init__(self, source: str) -> None:

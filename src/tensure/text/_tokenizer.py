@@ -28,9 +28,14 @@ class Tokenizer:
     """A model's tokenizer. Immutable; safe to share between threads."""
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, rules: _PieceRules, text_config: Mapping[str, Any]
+        self,
+        inner: tokenizers.Tokenizer,
+        rules: _PieceRules,
+        text_config: Mapping[str, Any],
+        longest_text: int,
     ) -> None:
         self._inner = inner
+        self._longest_text = longest_text
         self._rules = rules
         self._vocab_size = inner.get_vocab_size(with_added_tokens=True)
         self._special = frozenset(i for i, token in inner.get_added_tokens_decoder().items() if token.special)
@@ -57,16 +62,12 @@ class Tokenizer:
             UnsupportedError: a part that we do not let through.
             LimitError: a size above our caps.
         """
-        tree = checked_tree(data)
+        tree, longest_text = checked_tree(data)
         rules = _PieceRules.from_decoder(tree.get("decoder"))
         text = json.dumps(tree, ensure_ascii=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # an escaped lone surrogate parses, but is no text
-            raise FormatError("the tokenizer holds a lone surrogate", wanted="valid Unicode") from None
-        with _library_errors("the tokenizer cannot be built"):
+        with _library_errors("the tokenizer cannot be built", "Check that the file is whole"):
             inner = tokenizers.Tokenizer.from_str(text)
-        return cls(inner, rules, text_config or {})
+        return cls(inner, rules, text_config or {}, longest_text)
 
     @property
     def vocab_size(self) -> int:
@@ -110,11 +111,17 @@ class Tokenizer:
         silent, the file's own post-processor decides. A rendered chat names its own: pass False.
 
         Raises:
-            LimitError: more than `max_bytes` of UTF-8.
+            LimitError: more than `max_bytes` of UTF-8, or more text than this tokenizer's patterns can be
+                run over in bounded time.
             InputError: a lone surrogate.
         """
         if len(text) > max_bytes:
             raise LimitError(f"a prompt of {len(text)} characters", wanted=f"at most {max_bytes} bytes")
+        if len(text) > self._longest_text:
+            raise LimitError(
+                f"a prompt of {len(text)} characters, for which this tokenizer's patterns can take too long",
+                wanted=f"at most {self._longest_text}",
+            )
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
@@ -125,7 +132,7 @@ class Tokenizer:
             ) from None
         if size > max_bytes:
             raise LimitError(f"a prompt of {size} bytes", wanted=f"at most {max_bytes}")
-        with _library_errors("the text cannot be tokenized"):
+        with _library_errors("the text cannot be tokenized", "Shorten the text, or use another tokenizer"):
             ids = list(self._inner.encode(text, add_special_tokens=add_special and self._add_bos is None).ids)
         if add_special and self._add_bos and self._bos_id is not None:
             ids.insert(0, self._bos_id)
@@ -249,7 +256,7 @@ def _check_id(value: object, key: str, bound: int) -> int:
 
 
 @contextmanager
-def _library_errors(what: str) -> Iterator[None]:
+def _library_errors(what: str, next_step: str) -> Iterator[None]:
     """Turn what the library raises into our errors: bare Exception, and PanicException from BaseException."""
     try:
         yield
@@ -259,7 +266,5 @@ def _library_errors(what: str) -> Iterator[None]:
             or type(error).__name__ == "PanicException"
             or isinstance(error, ValueError | TypeError)
         ):
-            raise FormatError(
-                f"{what}: {str(error)[:200]}", next_step="Check that the file is whole"
-            ) from None
+            raise FormatError(f"{what}: {str(error)[:200]}", next_step=next_step) from None
         raise

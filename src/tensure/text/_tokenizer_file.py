@@ -1,29 +1,33 @@
 """The door for tokenizer.json files, which are hostile until checked.
 
 Knows which parts of such a file we let through and how large each may be. Does not run a tokenizer: it hands
-back the checked tree, and only that, written out again, reaches the `tokenizers` library.
+back the checked tree, and only that, written out again, reaches the `tokenizers` library. Does not know what
+a regular expression costs (`_regex` does).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tensure.errors import FormatError, LimitError, UnsupportedError
+from tensure.errors import FormatError, LimitError, TensureError, UnsupportedError
+from tensure.program import parse_json
+
+from ._regex import MAX_PATTERN_CHARS, MAX_TEXT, longest_text
 
 __all__ = ["checked_tree", "parts_of"]
 
 MAX_JSON_BYTES = 64 << 20
 MAX_VOCABULARY = 1 << 20
-MAX_MERGES = 1 << 21
+MAX_MERGES = 1 << 20
 MAX_ADDED_TOKENS = 1 << 14
+MAX_ITEMS = 1 << 21  # a merge may be a list of two: three items
+MAX_DEPTH = 64
 MAX_PIECE_CHARS = 1024
-MAX_PATTERN_CHARS = 1024
 MAX_PATTERNS = 16
-MAX_COUNT = 256
 MAX_EXPANSION = 16
+MAX_COMPATIBILITY = 18  # characters that NFKC and NFKD make of one, at most
 
 _MODELS = {"BPE", "Unigram"}
 _PARTS: Mapping[str, frozenset[str]] = {
@@ -47,18 +51,18 @@ _PARTS: Mapping[str, frozenset[str]] = {
 }
 
 
-def checked_tree(data: bytes) -> dict[str, Any]:
-    """The file as JSON: every part known, every size within its cap, nothing left that alters prompts."""
-    if len(data) > MAX_JSON_BYTES:
-        raise LimitError(f"a tokenizer of {len(data)} bytes", wanted=f"at most {MAX_JSON_BYTES}")
+def checked_tree(data: bytes) -> tuple[dict[str, Any], int]:
+    """The file as JSON, and how many characters of text its patterns may be run over.
+
+    Every part is known, every size is within its cap, and nothing is left that alters prompts.
+    """
     try:
-        tree = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeError:
-        raise FormatError("the tokenizer is not valid Unicode") from None
-    except ValueError as error:
-        raise FormatError(f"the tokenizer is not JSON ({str(error)[:100]})") from None
-    except RecursionError:
-        raise LimitError("the tokenizer is nested too deep") from None
+        tree = parse_json(
+            data, max_bytes=MAX_JSON_BYTES, max_depth=MAX_DEPTH, max_items=MAX_ITEMS, floats=True
+        )
+    except TensureError as error:
+        raise error.at(place="tokenizer.json") from None
+    longest = MAX_TEXT
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
         raise FormatError("no model in the tokenizer", wanted="a tokenizer.json")
     # Fixed padding is a memory bomb; truncation would cut a prompt without a word. We want neither.
@@ -72,12 +76,12 @@ def checked_tree(data: bytes) -> dict[str, Any]:
                 raise UnsupportedError(
                     f"a {place} of type {part['type']!r:.40}", place=place, wanted=f"one of {sorted(allowed)}"
                 )
-        _check_patterns(parts, place)
+        longest = min(longest, _check_patterns(parts, place))
         if place == "normalizer":
-            _check_expansion(parts)
+            longest //= _check_expansion(parts)
         if place == "post_processor":
             _check_templates(parts)
-    return tree
+    return tree, longest
 
 
 def parts_of(root: object) -> Iterator[dict[str, Any]]:
@@ -160,74 +164,31 @@ def _check_added(added: object) -> None:
             raise FormatError(f"added token {number} is empty or has no id in range", place="added_tokens")
 
 
-def _check_patterns(parts: Sequence[Mapping[str, Any]], place: str) -> None:
+def _check_patterns(parts: Sequence[Mapping[str, Any]], place: str) -> int:
+    """Refuse what takes too long on any text; returns how long a text may be for the rest."""
     patterns = [part["pattern"] for part in parts if "pattern" in part]
     if len(patterns) > MAX_PATTERNS:
         raise LimitError(f"{len(patterns)} patterns", place=place, wanted=f"at most {MAX_PATTERNS}")
+    longest = MAX_TEXT
     for pattern in patterns:
         match pattern:
-            case {"Regex": str(text)} | {"String": str(text)} if len(pattern) == 1 and text:
+            case {"Regex": str(text)} if len(pattern) == 1 and text:
+                longest = min(longest, longest_text(text, place))
+            case {"String": str(text)} if len(pattern) == 1 and text:
                 if len(text) > MAX_PATTERN_CHARS:
                     raise LimitError(
                         f"a pattern of {len(text)} characters",
                         place=place,
                         wanted=f"at most {MAX_PATTERN_CHARS}",
                     )
-                if "Regex" in pattern:
-                    _check_regex(text, place)
             case _:
                 raise FormatError("a pattern is neither a Regex nor a String", place=place)
+    return longest
 
 
-def _check_regex(text: str, place: str) -> None:
-    """Refuse what makes backtracking exponential: a repeated group that itself repeats, a backreference."""
-    bare = re.sub(r"\\[pP]\{[^}]*\}|\\[^1-9kg]", "x", text)
-    if "\\" in bare:
-        raise UnsupportedError("a pattern with a backreference", place=place)
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
-    opened = [0]  # for each open group, what is inside: 0 nothing repeats, 1 a fixed count does, 2 a free one
-    at = 0
-    while at < len(bare):
-        char = bare[at]
-        at += 1
-        if char == "(":
-            opened.append(0)
-            if header := _GROUP_HEADER.match(bare, at):
-                at = header.end()
-            elif bare.startswith("?", at):
-                raise UnsupportedError("a pattern with an unusual group", place=place)
-            continue
-        inner = 0
-        if char == ")":
-            if len(opened) == 1:
-                raise FormatError("a pattern closes a group it never opened", place=place)
-            inner = opened.pop()
-            opened[-1] = max(opened[-1], inner)
-        if quantifier := _QUANTIFIER.match(bare, at):
-            fixed = quantifier[1] is not None
-            if inner == 2 or (fixed and inner):
-                raise UnsupportedError(
-                    "a pattern repeats a group that repeats, which can take exponential time",
-                    place=place,
-                    wanted="no quantifier inside a quantified group",
-                )
-            if max((int(count) for count in re.findall(r"\d+", quantifier[0])), default=0) > MAX_COUNT:
-                raise LimitError(
-                    "a pattern repeats too often", place=place, wanted=f"counts up to {MAX_COUNT}"
-                )
-            opened[-1] = max(opened[-1], 1 if fixed else 2)
-            at = quantifier.end()
-    if len(opened) != 1:
-        raise FormatError("a pattern leaves a group open", place=place)
-
-
-_GROUP_HEADER = re.compile(r"\?(?:[a-z-]*:|<?[=!]|>)")  # the question mark here is no quantifier
-_QUANTIFIER = re.compile(r"(?:[*+]|\{(\d+)\}|\{\d*,\d*\})[+?]?")
-
-
-def _check_expansion(parts: Sequence[Mapping[str, Any]]) -> None:
-    """Bound how much normalising can lengthen a text: the product over all replacements."""
-    factor = 1
+def _check_expansion(parts: Sequence[Mapping[str, Any]]) -> int:
+    """Bound how much normalising can lengthen a text, and return it: the product over all replacements."""
+    factor = compatibility = 1
     for part in parts:
         if part["type"] == "Replace":
             content, pattern = part.get("content"), part.get("pattern", {})
@@ -240,13 +201,14 @@ def _check_expansion(parts: Sequence[Mapping[str, Any]]) -> None:
         elif part["type"] == "Prepend" and len(str(part.get("prepend", ""))) > MAX_EXPANSION:
             factor = MAX_EXPANSION + 1
         elif part["type"] in ("NFKC", "NFKD"):
-            factor *= 1  # Unicode bounds it: at most 18 characters for one, once
+            compatibility = MAX_COMPATIBILITY  # once, however often it is applied
     if factor > MAX_EXPANSION:
         raise LimitError(
             f"normalising may lengthen a text {factor}-fold",
             place="normalizer",
             wanted=f"at most {MAX_EXPANSION}",
         )
+    return factor * compatibility
 
 
 def _check_templates(parts: Sequence[Mapping[str, Any]]) -> None:
@@ -255,14 +217,3 @@ def _check_templates(parts: Sequence[Mapping[str, Any]]) -> None:
             raise LimitError(
                 "a post-processor template is too long", place="post_processor", wanted="at most 16 KiB"
             )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key is there twice")
-    return mapping
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")

@@ -15,9 +15,18 @@ from . import (
     _shapes,
 )
 from ._communication import collective, infer_collective
-from ._table import OpDef, bind, evaluate_op, infer_op, listed, lookup
+from ._table import OpDef, bind_op, evaluate_op, infer_op, listed, lookup
 
-__all__ = ["OpDef", "bind", "collective", "evaluate_op", "infer_collective", "infer_op", "listed", "lookup"]
+__all__ = [
+    "OpDef",
+    "bind_op",
+    "collective",
+    "evaluate_op",
+    "infer_collective",
+    "infer_op",
+    "listed",
+    "lookup",
+]
 
 FAMILIES = (
     _elementwise,

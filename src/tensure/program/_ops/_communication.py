@@ -17,7 +17,7 @@ from tensure.errors import RecordError
 from .._records import TensorType
 from ._rules import NUMBERS as _NUMBERS
 from ._rules import cast, need_dtype, operand, type_of, wrap
-from ._table import Array, Given, bind, define, lookup, refuse, room
+from ._table import Array, Given, bind_op, define, lookup, refuse, room
 
 _REDUCE: Final[dict[str, Callable[..., Any]]] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -64,7 +64,7 @@ def infer_collective(name: str, members: Sequence[TensorType], attrs: Mapping[st
     rule = _RULES.get(name)
     if rule is None or not members:
         raise RecordError(f"collective {name!r} of {len(members)} members", wanted=" or ".join(_RULES))
-    given = bind(definition, [members[0]], attrs)
+    given = bind_op(definition, [members[0]], attrs)
     try:
         return rule(list(members), given)
     except RecordError as error:
@@ -81,7 +81,7 @@ def collective(name: str, members: Sequence[Array], attrs: Mapping[str, Any]) ->
     types = infer_collective(name, [type_of(member) for member in members], attrs)
     for want in types:
         room(want.shape, f"{name}: a result")
-    given = bind(lookup(name), [members[0]], attrs)
+    given = bind_op(lookup(name), [members[0]], attrs)
     with np.errstate(all="ignore"):
         results = _SEMANTICS[name](list(members), given)
     assert [type_of(result) for result in results] == types, name

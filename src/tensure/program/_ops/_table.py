@@ -146,7 +146,7 @@ def listed() -> Mapping[str, OpDef]:
     return dict(sorted(_TABLE.items()))
 
 
-def bind(definition: OpDef, args: list[Any], attrs: Mapping[str, Any]) -> Given:
+def bind_op(definition: OpDef, args: list[Any], attrs: Mapping[str, Any]) -> Given:
     """Check operand count and kinds and attribute names and types; return attributes with defaults filled.
 
     `args` hold TensorType or ndarray, numbers and None.
@@ -175,13 +175,13 @@ def bind(definition: OpDef, args: list[Any], attrs: Mapping[str, Any]) -> Given:
 def infer_op(name: str, args: list[Any], attrs: Mapping[str, Any]) -> list[TensorType]:
     """Result types of one op from its operand types; never touches data."""
     definition = lookup(name)
-    return definition.infer(args, bind(definition, args, attrs))
+    return definition.infer(args, bind_op(definition, args, attrs))
 
 
 def evaluate_op(name: str, args: list[Any], attrs: Mapping[str, Any]) -> list[Array]:
     """Results of one op by its numpy semantics, held against its own shape rule."""
     definition = lookup(name)
-    given = bind(definition, args, attrs)
+    given = bind_op(definition, args, attrs)
     types = definition.infer([_type_of(arg) for arg in args], given)
     for want in types:
         room(want.shape, f"{name}: a result")

@@ -1,0 +1,42 @@
+"""One function per verb, joining the rooms; `tensure.load`, `tensure.seal`, ... are these.
+
+Every function is typed, and says "not yet" where its issue has not landed. torch is imported only when a
+model runs or is exported.
+"""
+
+from __future__ import annotations
+
+from ._cache import SealedOnce, default_output, plan_in_bundle, seal_once
+from ._examine import examine
+from ._known import KNOWN, KnownModel
+from ._load import load
+from ._not_yet import build, diff, guard, inspect, prove, quantize
+from ._open import open  # noqa: A004
+from ._plan import plan
+from ._seal import seal
+from ._verify import Verification, trusted_key_of, verify
+from ._view import page_of
+
+__all__ = [
+    "load",
+    "inspect",
+    "diff",
+    "quantize",
+    "plan",
+    "prove",
+    "guard",
+    "seal",
+    "seal_once",
+    "open",
+    "verify",
+    "build",
+    "default_output",
+    "examine",
+    "page_of",
+    "plan_in_bundle",
+    "trusted_key_of",
+    "KNOWN",
+    "KnownModel",
+    "SealedOnce",
+    "Verification",
+]

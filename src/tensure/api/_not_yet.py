@@ -1,0 +1,153 @@
+"""Public verbs whose issues have not landed: their signatures are settled, their answers are "not yet".
+
+Knows what each will give and with which issue it comes. Computes nothing and pretends nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tensure.errors import NotYetError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tensure.bundle import Fleet, Plan, Proof
+    from tensure.program import Model, Program
+    from tensure.runtime import Session
+
+__all__ = ["build", "diff", "guard", "inspect", "prove", "quantize"]
+
+
+def prove(
+    plan: Plan | str | os.PathLike[str],
+    program: Program | Model | None = None,
+    *,
+    fleet: Fleet | None = None,
+    timeout_s: float = 60.0,
+) -> Proof:
+    """Does this plan compute its program? Two verdicts, on values and on storage, with a certificate.
+
+    Args:
+        plan: the Plan, or its file.
+        program: what it must compute; taken from the bundle when the plan lies in one.
+        fleet: the machines, where storage depends on them.
+        timeout_s: how long to try before the verdict is `unknown`.
+
+    Raises:
+        NotYetError: always, until the Proof issue lands.
+    """
+    _not_yet("prove", "verdicts on values and storage", "the Proof issue")
+
+
+def inspect(
+    model: Model | Session | str | os.PathLike[str],
+    inputs: Mapping[str, np.ndarray[Any, Any]] | str | None = None,
+    *,
+    entry: str | None = None,
+) -> Any:
+    """Every tensor of a run, step by step: values, shapes, statistics, source lines.
+
+    Args:
+        model: a model, a session or a path.
+        inputs: tensors by name, or a prompt.
+        entry: which entry; the first when left out.
+
+    Raises:
+        NotYetError: always, until the Inspector issue lands.
+    """
+    _not_yet("inspect", "a step through every tensor of a run", "the Inspector issue")
+
+
+def diff(
+    one: Model | Session | str | os.PathLike[str],
+    other: Model | Session | str | os.PathLike[str],
+    inputs: Mapping[str, np.ndarray[Any, Any]] | str | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+) -> Any:
+    """The first tensor in which two runs part, with how far and where.
+
+    Args:
+        one, other: models, sessions or paths.
+        inputs: what both get.
+        rtol, atol: what still counts as equal.
+
+    Raises:
+        NotYetError: always, until the Inspector issue lands.
+    """
+    _not_yet("diff", "the first divergent tensor of two runs", "the Inspector issue")
+
+
+def guard(
+    session: Session,
+    *,
+    scrub_bytes_per_s: float | None = None,
+    audit_every: int | None = None,
+    repair: bool = True,
+) -> Session:
+    """A session that checks and repairs its weights while it runs, and says so in its receipts.
+
+    Args:
+        session: an opened bundle.
+        scrub_bytes_per_s: how much of the weights to check each second.
+        audit_every: tokens between audits of the arithmetic.
+        repair: put right what a check finds wrong, where it can be.
+
+    Raises:
+        NotYetError: always, until the Protection issue lands.
+    """
+    _not_yet("guard", "scrubbing, audits and repair while a session runs", "the Protection issue")
+
+
+def quantize(
+    model: Model,
+    *,
+    bits: int = 8,
+    calibration: Iterable[Mapping[str, np.ndarray[Any, Any]]] | None = None,
+    distill_steps: int = 0,
+) -> Model:
+    """The model in integers, with the accuracy that it costs.
+
+    Args:
+        model: what `load` gives.
+        bits: of the weights.
+        calibration: inputs that show the ranges of the activations.
+        distill_steps: training steps against the original's outputs.
+
+    Raises:
+        NotYetError: always, until the Quantization issue lands.
+    """
+    _not_yet("quantize", "integer models and what they cost", "the Quantization issue")
+
+
+def build(
+    model: Model | str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    target: str,
+    replace: bool = False,
+) -> os.PathLike[str]:
+    """C sources for a microcontroller, with a contract on its memory.
+
+    Args:
+        model: an integer model.
+        directory: the folder to make.
+        target: for example `stm32f411re`.
+        replace: exchange what this function wrote there before.
+
+    Raises:
+        NotYetError: always, until the Microcontroller issue lands.
+    """
+    _not_yet("build", "C sources for microcontrollers", "the Microcontroller issue")
+
+
+def _not_yet(verb: str, what: str, when: str) -> NoReturn:
+    raise NotYetError(
+        f"tensure.{verb} is not built yet",
+        wanted=f"{what}, which arrives with {when}",
+        next_step="What stands today: load, plan, seal, open, run, generate, verify",
+    )

@@ -1,0 +1,24 @@
+from ._classification import Classification, Label
+from ._files import load_inputs, save_outputs
+from ._generation import Generation, Message, Timing
+from ._image import ImageRecipe, load_image, prepare_image
+from ._machine import host_fleet, read_bandwidth
+from ._receipt_book import SignedReceipt
+from ._session import Session
+
+__all__ = [
+    "Classification",
+    "Generation",
+    "ImageRecipe",
+    "Label",
+    "Message",
+    "Session",
+    "SignedReceipt",
+    "Timing",
+    "host_fleet",
+    "load_image",
+    "load_inputs",
+    "prepare_image",
+    "read_bandwidth",
+    "save_outputs",
+]

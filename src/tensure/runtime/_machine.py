@@ -1,0 +1,89 @@
+"""This machine: as a Fleet of one measured device, and as the kernels a receipt names.
+
+Knows what can be read from the system and measured in about half a second. Does not know plans.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from tensure.bundle import Device, Fleet
+from tensure.bundle._claims import Kernels
+
+__all__ = ["host_fleet", "kernels_claim", "num_cores", "read_bandwidth"]
+
+
+def host_fleet(name: str = "host") -> Fleet:
+    """A Fleet of this machine: instruction set, memory, and quick measurements of arithmetic and bandwidth.
+
+    The measurements take about half a second and are good to some 20 %; `tensure bench` measures properly.
+    """
+    from tensure import kernels
+
+    device = Device(
+        flops={"f32": _matmul_flops()},
+        memory=_memory_bytes(),
+        bandwidth=read_bandwidth(),
+        isa=kernels.isa(),
+        source="measured",
+    )
+    return Fleet({name: device})
+
+
+def read_bandwidth(num_bytes: int = 256 << 20, seconds: float = 0.3) -> float:
+    """Bytes per second that one numpy reduction reads from memory: the best of several passes."""
+    array = np.ones(num_bytes // 8, np.float64)
+    best = 0.0
+    deadline = time.perf_counter() + seconds
+    while True:
+        begin = time.perf_counter()
+        array.max()
+        end = time.perf_counter()
+        best = max(best, array.nbytes / (end - begin))
+        if end > deadline:
+            return best
+
+
+def num_cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def kernels_claim() -> Kernels:
+    """What a receipt says about the code that ran: our build, its instruction set, torch and its threads."""
+    import torch
+
+    from tensure import kernels
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return Kernels(
+        build=f"tensure {_version('tensure')}",
+        isa=kernels.isa(),
+        torch=f"{torch.__version__} {capability} threads={torch.get_num_threads()}",
+        basis="asserted",
+    )
+
+
+def _matmul_flops(size: int = 768, passes: int = 4) -> float:
+    square = np.ones((size, size), np.float32)
+    best = 0.0
+    for _ in range(passes):
+        begin = time.perf_counter()
+        square @ square
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,51 @@
+"""What a page is made of, where no record says it: a verdict beside a receipt, a bundle in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensure.bundle import Plan
+from tensure.bundle._receipt import Receipt
+from tensure.program import Program
+
+__all__ = ["BundleSummary", "ReceiptView", "TensorRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One stored weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptView:
+    """A receipt beside the verdict on it.
+
+    Args:
+        receipt: the record.
+        problem: why it does not verify; None when it does.
+        claims: rows of (what, said, basis), as `tensure.receipts.summarize` gives them.
+    """
+
+    receipt: Receipt
+    problem: str | None
+    claims: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSummary:
+    """An opened, verified bundle in short."""
+
+    name: str
+    digest: str
+    weights_root: str
+    signed_by: str
+    program: Program
+    plans: Mapping[str, Plan]
+    assets: Mapping[str, int]
+    tensors: tuple[TensorRow, ...]

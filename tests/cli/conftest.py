@@ -1,0 +1,101 @@
+"""A folder with one thing of each kind, and the command line as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tensure
+from tensure.cli import main
+
+from ..runtime.small_models import classifier, write_small_gguf
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        return json.loads(self.out)
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Small bundles, files and a receipt, made once; tests must not change them."""
+    base = tmp_path_factory.mktemp("cli")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(name, str(base / name.lower()))
+        patch.delenv("TENSURE_KEY", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        tensure.seal(classifier(), base / "image.bundle")
+        tensure.seal(tensure.load(write_small_gguf(base / "model.gguf")), base / "text.bundle")
+        np.save(base / "x.npy", np.ones((1, 3, 8, 8), np.float32))
+        Image.fromarray(np.full((9, 12, 3), 90, np.uint8)).save(base / "photo.png")
+        (base / "fleet.toml").write_text("[device.pi]\nflops = { f32 = 1e9 }\nmemory = 1000000000\n")
+        with tensure.open(base / "image.bundle") as session:
+            outputs, receipt = session.run(np.ones((1, 3, 8, 8), np.float32), nonce="2f9c")
+        np.savez(base / "out.npz", out=outputs["out"])
+        receipt.save(base / "out.receipt.json")
+        yield base
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own to write in, with links to everything in `folder`."""
+    for entry in folder.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(here: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run one command in this process."""
+
+    def run(*words: str) -> Done:
+        capsys.readouterr()
+        code = main(words)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def shell(here: Path) -> Call:
+    """Run one command in a process of its own."""
+
+    def run(*words: str, env: dict[str, str] | None = None) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "tensure.cli", *words],
+            capture_output=True,
+            text=True,
+            cwd=here,
+            env={**os.environ, **(env or {})},
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
