@@ -1,0 +1,102 @@
+"""What this machine allows at most, measured: bytes read from memory and f32 operations, a second.
+
+A limit is the best of several ways and of several tries: whatever computes slower than this is not limited
+by the machine. Knows numpy's and torch's simplest loops. Does not know what a model needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+
+from ._records import Json
+from ._text_engine import memory_facts
+
+__all__ = ["Measurement", "bandwidth", "f32_rate", "setup"]
+
+BUFFER_BYTES: Final = 512 << 20
+"""Well beyond any cache of the machines we know, and small beside their memory."""
+_TRIES: Final = 7
+_MATRIX: Final = 1536
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The best rate in `unit`, and how it was reached."""
+
+    value: float
+    unit: str
+    how: str
+
+
+def bandwidth(
+    threads: int = 1, *, buffer_bytes: int = BUFFER_BYTES, clock: Callable[[], float] = time.perf_counter
+) -> Measurement:
+    """Bytes per second read from memory with this many threads: the best of several streaming reads."""
+    import torch
+
+    array = np.ones(buffer_bytes // 4, np.float32)
+    tensor = torch.from_numpy(array)
+    parts = np.array_split(array.view(np.uint64), threads)
+    torch.set_num_threads(threads)
+    with ThreadPoolExecutor(threads) as pool:
+        ways: dict[str, Callable[[], object]] = {
+            "torch sum": tensor.sum,
+            "torch max": tensor.max,
+            "numpy or-reduction of 64-bit words": lambda: list(pool.map(np.bitwise_or.reduce, parts)),
+            "numpy max": lambda: list(pool.map(_numpy_max, parts)),
+        }
+        return _best(ways, array.nbytes, "B/s", clock)
+
+
+def f32_rate(
+    threads: int = 1, *, size: int = _MATRIX, clock: Callable[[], float] = time.perf_counter
+) -> Measurement:
+    """f32 operations per second of torch's own square matrix product; multiply and add count as two."""
+    import torch
+
+    torch.set_num_threads(threads)
+    square = torch.ones(size, size)
+    out = torch.empty_like(square)
+    ways: dict[str, Callable[[], object]] = {
+        f"torch matmul of {size} x {size}": lambda: torch.mm(square, square, out=out)
+    }
+    return _best(ways, 2.0 * size**3, "FLOP/s", clock)
+
+
+def _numpy_max(part: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> object:
+    return part.view(np.float32).max()
+
+
+def _best(
+    ways: Mapping[str, Callable[[], object]], work: float, unit: str, clock: Callable[[], float]
+) -> Measurement:
+    best = Measurement(0.0, unit, "")
+    for _ in range(_TRIES):
+        for how, way in ways.items():
+            begin = clock()
+            way()
+            rate = work / max(clock() - begin, 1e-9)
+            if rate > best.value:
+                best = Measurement(rate, unit, how)
+    return best
+
+
+class _LimitsEngine:
+    """Both limits for a number of threads, in a process of their own so that the caller needs no torch."""
+
+    def limits(self, threads: int) -> Json:
+        return {"bandwidth": asdict(bandwidth(threads)), "f32": asdict(f32_rate(threads))}
+
+    def facts(self) -> Json:
+        return memory_facts()
+
+
+def setup() -> _LimitsEngine:
+    """The engine; it takes no arguments."""
+    return _LimitsEngine()

@@ -1,0 +1,184 @@
+"""The report's JSON, its exit code, its file, its table; and the tables in documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.benchmarks.fakes import FULL, QUICK
+from tools import bench_tables
+
+from tensure.benchmarks import Bar, NotMeasured, Report, markdown, table
+from tensure.benchmarks._machine import commit, describe_machine, hardware_slug, versions
+from tensure.benchmarks._records import Limit, Row
+from tensure.benchmarks._statistics import spread
+
+MACHINE = {"hardware": "fast-2c", "cpu": "Fast", "cores": 2, "isa": "v3", "load_average": 0.1}
+
+
+def row(engine: str, *values: float, ratios: dict[str, float]) -> Row:
+    facts = {"weight_bytes": 98_000_000, "peak_rss_bytes": 400_000_000}
+    return Row("1 thread", engine, 1, "tok/s", spread(values), 0.5, ratios, 0.25, facts)
+
+
+def report(bench: str = "decode", **changes: Any) -> Report:
+    made = Report(
+        bench=bench,
+        metric="tok/s",
+        better="higher",
+        about="a model, greedy",
+        date="2026-01-02T03:04:05Z",
+        scope=FULL,
+        settings={"reference": "peer"},
+        machine=MACHINE,
+        versions={"torch": "2.13.0"},
+        commit="abc",
+        rows=[
+            row("tensure", 10.0, 12.0, 11.0, ratios={"peer": 0.5}),
+            row("peer", 20.0, 22.0, 24.0, ratios={"tensure": 2.0}),
+        ],
+        limits=[Limit("memory bandwidth", 1, 39e9, "B/s", 44.0, "a sum")],
+        bars=[],
+        not_measured=[NotMeasured("llama.cpp", "not installed")],
+    )
+    return replace(made, **changes)
+
+
+def test_json_has_what_readers_rely_on() -> None:
+    found = json.loads(json.dumps(report(bars=[Bar("x", 1.0, "ms", 2.0, "lower")]).to_json()))
+    assert found["format"] == "tensure/bench/1" and found["clock"] == "wall" and found["quick"] is False
+    assert {"machine", "versions", "commit", "rows", "bars", "not_measured", "limits"} <= set(found)
+    assert found["bars"] == [{"name": "x", "value": 1.0, "unit": "ms", "target": 2.0, "better": "lower"}]
+    assert found["not_measured"] == [{"name": "llama.cpp", "reason": "not installed"}]
+    first = found["rows"][0]
+    assert first["value"] == 11.0 and (first["min"], first["max"], first["rounds"]) == (10.0, 12.0, 3)
+    assert (first["q1"], first["q3"]) == (10.5, 11.5)
+    assert first["ratios"] == {"peer": 0.5} and first["weight_bytes"] == 98_000_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, 0),  # what is not measured is neither a pass nor a failure
+        ({"bars": [Bar("x", 2.0, "ms", 2.0, "lower")]}, 0),
+        ({"bars": [Bar("x", 2.1, "ms", 2.0, "lower")]}, 1),
+        ({"bars": [Bar("x", 1.4, "x", 1.5, "higher")]}, 1),
+        ({"bars": [Bar("x", float("nan"), "x", 1.5, "higher")]}, 1),
+        ({"not_measured": [NotMeasured("tensure", "differs", wrong=True)]}, 1),
+    ],
+)
+def test_exit_code(changes: dict[str, Any], code: int) -> None:
+    assert report(**changes).exit_code == code
+
+
+def test_file_name_and_save(tmp_path: Path) -> None:
+    path = report().save(tmp_path / "results")
+    assert path.name == "decode_fast-2c_2026-01-02.json"
+    assert json.loads(path.read_text()) == report().to_json()
+    assert report(scope=QUICK).file_name == "decode-quick_fast-2c_2026-01-02.json"
+
+
+def test_table_shows_losses_and_gaps() -> None:
+    headings, rows = table(report().to_json())
+    assert "vs peer" in headings and "bar" not in headings
+    assert [cells[1] for cells in rows] == ["peer", "tensure"]  # best first
+    text = markdown(report().to_json())
+    assert "| 1 thread | **tensure** | 11 | 10 to 12 | 0.50 | 25 % | 98 | 400 |" in text
+    assert "Not measured: llama.cpp (not installed)." in text
+    assert "39.0 GB/s of memory bandwidth (a sum) make 44 tok/s" in text
+
+
+def test_table_shows_bars() -> None:
+    for value, word in ((11.0, "missed"), (12.0, "met")):
+        bars = [Bar("1 thread", value, "tok/s", 12.0, "higher")]
+        assert f"| at least 12: {word} |" in markdown(report(bars=bars).to_json())
+
+
+def test_machine() -> None:
+    found = describe_machine()
+    assert found["cores"] >= 1 and found["memory_bytes"] > 1e8 and found["hardware"].endswith("c")
+    assert versions()["torch"] != "not installed"
+    assert hardware_slug("AMD EPYC 9575F 64-Core Processor", 2) == "amd-epyc-9575f-2c"
+    assert hardware_slug("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", 4) == "intel-xeon-e5-2680-v4-4c"
+
+
+def test_commit(tmp_path: Path) -> None:
+    assert commit(tmp_path) is None
+    (tmp_path / ".git").mkdir()  # not a repository: git says no
+    assert commit(tmp_path) is None
+
+
+# --- tools/bench_tables.py ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command line would leave."""
+
+    returncode: int
+    stderr: str
+
+
+Tool = Callable[..., Done]
+
+
+@pytest.fixture
+def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
+    def run(root: Path, *words: str) -> Done:
+        code = bench_tables.main(["--root", str(root), *words])
+        return Done(code, capsys.readouterr().err)
+
+    return run
+
+
+def test_documents_are_filled_and_checked(tmp_path: Path, tool: Tool) -> None:
+    report(date="2025-01-01T00:00:00Z", about="an older run").save(tmp_path / "results")
+    report(date="2026-05-05T00:00:00Z", about="a slice", scope=QUICK).save(tmp_path / "results")
+    report().save(tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text("# T\n<!-- bench:decode -->\nold\n<!-- /bench -->\nafter\n")
+    stale = tool(tmp_path, "--check")
+    assert stale.returncode == 1 and "README.md: the tables are not those of results/" in stale.stderr
+    assert tool(tmp_path).returncode == 0
+    text = readme.read_text()
+    assert text.startswith("# T\n<!-- bench:decode -->\n| case |") and text.endswith(
+        "<!-- /bench -->\nafter\n"
+    )
+    assert "old" not in text and "an older run" not in text and "A slice" not in text
+    assert tool(tmp_path, "--check").returncode == 0
+    readme.write_text(text.replace("| 11 |", "| 99 |"))  # a figure prettied up by hand
+    assert tool(tmp_path, "--check").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no marks\n", "add these two lines:\n<!-- bench:decode -->\n<!-- /bench -->"),
+        ("<!-- bench:decode -->\n", "after <!-- bench:decode --> add a line <!-- /bench -->"),
+        (
+            "<!-- bench:decode -->\n<!-- bench:decode -->\n<!-- /bench -->\n",
+            "after <!-- bench:decode --> add a line",
+        ),
+        (
+            "<!-- bench:decode -->\n<!-- /bench -->\n<!-- bench:conv -->\n<!-- /bench -->",
+            "no full result of 'conv'",
+        ),
+    ],
+)
+def test_marks_that_are_missing_or_broken(tmp_path: Path, tool: Tool, text: str, message: str) -> None:
+    report().save(tmp_path / "results")
+    (tmp_path / "README.md").write_text(text)
+    done = tool(tmp_path)
+    assert done.returncode == 1 and message in done.stderr
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_file_that_is_no_result_is_named(tmp_path: Path, tool: Tool) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text("{}")
+    done = tool(tmp_path)
+    assert done.returncode == 1 and "x.json is not a benchmark result" in done.stderr
