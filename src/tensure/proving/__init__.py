@@ -1,0 +1,10 @@
+"""Does this Plan compute this Program? Two verdicts, on values and on storage, and a certificate.
+
+A judge borrows nothing from the defendant: no planner, no kernel, no torch. The certificate checker in
+turn borrows no op code from the prover.
+"""
+
+from ._check import CheckReport, check_certificate
+from ._prove import ProofResult, prove_plan
+
+__all__ = ["CheckReport", "ProofResult", "check_certificate", "prove_plan"]

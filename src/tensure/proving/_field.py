@@ -1,0 +1,365 @@
+"""Values in a finite field: polynomials and quotients exact modulo p, everything else a keyed oracle.
+
+p = 2^127 - 1. Inputs are uniform; `+ - * /`, sums of products and moves are exact; any other function is a
+keyed hash of its operands, so that equal arguments give equal results and nothing else is assumed.
+Two formally different values then agree on all draws with a chance of at most degree/p (Schwartz,
+Zippel), and two different arguments of an oracle collide no likelier: `error` adds that up over all
+pairs. What holds here holds as an identity of rational functions over the given oracles; what does
+not may still be an identity of the real functions, so a mismatch refutes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
+from tensure.program import Op, TensorType
+from tensure.program._ops import bind_op, lookup
+
+from ._contraction import TERMS, terms_of
+from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
+from ._windows import walks
+
+P: Final = (1 << 127) - 1
+MAX_PRODUCTS: Final = 2_000_000
+MOVES: Final = frozenset(
+    "view reshape flatten permute transpose t unsqueeze squeeze select expand cat stack slice slice_scatter "
+    "select_scatter flip roll repeat".split()
+)
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class F:
+    """An array of field elements; `degree` bounds numerator plus denominator as formal polynomials."""
+
+    __slots__ = ("array", "degree")
+
+    def __init__(self, array: Any, degree: int) -> None:
+        # numpy turns a result without dims into a Python int
+        self.array, self.degree = np.asarray(array, dtype=object), degree
+
+
+class Field:
+    """The domain; one seed draws inputs and oracles."""
+
+    def __init__(self, seed: int) -> None:
+        self.key = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=32).digest()
+        self.degree, self.oracles, self.compared, self.products = 1, 0, 0, 0
+
+    @property
+    def error(self) -> float:
+        """The chance that a wrong claim passed."""
+        pairs = self.oracles * (self.oracles + 1) // 2 + self.compared + 1
+        return min(float(Fraction(2 * self.degree * pairs, P)), 0.999)
+
+    def draw(self, label: str, want: TensorType) -> F:
+        count = int(np.prod(want.shape, dtype=np.int64))
+        self._work(count)
+        drawn = [self._hash(f"draw {label} {at}".encode()) for at in range(count)]
+        return F(_objects(drawn, want.shape), 1)
+
+    def run(self, step: Op, operands: list[Any]) -> list[F]:
+        given = bind_op(lookup(step.op), [_typed(item) for item in operands], dict(step.attrs))
+        try:
+            made = self._run(step.op, given, operands)
+        except (ValueError, IndexError, KeyError) as error:
+            raise RecordError(f"{step.op} cannot take these operands: {error}") from error
+        for item in made:
+            self.degree = max(self.degree, item.degree)
+        return made
+
+    def meet(self, step: Op, members: list[F]) -> list[F]:
+        attrs: dict[str, Any] = dict(step.attrs)
+        arrays = [member.array for member in members]
+        degree = sum(member.degree for member in members)
+        if attrs.get("reduce", "sum") != "sum":
+            raise UnsupportedError(f"{step.op} with reduce={attrs['reduce']!r} in the field")
+        try:
+            if step.op == "all_gather":
+                made = [np.concatenate(arrays, axis=attrs["dim"])] * len(arrays)
+            elif step.op == "all_to_all":
+                parts = [np.split(array, len(arrays), axis=attrs["split"]) for array in arrays]
+                made = [
+                    np.concatenate([p[to] for p in parts], axis=attrs["cat"]) for to in range(len(arrays))
+                ]
+            else:
+                if len({array.shape for array in arrays}) != 1:
+                    raise RecordError(f"{step.op} of several shapes")
+                total = sum(arrays[1:], arrays[0]) % P
+                made = [total] * len(arrays)
+                if step.op == "reduce_scatter":
+                    made = list(np.split(total, len(arrays), axis=attrs["dim"]))
+        except ValueError as error:
+            raise RecordError(f"{step.op} cannot take these operands: {error}") from error
+        return [F(array, degree) for array in made]
+
+    def take(self, value: F, dim: int, indices: list[int]) -> F:
+        return F(value.array.take(indices, axis=dim), value.degree)
+
+    def join(self, dim: int, values: list[F]) -> F:
+        return F(
+            np.concatenate([value.array for value in values], axis=dim), max(value.degree for value in values)
+        )
+
+    def shape(self, value: F) -> tuple[int, ...]:
+        return tuple(value.array.shape)
+
+    def add(self, one: F, other: F) -> F:
+        return F((one.array + other.array) % P, one.degree + other.degree)
+
+    def scale(self, value: F, by: Fraction) -> F:
+        return F(value.array * _element(by) % P, value.degree)
+
+    def difference(self, have: F, want: F) -> tuple[int, ...] | None:
+        self.compared += 1
+        self.degree = max(self.degree, have.degree + want.degree)
+        found = np.argwhere(np.asarray(have.array != want.array, dtype=np.bool_))
+        return tuple(int(part) for part in found[0]) if len(found) else None
+
+    # ops ---------------------------------------------------------------------------------------------
+
+    def _run(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
+        first = operands[0] if operands else None
+        degree = sum(item.degree for item in operands if isinstance(item, F))
+        if op == "copy" and isinstance(first, F):
+            return [first]
+        if op in _RATIONAL:
+            values = [item.array if isinstance(item, F) else _number(item) for item in operands]
+            if op == "div":
+                if given["rounding_mode"] is not None:
+                    return self._oracle(op, given, operands)
+                values[1] = self._inverse(values[1])
+            alpha = _element(Fraction(given.get("alpha", 1)))
+            made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
+            return [F(made, degree)]
+        if op in TERMS:
+            return [self._contract(op, given, [item for item in operands if item is not None], degree)]
+        if op in ("sum", "mean") and isinstance(first, F):
+            dims = reduced_dims(given["dim"], first.array.ndim)
+            made = np.asarray(np.add.reduce(first.array, axis=dims, keepdims=given["keepdim"]), dtype=object)
+            count = first.array.size // max(made.size, 1)
+            by = pow(count, -1, P) if op == "mean" and count else 1
+            return [F(made * by % P, first.degree * max(count, 1))]
+        if op in ("convolution", "integer_convolution") and not given.get("transposed"):
+            return [self._convolve(given, operands, degree)]
+        if op in MOVES:
+            return [
+                F(_move(op, given, operands), max(item.degree for item in operands if isinstance(item, F)))
+            ]
+        if op in ELEMENTWISE or op in PER_CHANNEL:
+            return self._oracle(op, given, operands)
+        if op in REDUCTIONS and isinstance(first, F):
+            return [self._along(op, given, first, reduced_dims(given["dim"], first.array.ndim))]
+        if op in ROWS or op in NORMS or op == "max_pool2d":
+            return self._rows(op, given, operands)
+        raise UnsupportedError(f"op {op!r} has no meaning in the field")
+
+    def _oracle(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
+        """Element by element; broadcasting as numpy's."""
+        arrays = [item.array for item in operands if isinstance(item, F)]
+        key = [op, *(item for item in operands if not isinstance(item, F))]
+        lists: list[Array] = []
+        if op in PER_CHANNEL:  # factors by channel go into the hash beside the element they scale
+            for name in PER_CHANNEL[op]:
+                along = np.ones(arrays[0].ndim, np.int64)
+                if len(given[name]) > 1:
+                    along[given["axis"]] = -1
+                lists.append(
+                    _objects([hash_number(x) for x in given[name]], (len(given[name]),)).reshape(along)
+                )
+            given = {name: value for name, value in given.items() if name not in (*PER_CHANNEL[op], "axis")}
+        text = repr((key, sorted(given.items()))).encode()
+        spread = np.broadcast_arrays(*arrays, *lists)
+        self._work(spread[0].size)
+        self.oracles += spread[0].size
+        flat = zip(*(item.reshape(-1).tolist() for item in spread), strict=True)
+        made = [self._hash(text, *values) for values in flat]
+        return [F(_objects(made, spread[0].shape), 1)]
+
+    def _along(self, op: str, given: dict[str, Any], x: F, dims: tuple[int, ...]) -> F:
+        """One oracle for each set of reduced elements; order counts only for the positions of extrema."""
+        moved = np.moveaxis(x.array, dims, range(len(dims)))
+        rest = moved.shape[len(dims) :]
+        sets = moved.reshape(-1, int(np.prod(rest, dtype=np.int64))).T.tolist()
+        self._work(x.array.size)
+        self.oracles += len(sets)
+        ordered = op in ("argmax", "argmin")
+        text = repr((op, sorted((k, v) for k, v in given.items() if k not in ("dim", "keepdim")))).encode()
+        made = _objects([self._hash(text, *(row if ordered else sorted(row))) for row in sets], rest)
+        return F(np.expand_dims(made, dims) if given.get("keepdim") else made, 1)
+
+    def _rows(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
+        first = operands[0].array
+        if op == "max_pool2d":
+            return [self._pool(given, operands[0])]
+        if op in ("sort", "topk", "roll", "flip"):
+            raise UnsupportedError(f"op {op!r} has no meaning in the field")
+        if op in NORMS:
+            dims = tuple(range(first.ndim - len(given["normalized_shape"]), first.ndim))
+        else:
+            dims = reduced_dims(given["dim"], first.ndim)
+        arrays = [np.broadcast_to(item.array, first.shape) for item in operands if isinstance(item, F)]
+        text = repr((op, sorted(given.items()), [isinstance(item, F) for item in operands])).encode()
+        moved = [np.moveaxis(array, dims, range(-len(dims), 0)) for array in arrays]
+        width = int(np.prod([first.shape[dim] for dim in dims], dtype=np.int64))
+        rows = np.concatenate([array.reshape(-1, width) for array in moved], axis=1).tolist()
+        self._work(first.size)
+        self.oracles += first.size
+        made = [self._hash(text, at, *row) for row in rows for at in range(width)]
+        back = np.moveaxis(_objects(made, moved[0].shape), range(-len(dims), 0), dims)
+        return [F(back, 1)]
+
+    def _pool(self, given: dict[str, Any], x: F) -> F:
+        kernel = given["kernel_size"] if len(given["kernel_size"]) == 2 else given["kernel_size"] * 2
+        if given["ceil_mode"]:
+            raise UnsupportedError("a pool with ceil_mode has no meaning in the field")
+        taps = self._taps(x.array, walks(given, kernel), -1)
+        self._work(taps.size)
+        self.oracles += taps[..., 0, 0].size
+        flat = taps.reshape(-1, kernel[0] * kernel[1]).tolist()
+        made = [self._hash(b"max_pool2d", *sorted(set(row) - {-1})) for row in flat]
+        return F(_objects(made, taps.shape[:-2]), 1)
+
+    def _taps(self, x: Array, dims: Sequence[Any], fill: int) -> Array:
+        """Every output position's window: [..., *outputs, *kernel]."""
+        lead = x.ndim - len(dims)
+        shape = list(x.shape)
+        for at, walk in enumerate(dims):
+            shape[lead + at] += walk.before + walk.after
+        # not np.pad: its zeros are int64 scalars, which overflow beside long integers
+        full = np.full(shape, fill, dtype=object)
+        inside = [slice(walk.before, walk.before + x.shape[lead + at]) for at, walk in enumerate(dims)]
+        full[(slice(None),) * lead + tuple(inside)] = x
+        for at, walk in enumerate(dims):
+            rows = np.arange(walk.count(x.shape[lead + at]))[:, None] * walk.stride
+            places = rows + np.arange(walk.kernel)[None, :] * walk.dilation
+            full = full.take(places.reshape(-1), axis=lead + at)
+            split = (*full.shape[: lead + at], *places.shape, *full.shape[lead + at + 1 :])
+            full = np.moveaxis(full.reshape(split), lead + at + 1, -1)
+        return full
+
+    def _convolve(self, given: dict[str, Any], operands: list[Any], degree: int) -> F:
+        x, weight = operands[0].array, operands[1].array
+        groups, spatial = given["groups"], weight.ndim - 2
+        zero = given.get("input_zero_point", 0)
+        taps = self._taps((x - zero) % P, walks(given, weight.shape[2:]), 0)
+        count, channels = x.shape[0], x.shape[1] // groups
+        taps = taps.reshape(count, groups, channels, *taps.shape[2:])
+        kernels = weight.reshape(groups, -1, *weight.shape[1:])
+        self._work(taps.size * kernels.shape[1])
+        letters = "uvwxyz"
+        outs, inner = letters[:spatial], letters[3 : 3 + spatial]
+        made = np.einsum(f"ngc{outs}{inner},goc{inner}->ngo{outs}", taps, kernels) % P
+        made = made.reshape(count, -1, *made.shape[3:])
+        if len(operands) > 2 and operands[2] is not None:
+            made = (made + operands[2].array.reshape(1, -1, *[1] * spatial)) % P
+        return F(made, degree * max(int(np.prod(weight.shape[1:])), 1))
+
+    def _contract(self, op: str, given: dict[str, Any], operands: list[F], degree: int) -> F:
+        arrays = [item.array for item in operands]
+        found = terms_of(op, given, [array.ndim for array in arrays])
+        if found is None:
+            raise UnsupportedError(f"{op} of ranks {[array.ndim for array in arrays]} in the field")
+        terms, out = found
+        if op == "integer_linear":
+            arrays[0] = (arrays[0] - given["input_zero_point"]) % P
+        bias = arrays.pop() if op in ("linear", "integer_linear") and len(arrays) == 3 else None
+        terms = terms[: len(arrays)]
+        sizes: dict[str, int] = {}
+        for term, array in zip(terms, arrays, strict=True):
+            for letter, size in zip(term, array.shape, strict=True):
+                if sizes.setdefault(letter, size) != size:
+                    raise RecordError(f"letter {letter} is {sizes[letter]} and {size}")
+        self._work(int(np.prod(list(sizes.values()), dtype=np.float64)) * len(arrays))
+        made, have = arrays[0], terms[0]
+        for position in range(1, len(terms)):
+            later = set(out).union(*terms[position + 1 :])
+            keep = "".join(letter for letter in dict.fromkeys(have + terms[position]) if letter in later)
+            product = np.einsum(f"{have},{terms[position]}->{keep}", made, arrays[position])
+            made = np.asarray(product, dtype=object) % P
+            have = keep
+        made = np.asarray(np.einsum(f"{have}->{out}", made), dtype=object) % P
+        if bias is not None:
+            made = (made + bias) % P
+        contracted = int(
+            np.prod([size for letter, size in sizes.items() if letter not in out], dtype=np.float64)
+        )
+        return F(made, degree * max(contracted, 1))
+
+    def _inverse(self, value: Any) -> Any:
+        array = np.asarray(value, dtype=object)
+        self._work(array.size)
+        if (array == 0).any():
+            raise UnsupportedError("a denominator that is zero in the field")
+        return _objects([pow(item, -1, P) for item in array.reshape(-1).tolist()], array.shape)
+
+    def _hash(self, text: bytes, *values: int) -> int:
+        state = hashlib.blake2b(text, key=self.key, digest_size=24)
+        for value in values:
+            state.update(int(value).to_bytes(17, "little", signed=True))
+        return int.from_bytes(state.digest(), "little") % P
+
+    def _work(self, count: int) -> None:
+        self.products += count
+        if self.products > MAX_PRODUCTS:
+            raise LimitError(f"over {MAX_PRODUCTS} operations in the field")
+
+
+_RATIONAL: Final[dict[str, Callable[[list[Any], int], Any]]] = {
+    "add": lambda v, alpha: v[0] + alpha * v[1],
+    "sub": lambda v, alpha: v[0] - alpha * v[1],
+    "rsub": lambda v, alpha: v[1] - alpha * v[0],
+    "mul": lambda v, _: v[0] * v[1],
+    "div": lambda v, _: v[0] * v[1],
+    "neg": lambda v, _: -v[0],
+    "square": lambda v, _: v[0] * v[0],
+    "add_n": lambda v, _: sum(v[1:], v[0]),
+}
+
+
+def hash_number(value: float) -> int:
+    """A number as the field element it stands for."""
+    return _element(Fraction(value))
+
+
+def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
+    """A move of elements, done by the op table's semantics on the numbers of the elements."""
+    from tensure.program import evaluate_op
+
+    arrays = [item.array for item in operands if isinstance(item, F)]
+    numbers, start = [], 0
+    for array in arrays:
+        numbers.append(np.arange(start, start + array.size, dtype=np.int64).reshape(array.shape))
+        start += array.size
+    attrs = {key: value for key, value in given.items() if value is not None}
+    try:
+        (places,) = evaluate_op(op, numbers, attrs)
+    except TensureError as error:
+        raise RecordError(str(error)) from error
+    flat = np.concatenate([array.reshape(-1) for array in arrays])
+    return np.asarray(flat[places], dtype=object)
+
+
+def _typed(item: Any) -> Any:
+    return TensorType(item.array.shape, "f64") if isinstance(item, F) else item
+
+
+def _objects(values: list[int], shape: tuple[int, ...]) -> Array:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, (int, float)):
+        raise UnsupportedError(f"operand {value!r} in the field")
+    return _element(Fraction(value))
+
+
+def _element(value: Fraction) -> int:
+    return value.numerator * pow(value.denominator, -1, P) % P

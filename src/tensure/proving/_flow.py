@@ -1,0 +1,489 @@
+"""Walk a Plan with relations for values: what every local of every rank is, and which claims hold.
+
+Claims are compared as locals come to be. A claim that cannot be derived is a *doubt*, not yet a
+fault: after it the claim is taken for granted, so that one doubt does not breed others and each step
+is judged on its own. Deciding a doubt is for the field and for a concrete replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from tensure.bundle import Placed, Plan, Rank
+from tensure.bundle._json import Json
+from tensure.bundle._machine import PlanMachine
+from tensure.errors import LimitError, RecordError, TensureError
+from tensure.program import Arg, Name, Op, Program, TensorType, expand, state_pairs, walk
+from tensure.program._evaluate import infer_step, where
+from tensure.program._ops import infer_collective
+
+from ._contraction import TERMS, terms_of
+from ._index import Region, covers, cut, index_of, length, select, shape_of, whole
+from ._logical import FLOATS, Held, Logical
+from ._relation import Relation, Share, Term, describe, narrowed, total
+
+MAX_LOCALS: Final = 1 << 20
+StatePart: TypeAlias = tuple[str, str, Region]
+"""(rank, before-state, region of it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A claim that no rule derives, or a plan that cannot go on.
+
+    `order` is the place in the order of production; locals are named as they are printed.
+    """
+
+    order: int
+    rank: str
+    local: str
+    claim: str
+    step: str
+    source: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What one walk established.
+
+    Args:
+        logical: the values, ghosts included.
+        relations: by rank, in order of production, the derived (or, after a doubt, claimed) relation.
+        types: by rank, supplied locals included.
+        doubts: in order of production; none means that every claim holds.
+        reads: the parts of before-states that ranks are supplied with.
+        keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
+        supplied: locals taken from inputs, weights and before-states, by rank.
+        ended: whether every rank came to its end.
+    """
+
+    logical: Logical
+    relations: Mapping[Rank, Mapping[Name, Relation]]
+    types: Mapping[Rank, Mapping[Name, TensorType]]
+    doubts: tuple[Doubt, ...]
+    reads: frozenset[StatePart]
+    keeps: frozenset[StatePart]
+    supplied: Mapping[Rank, frozenset[Name]]
+    ended: bool
+
+
+def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> Flow:
+    """Derive every relation of one invocation; errors of the Plan become doubts.
+
+    Raises:
+        TensureError: the Program itself cannot be expanded or typed.
+    """
+    machine = _Relations(plan, program, entry, env, Logical(program, entry, env))
+    ended = True
+    try:
+        machine.go()
+    except LimitError:
+        raise
+    except TensureError as error:
+        machine.stuck(error)
+        ended = False
+    if ended:
+        machine.close()
+    doubts = tuple(sorted(machine.doubts, key=lambda doubt: doubt.order))
+    relations = {
+        rank: {name: held.relation for name, held in {**machine.given[rank], **made}.items()}
+        for rank, made in machine.made.items()
+    }
+    types = {
+        rank: {name: held.type for name, held in {**machine.given[rank], **made}.items()}
+        for rank, made in machine.made.items()
+    }
+    reads, keeps = machine.states()
+    supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
+    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended)
+
+
+class _Relations(PlanMachine[Held]):
+    """Relations as values."""
+
+    def __init__(
+        self, plan: Plan, program: Program, entry: str, env: Mapping[str, int], logical: Logical
+    ) -> None:
+        super().__init__(plan, program, entry, env)
+        self.logical = logical
+        self.doubts: list[Doubt] = []
+        self.current: dict[Rank, Op | None] = {}
+        self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
+        self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, Placed, Held]]] = {}
+        self._streams: dict[Rank, Iterator[Op]] = {}
+        self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
+        self._wanted: Relation | None = None
+        self._at: tuple[Rank, Op] | None = None
+
+    # what a value is ---------------------------------------------------------------------------------
+
+    def leaf(self, rank: Rank, name: Name, claim: Placed) -> Held:
+        relation = self.claimed(claim)
+        whole = self.leaves[str(claim.of)]
+        return Held(TensorType(relation.shape, whole.dtype), relation)
+
+    def operand(self, rank: Rank, arg: Arg) -> Any:
+        return self.logical.operand(arg, lambda ref: self.find(rank, ref))
+
+    def run(self, step: Op, operands: list[Any]) -> list[Held]:
+        types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
+        return self.logical.apply(step, operands, types, self._wanted)
+
+    def meet(self, step: Op, members: list[Held]) -> list[Held]:
+        attrs = dict(step.attrs)
+        types = infer_collective(step.op, [member.type for member in members], attrs)
+        made = self._met(step.op, attrs, members, types)
+        return [Held(want, relation) for want, relation in zip(types, made, strict=True)]
+
+    def keep(self, rank: Rank, name: Name, value: Held) -> None:
+        if len(self._order) >= MAX_LOCALS:
+            raise LimitError(f"over {MAX_LOCALS} locals in one invocation")
+        self._order[rank, name] = (len(self._order), self.current.get(rank))
+        local = self.plan.local(rank.track, name.base)
+        claim = self.claim(rank, name) if local is not None else None
+        if local is not None and local.dtype is not None and local.dtype != value.type.dtype:
+            raise RecordError(f"{name} comes out as {value.type}", wanted=f"{local.dtype} as declared")
+        if local is None or claim is None:
+            return
+        if claim.sum:
+            at = zip(self.plan.tracks[rank.track].axes, rank.at, strict=True)
+            index = zip(local.params, name.members(), strict=True)
+            fixed = tuple(c for axis, c in at if axis not in claim.sum)
+            letters = tuple(i for letter, i in index if letter not in claim.sum)
+            key = (rank.track, fixed, name.base, letters, str(claim.of))
+            self._sums.setdefault(key, []).append((rank, name, claim, value))
+            return
+        want = self._want(rank, name, claim)
+        if want is None:
+            return
+        if not self.logical.same(value.relation, want):
+            self._doubt(rank, name, want, f"it comes out as {self._words(value.relation)}")
+            if shape_of(want.terms[0].region) != value.type.shape:
+                return
+        if name in self.made[rank]:
+            self.made[rank][name] = Held(value.type, want)
+
+    # the walk ----------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        self._streams = {
+            rank: self._watched(rank, expand(self.plan.blocks, self.body(rank), self.env_of(rank)))
+            for rank in self.plan.ranks()
+        }
+        walk(self._streams, self)
+
+    def compute(self, rank: Rank, step: Op) -> None:
+        self._at = (rank, step)
+        self._wanted = self._hint(rank, step)
+        super().compute(rank, step)
+
+    def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
+        self._at = (rank, step)
+        receiver, payload = super().send(rank, step)
+        self._mail.setdefault((receiver, step.attr("key")), (rank, step))
+        return receiver, payload
+
+    def _check_call(self, rank: Rank, step: Op, operands: list[Any]) -> None:
+        super()._check_call(rank, step, [item.type if isinstance(item, Held) else item for item in operands])
+
+    def recv(self, rank: Rank, step: Op, payload: Any) -> None:
+        self._at = (rank, step)
+        self._mail.pop((rank, step.attr("key")), None)
+        super().recv(rank, step, payload)
+
+    def contribute(self, rank: Rank, step: Op) -> Any:
+        self._at = (rank, step)
+        return super().contribute(rank, step)
+
+    # claims ------------------------------------------------------------------------------------------
+
+    def claimed(self, claim: Placed) -> Relation:
+        """A claim as a relation.
+
+        Raises:
+            RecordError: it names what the Program does not have.
+        """
+        whole = self.logical.names.get(str(claim.of))
+        if whole is None:
+            raise RecordError(f"the program never makes {claim.of}")
+        (term,) = whole.relation.terms
+        region = list(term.region)
+        for dim, indices in claim.dims.items():
+            if dim >= len(region) or (indices and max(indices) >= length(region[dim])):
+                raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
+            region[dim] = select(region[dim], index_of(indices))
+        share = None
+        if claim.over is not None:
+            share = Share(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
+        return Relation((Term(term.node, tuple(region), claim.scale, share),))
+
+    def _extent(self, node: int, claim: Placed) -> int:
+        """The size of the contracted letter an addend is cut along."""
+        value = self.logical.values[node]
+        shapes = [
+            shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and item[0] != "number"
+        ]
+        found = (
+            terms_of(value.op, dict(value.given), [len(shape) for shape in shapes])
+            if value.op in TERMS
+            else None
+        )
+        letter = claim.over[0] if claim.over is not None else ""
+        if found is not None and letter not in found[1]:
+            for term, shape in zip(found[0], shapes, strict=False):
+                if letter in term:
+                    return shape[term.index(letter)]
+        raise RecordError(f"an addend over {letter!r} of {claim.of}", wanted="a contracted letter of its op")
+
+    def stuck(self, error: TensureError) -> None:
+        """The walk could not end: say where, naming the message nobody sends rather than who waits for it."""
+        waiting = self._waiting() if "deadlock" in error.found else None
+        lost = next(iter(self._mail.values()), None) if "never received" in error.found else None
+        rank, step = waiting or lost or self._at or (Rank("no rank"), None)
+        name = step.outs[0] if step is not None and step.outs else None
+        claim = ""
+        if name is not None:
+            try:
+                bound = self.claim(rank, name)
+                claim = "" if bound is None else self._words(self.claimed(bound))
+            except TensureError as other:
+                claim = other.found
+        label = (
+            str(name)
+            if name is not None
+            else ", ".join(str(ref.name) for ref in step.reads())
+            if step
+            else ""
+        )
+        text, source = _step_words(step)
+        self.doubts.append(Doubt(len(self._order), str(rank), label, claim, text, source, error.found))
+
+    def close(self) -> None:
+        """Sums of addends, outputs and after-states, once everything is made."""
+        for members in self._sums.values():
+            rank, name, claim, _ = members[-1]  # a sum comes to be with its last addend
+            want = self._want(rank, name, claim)
+            if want is None:
+                continue
+            summed = total([held.relation for *_, held in members])
+            if any(self._want(r, n, c) != want for r, n, c, _ in members):
+                self._doubt(rank, name, want, "the addends claim different parts")
+            elif summed is None or not self.logical.same(self.logical.resolve(summed), want):
+                found = "nothing" if summed is None else self._words(summed)
+                self._doubt(rank, name, want, f"the addends sum to {found}")
+        entry = self.program.entry(self.entry)
+        outputs = [str(name.ground(self.env)) for name in entry.outputs]
+        afters = [str(after) for _, after in state_pairs(entry, self.env)]
+        # a state that is a pending sum cannot be handed in again
+        for labels, what, sums in ((outputs, "output", True), (afters, "after-state", False)):
+            held = self._held(set(labels), sums=sums)
+            for label in labels:
+                self._covered(label, held, what)
+
+    def states(self) -> tuple[frozenset[StatePart], frozenset[StatePart]]:
+        """Parts of before-states supplied, and parts of after-states held whole at the end."""
+        pairs = {
+            str(after): str(before) for before, after in state_pairs(self.program.entry(self.entry), self.env)
+        }
+        reads: set[StatePart] = set()
+        keeps: set[StatePart] = set()
+        for rank, made in self.made.items():
+            for name in (*self.given[rank], *made):
+                claim = self.claim(rank, name)
+                part = None if claim is None else self._part(claim)
+                if claim is None or part is None or claim.sum or claim.over is not None or claim.scale != 1:
+                    continue
+                if name in self.given[rank] and str(claim.of) in pairs.values():
+                    reads.add((str(rank), str(claim.of), part))
+                if str(claim.of) in pairs:
+                    keeps.add((str(rank), pairs[str(claim.of)], part))
+        return frozenset(reads), frozenset(keeps)
+
+    def _hint(self, rank: Rank, step: Op) -> Relation | None:
+        for out in step.outs:
+            claim = self.claim(rank, out)
+            if claim is not None and str(claim.of) in self.logical.names:
+                return self.logical.names[str(claim.of)].relation
+        return None
+
+    def _want(self, rank: Rank, name: Name, claim: Placed) -> Relation | None:
+        try:
+            return self.claimed(claim)
+        except RecordError as error:
+            order, step = self._order[rank, name]
+            text, source = _step_words(step)
+            self.doubts.append(
+                Doubt(order, str(rank), str(name), str(claim.of), text, source, f"it claims {error.found}")
+            )
+            return None
+
+    def _doubt(self, rank: Rank, name: Name, want: Relation, why: str) -> None:
+        order, step = self._order[rank, name]
+        text, source = _step_words(step)
+        self.doubts.append(Doubt(order, str(rank), str(name), self._words(want), text, source, why))
+
+    def _words(self, relation: Relation) -> str:
+        shapes = {term.node: self.logical.values[term.node].type.shape for term in relation.terms}
+        return describe(relation, self.logical.labels, shapes)
+
+    def _held(self, labels: set[str], *, sums: bool) -> dict[str, list[Region]]:
+        """The parts of logical values that claims put on some rank."""
+        held: dict[str, list[Region]] = {}
+        for rank, made in self.made.items():
+            for name in (*self.given[rank], *made):
+                claim = self.claim(rank, name)
+                if claim is None or claim.over is not None or not claim.scale:
+                    continue
+                if str(claim.of) not in labels:
+                    continue
+                if not sums and (claim.sum or claim.scale != 1):
+                    continue
+                want = self._part(claim)
+                if want is not None:
+                    held.setdefault(str(claim.of), []).append(want)
+        return held
+
+    def _part(self, claim: Placed) -> Region | None:
+        found = self.logical.names.get(str(claim.of))
+        if found is None:
+            return None
+        shape = found.type.shape
+        if any(dim >= len(shape) or (at and max(at) >= shape[dim]) for dim, at in claim.dims.items()):
+            return None
+        return tuple(
+            index_of(claim.dims[dim]) if dim in claim.dims else whole(size) for dim, size in enumerate(shape)
+        )
+
+    def _covered(self, label: str, held: Mapping[str, list[Region]], what: str) -> None:
+        shape = self.logical.names[label].type.shape
+        missing = covers(held.get(label, []), shape)
+        if missing:
+            self.doubts.append(
+                Doubt(
+                    len(self._order),
+                    "",
+                    label,
+                    label,
+                    "",
+                    "",
+                    f"{what} {label}: {missing} elements are on no rank",
+                )
+            )
+
+    # collectives -------------------------------------------------------------------------------------
+
+    def _met(
+        self, op: str, attrs: Mapping[str, Any], members: list[Held], types: list[TensorType]
+    ) -> list[Relation]:
+        rank = len(members[0].type.shape)
+        if op == "all_gather":
+            joined = self.logical.join(members, attrs["dim"] % rank)
+            return [joined] * len(members)
+        if op == "all_to_all":
+            split, cat = attrs["split"] % rank, attrs["cat"] % rank
+            size = members[0].type.shape[split] // len(members)
+            return [
+                self.logical.join([_piece(item, split, to * size, (to + 1) * size) for item in members], cat)
+                for to in range(len(members))
+            ]
+        kind = attrs.get("reduce", "sum")
+        relations = [member.relation for member in members]
+        whole = self._added(members) if kind == "sum" else None
+        found = members[0].type
+        if whole is None:
+            whole = self.logical.ghost((op, kind, tuple(item.terms for item in relations)), found)
+        whole = self.logical.resolve(whole)
+        if op == "all_reduce":
+            return [whole] * len(members)
+        dim = attrs["dim"] % rank
+        size = found.shape[dim] // len(members)
+        held = Held(found, whole)
+        return [_piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))]
+
+    def _added(self, members: list[Held]) -> Relation | None:
+        if members[0].type.dtype not in FLOATS and any(
+            term.share is None for member in members for term in member.relation.terms
+        ):
+            return None  # integers wrap: only the addends of one exact sum are put together
+        return total([member.relation for member in members])
+
+    def _watched(self, rank: Rank, steps: Iterator[Op]) -> Iterator[Op]:
+        for step in steps:
+            self.current[rank] = step
+            yield step
+        self.current[rank] = None
+
+    def _receiver(self, rank: Rank, step: Op) -> Rank:
+        """Whom a send is for, without its payload."""
+        track, at = step.attr("to"), step.attr("at")
+        if not isinstance(track, str) or track not in self.plan.tracks:
+            raise RecordError(f"send to {track!r}")
+        own = dict(zip(self.plan.tracks[rank.track].axes, rank.at, strict=True))
+        ends = (
+            at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[track].axes)
+        )
+        return Rank(track, tuple(part for part in ends if isinstance(part, int)))
+
+    def _waiting(self) -> tuple[Rank, Op] | None:
+        """In a deadlock: a receive that no step to come answers, or else the first rank that waits."""
+        heads = [(rank, step) for rank, step in self.current.items() if step is not None]
+        coming: set[tuple[Rank, object]] = set()
+        for rank, steps in self._streams.items():
+            for step in steps:
+                if step.op == "send":
+                    try:
+                        coming.add((self._receiver(rank, step), step.attr("key")))
+                    except RecordError:
+                        continue
+        for rank, step in heads:
+            if step.op == "recv" and (rank, step.attr("key")) not in coming:
+                return rank, step
+        return heads[0] if heads else None
+
+
+def _piece(held: Held, dim: int, lo: int, hi: int) -> Held:
+    indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in held.relation.terms}
+    shape = list(held.type.shape)
+    shape[dim] = hi - lo
+    return Held(TensorType(tuple(shape), held.type.dtype), narrowed(held.relation, dim, indexes))
+
+
+def _step_words(step: Op | None) -> tuple[str, str]:
+    if step is None:
+        return "supplied", ""
+    source = next((str(value) for key, value in step.note if key == "source"), "")
+    key = f" key={step.attr('key')}" if step.op == "recv" else ""
+    return where(step).split(" at ")[0] + key, source
+
+
+def completed(found: Flow) -> list[Json]:
+    """The completed claims of one walk, rank by rank, in order of production, as a certificate has them."""
+    rows: list[Json] = []
+    for rank, table in found.relations.items():
+        for name, relation in table.items():
+            terms = _terms(relation, found)
+            if terms is not None:
+                rows.append([str(rank), str(name), terms])
+    return rows
+
+
+def _terms(relation: Relation, found: Flow) -> list[Json] | None:
+    rows: list[Json] = []
+    for term in relation.terms:
+        label = found.logical.labels.get(term.node)
+        if label is None:
+            return None
+        rows.append(_row(term, label))
+    return rows
+
+
+def _row(term: Term, label: str) -> Json:
+    share: Json = None
+    if term.share is not None:
+        runs: list[Json] = [list(run) for run in term.share.index]
+        share = [term.share.letter, runs]
+    region: list[Json] = [[list(run) for run in index] for index in term.region]
+    return [f"{term.coef.numerator}/{term.coef.denominator}", label, region, share]

@@ -1,0 +1,324 @@
+"""Prove a Plan: walk every invocation, decide every doubt, write and re-check the certificate.
+
+`proved` is said only when no rule left a doubt and the independent checker accepts the certificate.
+A doubt is first replayed concretely, which alone can refute; a doubt that no replay confirms goes to
+the field, which can make the whole `probable`; what is left is `unknown`, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Final
+
+from tensure.bundle import Counterexample, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
+from tensure.bundle._json import Json
+from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
+from tensure.program import (
+    Program,
+    bind_entry,
+    corner_params,
+    digest,
+    evaluate,
+    format_program,
+    parse_program,
+    state_pairs,
+)
+
+from ._certificate import Covered, write_certificate
+from ._check import check_certificate
+from ._compare import Wrong, compare
+from ._field import Field
+from ._flow import Doubt, Flow, completed, flow
+from ._replay import replay, storage_replay
+from ._storage import Clash, clash, too_large
+
+MAX_INVOCATIONS: Final = 64
+"""Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
+MAX_RANKS: Final = 256
+SEEDS: Final = (1, 2)
+ACCEPT: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class ProofResult:
+    """The Proof, and the bytes of its certificate when values are proved."""
+
+    proof: Proof
+    certificate: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What one walk established, in plain values: the same whichever process made it."""
+
+    entry: str
+    params: Mapping[str, int]
+    doubts: tuple[Doubt, ...]
+    claims: list[Json] | None
+    reads: Sequence[Json]
+    keeps: Sequence[Json]
+    clash: Clash | None
+    ended: bool
+
+
+def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
+    """Two verdicts on a Plan for a Program: values and storage.
+
+    Args:
+        plan: at most 256 ranks; folding more is not built yet.
+        jobs: processes; the result is the same for any number.
+        accept: the greatest error bound that is still called `probable`.
+
+    Raises:
+        RecordError: the Plan is for another Program, or the Program is malformed.
+        LimitError: a bound on steps or locals was passed.
+    """
+    if plan.program != digest(program):
+        raise RecordError(f"the plan is for {plan.program}", wanted=f"the program's digest {digest(program)}")
+    if not 0 < accept < 1:
+        raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
+    digests = (digest(program), plan_digest(plan))
+    if plan.num_ranks() > MAX_RANKS:
+        reason = f"{plan.num_ranks()} ranks; over {MAX_RANKS} need folding, which is not built yet"
+        verdict = Verdict("unknown", "relations", reason=reason)
+        return ProofResult(Proof(*digests, verdict, Verdict("unknown", "byte tags", reason=reason)), None)
+    invocations, open_entries = _invocations(program)
+    units = _walked(plan, program, invocations, jobs)
+    storage = _storage(plan, program, units)
+    values, certificate = _values(plan, program, units, open_entries, accept)
+    named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
+    return ProofResult(Proof(*digests, values, storage, named), certificate)
+
+
+def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
+    """Every value of every entry's parameters, or corners where there are too many (and which those are)."""
+    found: list[tuple[str, dict[str, int]]] = []
+    open_entries: list[str] = []
+    for label, entry in program.entries.items():
+        rows: list[dict[str, int]] = [{}]
+        count = 0
+        for key, lo, hi in entry.params:
+            grown: list[dict[str, int]] = []
+            for row in rows:
+                env = {**program.axes, **row}
+                low, high = evaluate(lo, env), evaluate(hi, env)
+                grown.extend(
+                    {**row, key: value} for value in range(low, min(high, low + MAX_INVOCATIONS + 1))
+                )
+                if len(grown) > MAX_INVOCATIONS:
+                    break
+            rows = grown
+        count = len(rows)
+        if count > MAX_INVOCATIONS:
+            open_entries.append(label)
+            rows = [dict(params) for params in corner_params(program, label)]
+        found.extend((label, row) for row in rows)
+    return found, open_entries
+
+
+# --- walking ----------------------------------------------------------------------------------------
+
+
+def _walked(
+    plan: Plan, program: Program, invocations: Sequence[tuple[str, dict[str, int]]], jobs: int
+) -> list[_Unit]:
+    if jobs <= 1 or len(invocations) <= 1:
+        return [_unit(plan, program, entry, params) for entry, params in invocations]
+    texts = (format_plan(plan), format_program(program))
+    with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
+        return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations))
+
+
+def _unit_of_text(texts: tuple[str, str], invocation: tuple[str, dict[str, int]]) -> _Unit:
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation)
+
+
+def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -> _Unit:
+    env = bind_entry(program, entry, params)
+    found: Flow = flow(plan, program, entry, env)
+    clashing = None
+    if plan.pools and found.ended and too_large(plan) is None:
+        clashing = clash(plan, program, entry, env, found.types, found.supplied)
+    return _Unit(
+        entry,
+        dict(params),
+        found.doubts,
+        None if found.doubts else completed(found),
+        _plain(found.reads),
+        _plain(found.keeps),
+        clashing,
+        found.ended,
+    )
+
+
+def _plain(parts: Any) -> list[Json]:
+    rows: list[Json] = json.loads(json.dumps(sorted(parts)))
+    return rows
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+def _values(
+    plan: Plan, program: Program, units: Sequence[_Unit], open_entries: Sequence[str], accept: float
+) -> tuple[Verdict, bytes | None]:
+    error = 0.0
+    reason = ""
+    for unit in units:
+        if not unit.doubts:
+            continue
+        verdict = _decided(plan, program, unit, accept)
+        if verdict.status == "refuted":
+            return verdict, None
+        if verdict.status == "unknown":
+            reason = reason or verdict.reason
+        error += verdict.error or 0.0
+    lost = _lost_states(program, units)
+    if open_entries:
+        reason = reason or (
+            f"entry {', '.join(open_entries)} has over {MAX_INVOCATIONS} values of its parameters; "
+            "only corners were walked"
+        )
+    if lost:
+        reason = reason or lost
+    if reason:
+        return Verdict("unknown", "relations", reason=reason), None
+    if error:
+        return Verdict("probable", "relations and field", error=error), None
+    covered = [Covered(unit.entry, unit.params, unit.claims or []) for unit in units]
+    certificate = write_certificate(digest(program), plan_digest(plan), covered)
+    report = check_certificate(certificate, plan, program)
+    if not report.accepted:
+        return Verdict("unknown", "relations", reason=f"the checker refuses: {report.reason}"), None
+    return Verdict("proved", f"relations; {report.coverage}"), certificate
+
+
+def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdict:
+    """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
+    first = unit.doubts[0]
+    at = _at(unit)
+    for seed in SEEDS:
+        try:
+            seen = replay(plan, program, unit.entry, unit.params, seed)
+        except (LimitError, UnsupportedError, RecordError) as failed:
+            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; no replay: {failed}")
+        if seen is None:
+            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; too large to replay")
+        if seen.wrong:
+            return Verdict(
+                "refuted", "relations and replay", counterexample=_counter(unit, seen.wrong[0], at)
+            )
+        if seen.error is not None:
+            stuck = unit.doubts[-1]
+            return Verdict("refuted", "relations and replay", counterexample=_stuck(stuck, at, seen.error))
+    uncovered = next((doubt for doubt in unit.doubts if not doubt.rank), None)
+    if uncovered is not None:
+        return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, None))
+    if not unit.ended:
+        return Verdict(
+            "unknown", "relations", reason=f"{_words(unit.doubts[-1])}{at}; a replay comes to its end"
+        )
+    return _field(plan, program, unit, accept, f"{_words(first)}{at}")
+
+
+def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str) -> Verdict:
+    domain = Field(1)
+    try:
+        env = bind_entry(program, unit.entry, unit.params)
+        seen = compare(plan, program, unit.entry, env, domain)
+    except (UnsupportedError, LimitError, RecordError) as failed:
+        return Verdict("unknown", "field", reason=f"{doubt}; a replay shows no difference; {failed}")
+    if seen.wrong or seen.error is not None or seen.pinned:
+        what = f"{seen.wrong[0].name} differs" if seen.wrong else "an addend pinned to a slice is not checked"
+        return Verdict(
+            "unknown", "field", reason=f"{doubt}; a replay shows no difference; in the field {what}"
+        )
+    if domain.error > accept:
+        return Verdict("unknown", "field", reason=f"{doubt}; the field's bound is only {domain.error:.1e}")
+    return Verdict("probable", "field", error=domain.error)
+
+
+def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
+    """The first claim that a replay found broken, in the words of the doubt about it if there is one."""
+    same = next((d for d in unit.doubts if d.rank == str(wrong.rank) and d.local == str(wrong.name)), None)
+    step = wrong.step
+    made = "" if step is None or not step.outs else f"{', '.join(map(str, step.outs))} = "
+    words = same.step if same else "supplied" if step is None else f"{made}{step.op}(...)"
+    source = "" if step is None else next((str(v) for k, v in step.note if k == "source"), "")
+    claim = same.claim if same else str(wrong.claim.of)
+    return Counterexample(
+        str(wrong.rank),
+        str(wrong.name),
+        claim,
+        wrong.index,
+        words + at,
+        same.source if same else source,
+        True,
+    )
+
+
+def _stuck(doubt: Doubt, at: str, error: TensureError | None) -> Counterexample:
+    words = f"{doubt.step}: {doubt.why}" if doubt.step else doubt.why
+    return Counterexample(
+        doubt.rank or "no rank", doubt.local, doubt.claim, (), words + at, doubt.source, True
+    )
+
+
+def _lost_states(program: Program, units: Sequence[_Unit]) -> str:
+    """A part of a state that some invocation reads on a rank and some other does not leave there."""
+    reads = {json.dumps(row) for unit in units for row in unit.reads}
+    for unit in units:
+        pairs = state_pairs(program.entry(unit.entry), bind_entry(program, unit.entry, unit.params))
+        own = {str(before) for before, _ in pairs}
+        for row in sorted(reads - {json.dumps(row) for row in unit.keeps}):
+            rank, of, _ = json.loads(row)
+            if of in own:
+                return f"{rank} reads state {of}, which {unit.entry} does not leave there{_at(unit)}"
+    return ""
+
+
+def _words(doubt: Doubt) -> str:
+    where = (
+        f"{doubt.rank}: {doubt.local} is not derived as {doubt.claim}, {doubt.why}"
+        if doubt.rank
+        else doubt.why
+    )
+    return f"{where}{f' at {doubt.source}' if doubt.source else ''}"
+
+
+def _at(unit: _Unit) -> str:
+    return f" at {', '.join(f'{key}={value}' for key, value in unit.params.items())}" if unit.params else ""
+
+
+# --- storage ----------------------------------------------------------------------------------------
+
+
+def _storage(plan: Plan, program: Program, units: Sequence[_Unit]) -> Verdict:
+    if not plan.pools:
+        return Verdict("proved", "no pools")
+    size = too_large(plan)
+    if size is not None:
+        return Verdict(
+            "unknown", "byte tags", reason=f"pools of {size} bytes are more than tags are kept for"
+        )
+    for unit in units:
+        if unit.clash is not None:
+            found = unit.clash
+            shown = storage_replay(plan, program, unit.entry, unit.params, SEEDS[0]) is not None
+            step = f"{found.step}{_at(unit)}"
+            example = Counterexample(found.rank, found.local, found.why, found.index, step, "", shown)
+            return Verdict("refuted", "byte tags", counterexample=example)
+    for unit in units:
+        if not unit.ended:
+            return Verdict("unknown", "byte tags", reason=f"the plan does not come to its end{_at(unit)}")
+    _, open_entries = _invocations(program)
+    if open_entries:
+        reason = f"only corners of {', '.join(open_entries)} were walked"
+        return Verdict("unknown", "byte tags", reason=reason)
+    return Verdict("proved", "byte tags")

@@ -1,0 +1,111 @@
+"""The finite field: exact where ops are rational, congruent elsewhere, honest about its bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tensure.errors import LimitError, UnsupportedError
+from tensure.program import TensorType, evaluate_op, op
+from tensure.proving._field import MAX_PRODUCTS, F, Field, P
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def lifted(array: Array) -> F:
+    flat = np.empty(array.size, object)
+    flat[:] = [int(x) % P for x in array.reshape(-1)]
+    return F(flat.reshape(array.shape), 1)
+
+
+EXACT: list[tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = [
+    ("add", {"alpha": 3}, ((2, 3), (3,))),
+    ("sub", {}, ((2, 3), (2, 1))),
+    ("rsub", {"alpha": 2}, ((4,), (4,))),
+    ("mul", {}, ((2, 3), (3,))),
+    ("neg", {}, ((3,),)),
+    ("square", {}, ((3,),)),
+    ("add_n", {}, ((3,), (3,), (3,))),
+    ("mm", {}, ((2, 3), (3, 4))),
+    ("bmm", {}, ((2, 2, 3), (2, 3, 2))),
+    ("matmul", {}, ((2, 2, 3), (3, 2))),
+    ("linear", {}, ((2, 3), (4, 3), (4,))),
+    ("einsum", {"equation": "ab,bc,cd->ad"}, ((2, 3), (3, 2), (2, 2))),
+    ("sum", {"dim": (0,), "keepdim": True}, ((3, 2),)),
+    (
+        "convolution",
+        {"stride": (2, 1), "padding": (1, 0, 1, 1), "groups": 2},
+        ((1, 4, 5, 4), (2, 2, 3, 2), (2,)),
+    ),
+    ("view", {"size": (3, -1)}, ((2, 3),)),
+    ("permute", {"dims": (1, 0)}, ((2, 3),)),
+    ("cat", {"dim": 1}, ((2, 3), (2, 1))),
+    ("slice_scatter", {"dim": 0, "start": 1, "end": 2}, ((3, 2), (1, 2))),
+    ("expand", {"size": (4, 3)}, ((1, 3),)),
+    ("select", {"dim": 1, "index": -1}, ((2, 3),)),
+]
+
+
+@pytest.mark.parametrize(("name", "attrs", "shapes"), EXACT, ids=[row[0] for row in EXACT])
+def test_rational_ops_agree_with_integers(
+    name: str, attrs: dict[str, Any], shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-5, 6, shape).astype(np.float64) for shape in shapes]
+    want = lifted(evaluate_op(name, arrays, attrs)[0])
+    step = op(name, *(f"v{i}" for i in range(len(arrays))), out="y", **attrs)
+    (have,) = Field(1).run(step, [lifted(array) for array in arrays])
+    assert have.array.shape == want.array.shape
+    assert (have.array == want.array).all()
+
+
+def test_division_and_mean_are_exact_fractions() -> None:
+    domain = Field(1)
+    x, y = (domain.draw(label, TensorType((4,), "f64")) for label in "xy")
+    (q,) = domain.run(op("div", "x", "y", out="q"), [x, y])
+    (back,) = domain.run(op("mul", "q", "y", out="x"), [q, y])
+    assert domain.difference(back, x) is None
+    (mean,) = domain.run(op("mean", "x", out="m", dim=[0]), [x])
+    (four,) = domain.run(op("mul", "m", 4, out="s"), [mean, 4])
+    (total,) = domain.run(op("sum", "x", out="s", dim=[0]), [x])
+    assert domain.difference(four, total) is None
+    assert domain.difference(four, mean) == ()
+
+
+def test_a_zero_denominator_is_no_answer() -> None:
+    with pytest.raises(UnsupportedError):
+        Field(1).run(op("div", "x", "y", out="q"), [lifted(np.ones(2)), lifted(np.zeros(2))])
+
+
+def test_other_functions_are_congruences_and_nothing_more() -> None:
+    domain = Field(1)
+    x = domain.draw("x", TensorType((3,), "f64"))
+    (a,), (b,) = (domain.run(op("exp", "x", out="e"), [x]) for _ in range(2))
+    assert domain.difference(a, b) is None
+    for other in (domain.run(op("sigmoid", "x", out="e"), [x]), domain.run(op("neg", "x", out="e"), [x])):
+        assert domain.difference(a, other[0]) == (0,)
+    (m,) = domain.run(op("amax", "x", out="m", dim=[0]), [x])
+    (turned,) = domain.run(op("amax", "x", out="m", dim=[0]), [domain.take(x, 0, [2, 0, 1])])
+    assert domain.difference(m, turned) is None  # the greatest of a set does not know its order
+
+
+def test_softmax_does_not_see_its_neighbours_rows() -> None:
+    domain = Field(1)
+    x = domain.draw("x", TensorType((3, 4), "f64"))
+    (whole,) = domain.run(op("softmax", "x", out="s", dim=-1), [x])
+    (rows,) = domain.run(op("softmax", "x", out="s", dim=-1), [domain.take(x, 0, [1])])
+    assert domain.difference(rows, domain.take(whole, 0, [1])) is None
+
+
+def test_bound_grows_with_degree_and_work_is_bounded() -> None:
+    domain = Field(1)
+    x = domain.draw("x", TensorType((2,), "f64"))
+    before = domain.error
+    assert 0 < before < 1e-30
+    for _ in range(20):
+        (x,) = domain.run(op("mul", "x", "x", out="x"), [x, x])
+    assert domain.error > before * 1e5
+    with pytest.raises(LimitError):
+        domain.draw("big", TensorType((MAX_PRODUCTS + 1,), "f64"))
