@@ -8,6 +8,7 @@
     │   └── LimitError                       a bound on size, depth, time or memory was passed
     ├── NotYetError                          a public name whose issue has not landed yet
     ├── DamageError                 exit 1   a bundle or receipt is not what was signed
+    │   └── UntrustedError                   it may be whole, but its signer is not one we trust
     └── EvaluationError                      a Program or Plan stopped part-way (deadlock, unmade value)
 
 Every message has up to three parts: what was asked, what was found, what to do next.
@@ -29,6 +30,7 @@ __all__ = [
     "RecordError",
     "TensureError",
     "UnsupportedError",
+    "UntrustedError",
 ]
 
 
@@ -68,7 +70,8 @@ class TensureError(Exception):
             text += f"; wanted {self.wanted}"
         if self.next_step:
             text += f". {self.next_step}"
-        return text
+        # A path or name that is no UTF-8 must not make the message itself unprintable.
+        return text.encode("utf-8", "backslashreplace").decode()
 
     def at(self, file: str | os.PathLike[str] | None = None, place: str | None = None) -> Self:
         """Fill in file and place where the raiser did not know them; returns itself for `raise`."""
@@ -107,6 +110,10 @@ class DamageError(TensureError):
     """A bundle or receipt is not what was signed."""
 
     exit_code = 1
+
+
+class UntrustedError(DamageError):
+    """Signed by a key that is not trusted here: nothing can be said of its bytes."""
 
 
 class EvaluationError(TensureError):

@@ -20,7 +20,7 @@ import pytest
 
 from tensure.bundle import _atomic, _folder
 from tensure.bundle._atomic import write_directory, write_file_atomic
-from tensure.bundle._folder import open_folder, write_folder
+from tensure.bundle._folder import open_bundle, write_bundle
 from tensure.bundle._keys import SigningKey
 from tensure.errors import DamageError, FormatError
 from tensure.program._weights import StoredTensor
@@ -362,12 +362,12 @@ def test_no_crash_leaves_a_bad_file(tmp_path: Path) -> None:
 
 
 def test_no_crash_leaves_a_bad_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same through `write_folder`, read by `open_folder`: nothing there, or all of it verifies."""
+    """The same through `write_bundle`, read by `open_bundle`: nothing there, or all of it verifies."""
     key = SigningKey.generate()
     weights = {"w": StoredTensor((40,), "u8", np.arange(40, dtype=np.uint8))}
 
     def seal(place: Path) -> None:
-        write_folder(place / "b", name="b", program=b"p", weights=weights, plans={"h": b"l"}, key=key)
+        write_bundle(place / "b", name="b", program=b"p", weights=weights, plans={"h": b"l"}, key=key)
 
     # The library signs from the real disk, which no crash point changes: sign once and use it again.
     (tmp_path / "signed").mkdir()
@@ -387,7 +387,7 @@ def test_no_crash_leaves_a_bad_bundle(tmp_path: Path, monkeypatch: pytest.Monkey
                 except Crash:
                     pass
             try:
-                assert open_folder(place / "b", [key.public]).check_all() == []
+                assert open_bundle(place / "b", [key.public]).check_all() == []
                 verdicts["whole"] += 1
             except FormatError:
                 verdicts["none"] += not (place / "b").exists()

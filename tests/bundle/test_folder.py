@@ -17,12 +17,11 @@ from tensure.bundle import _folder, _manifest, _opening
 from tensure.bundle._atomic import TEMPORARY_PREFIX
 from tensure.bundle._blocks import BLOCK_BYTES
 from tensure.bundle._folder import (
+    Bundle,
     Damage,
-    Folder,
     find_damage,
-    open_folder,
-    weights_digest,
-    write_folder,
+    open_bundle,
+    write_bundle,
 )
 from tensure.bundle._json import canonical_json
 from tensure.bundle._keys import SigningKey
@@ -48,14 +47,14 @@ SMALL = {"a.weight": tensor(70), "b/bias": tensor(3, 1), "empty": tensor(0), "z"
 
 
 def seal(target: Path, weights: Mapping[str, StoredTensor] = SMALL, replace: bool = False) -> Path:
-    write_folder(
+    write_bundle(
         target, name="tiny", program=b"program\n", weights=weights, key=KEY, replace=replace, **TEXTS
     )
     return target
 
 
-def opened(target: Path) -> Folder:
-    return open_folder(target, [KEY.public], check_weights="now")
+def opened(target: Path) -> Bundle:
+    return open_bundle(target, [KEY.public], check_weights="now")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,6 @@ def test_what_is_sealed_opens(small: Path) -> None:
         assert np.array_equal(found.data, stored.data)
         assert not found.data.flags.writeable
         assert not found.data.size or found.data.ctypes.data % 64 == 0
-    assert folder.weights_root == weights_digest(SMALL)
     assert folder.key == KEY.public
     assert folder.check_all() == []
     assert find_damage(small, [KEY.public]) == []
@@ -127,27 +125,29 @@ def test_any_weights_round_trip(
     assert {n: (t.shape, t.encoding, t.data.tobytes()) for n, t in folder.weights.items()} == {
         n: (t.shape, t.encoding, t.data.tobytes()) for n, t in weights.items()
     }
-    assert folder.weights_root == weights_digest(weights)
 
 
-def test_weights_digest_covers_name_shape_encoding_and_bytes() -> None:
+def test_the_weights_root_covers_name_shape_encoding_and_bytes(tmp_path: Path) -> None:
     data = np.arange(16, dtype=np.uint8)
-    digests = {
-        weights_digest({name: StoredTensor(shape, encoding, values)})
+    roots = {
+        opened(
+            seal(tmp_path / "out", {name: StoredTensor(shape, encoding, values)}, replace=True)
+        ).weights_root
         for name, shape, encoding, values in [
             ("a", (16,), "u8", data),
             ("b", (16,), "u8", data),
             ("a", (4, 4), "u8", data),
             ("a", (16,), "i8", data),
             ("a", (16,), "u8", data[::-1].copy()),
+            ("a", (16,), "u8", data.copy()),
         ]
     }
-    assert len(digests) == 5
+    assert len(roots) == 5
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    write_folder(
+    write_bundle(
         tmp_path / "o",
         name="o",
         program=b"",
@@ -157,7 +157,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     )
     assert seen[-1][0] == seen[-1][1] == (tmp_path / "o/weights/weights.bin").stat().st_size
     seen.clear()
-    folder = open_folder(tmp_path / "o", [KEY.public])
+    folder = open_bundle(tmp_path / "o", [KEY.public])
     folder.check_all(lambda d, t: seen.append((d, t)))
     assert seen[-1][0] == seen[-1][1]
 
@@ -218,7 +218,7 @@ def flip(path: Path, at: int) -> None:
 
 def test_all_damaged_blocks_are_named_with_their_tensors(large: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(large, tmp_path / "copy"))
-    before = open_folder(folder, [KEY.public])
+    before = open_bundle(folder, [KEY.public])
     weights = folder / "weights/weights.bin"
     for at in (0, 5, 3 * BLOCK_BYTES + 200, weights.stat().st_size - 1):
         flip(weights, at)
@@ -237,7 +237,7 @@ def test_all_damaged_blocks_are_named_with_their_tensors(large: Path, tmp_path: 
 def test_damage_shows_when_the_tensor_is_touched(large: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(large, tmp_path / "copy"))
     flip(folder / "weights/weights.bin", BLOCK_BYTES + 3)
-    weights = open_folder(folder, [KEY.public]).weights
+    weights = open_bundle(folder, [KEY.public]).weights
     assert weights["d"].data.size == BLOCK_BYTES
     for _ in range(2):
         with pytest.raises(
@@ -245,7 +245,7 @@ def test_damage_shows_when_the_tensor_is_touched(large: Path, tmp_path: Path) ->
         ):
             _ = weights["a"]
     with pytest.raises(DamageError, match="block 1"):
-        open_folder(folder, [KEY.public], check_weights="now")
+        open_bundle(folder, [KEY.public], check_weights="now")
     with pytest.raises(KeyError):
         _ = weights["nothing"]
 
@@ -258,12 +258,12 @@ def test_a_damaged_block_table_names_its_block(tmp_path: Path) -> None:
     )
     flip(folder / "blocks.bin", BLOCK_BYTES + 40)
     with pytest.raises(DamageError, match=r"blocks\.bin, block 1 "):
-        open_folder(folder, [KEY.public])
+        open_bundle(folder, [KEY.public])
     assert [(d.file, d.block) for d in find_damage(folder, [KEY.public])] == [("blocks.bin", None)]
 
 
 def test_many_threads_read_one_bundle(large: Path) -> None:
-    weights = open_folder(large, [KEY.public]).weights
+    weights = open_bundle(large, [KEY.public]).weights
     sums: list[int] = []
 
     def work() -> None:
@@ -321,6 +321,11 @@ OTHER_DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "a file that was not signed",
     ),
     "extra at the top": (lambda f: (f / ".gitignore").write_bytes(b"*"), ".gitignore", "was not signed"),
+    "extra, no UTF-8": (
+        lambda f: Path(os.fsdecode(os.fsencode(f) + b"/plans/\xff")).write_bytes(b""),
+        r"plans/\xff",
+        "a file that was not signed",
+    ),
     "extra folder": (lambda f: (f / "empty").mkdir(), "empty", "a folder that was not signed"),
     "short": (_truncate, "weights/weights.bin", "has 100 bytes where"),
     "long": (_extend, "program.txt", "has 9 bytes where 8 belong"),
@@ -343,12 +348,12 @@ def test_other_damage_is_named(copy: Path, case: str) -> None:
 def test_unknown_key_is_refused_with_the_way_out(small: Path) -> None:
     for trusted in ([], [SigningKey.generate().public], [SigningKey.generate("ed25519").public]):
         with pytest.raises(DamageError, match=r"does not trust.*--key"):
-            open_folder(small, trusted)
+            open_bundle(small, trusted)
 
 
 def test_a_bundle_of_somebody_else_does_not_pass_for_ours(small: Path, tmp_path: Path) -> None:
     other = SigningKey.generate()
-    write_folder(tmp_path / "b", name="b", program=b"evil", weights={}, key=other)
+    write_bundle(tmp_path / "b", name="b", program=b"evil", weights={}, key=other)
     shutil.copy(small / "model.sig", tmp_path / "b/model.sig")
     with pytest.raises(DamageError):
         opened(tmp_path / "b")
@@ -426,6 +431,44 @@ def test_signed_padding_must_be_zero(copy: Path) -> None:
     assert [d.reason for d in find_damage(copy, [KEY.public])] == ["bytes between tensors are not zero"]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\udcff", "\ud800"])
+def test_what_is_no_path_is_bad_input(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FormatError, match="cannot be opened as a folder") as caught:
+        open_bundle(tmp_path / name, [KEY.public])
+    str(caught.value).encode()
+
+
+def test_a_name_that_is_no_utf8_can_be_shown(copy: Path) -> None:
+    Path(os.fsdecode(os.fsencode(copy) + b"/plans/\xff")).write_bytes(b"")
+    with pytest.raises(DamageError) as caught:
+        open_bundle(copy, [KEY.public])
+    str(caught.value).encode()
+    assert [damage.file for damage in find_damage(copy, [KEY.public])] == [r"plans/\xff"]
+
+
+@pytest.mark.parametrize(
+    ("file", "there", "other"),
+    [
+        ("bundle.json", b'"version":1,', b'"version":1.0,'),
+        ("bundle.json", b'"version":1,', b'"version":true,'),
+        ("weights.json", b'"alignment":64,', b'"alignment":64.0,'),
+    ],
+)
+def test_a_table_has_one_spelling(copy: Path, file: str, there: bytes, other: bytes) -> None:
+    data = (copy / file).read_bytes()
+    size = (copy / "weights/weights.bin").stat().st_size
+
+    def parse(text: bytes) -> object:
+        if file == "bundle.json":
+            return _manifest.parse_manifest(text)
+        return _manifest.parse_table(text, size)
+
+    parse(data)
+    assert there in data
+    with pytest.raises(FormatError, match=r"version|alignment"):
+        parse(data.replace(there, other))
+
+
 def test_hard_links_are_fine(copy: Path) -> None:
     os.link(copy / "weights/weights.bin", copy.parent / "second-name")
     assert opened(copy).check_all() == []
@@ -443,19 +486,19 @@ def test_names_cannot_be_paths(tmp_path: Path, bad: str) -> None:
     for change in ({"name": bad}, {"plans": {bad: b""}}, {"assets": {bad: b""}}):
         arguments: dict[str, object] = {"name": "ok", **change}
         with pytest.raises(InputError, match="cannot name"):
-            write_folder(tmp_path / "o", program=b"", weights={}, key=KEY, **arguments)  # type: ignore[arg-type]
+            write_bundle(tmp_path / "o", program=b"", weights={}, key=KEY, **arguments)  # type: ignore[arg-type]
     assert left(tmp_path) == []
 
 
 def test_names_that_differ_in_case_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="but for case"):
-        write_folder(tmp_path / "o", name="o", program=b"", weights={}, key=KEY, plans={"A": b"", "a": b""})
+        write_bundle(tmp_path / "o", name="o", program=b"", weights={}, key=KEY, plans={"A": b"", "a": b""})
     assert left(tmp_path) == []
 
 
 def test_ed25519_cannot_seal(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="P-256"):
-        write_folder(tmp_path / "o", name="o", program=b"", weights={}, key=SigningKey.generate("ed25519"))
+        write_bundle(tmp_path / "o", name="o", program=b"", weights={}, key=SigningKey.generate("ed25519"))
     assert left(tmp_path) == []
 
 
@@ -482,7 +525,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_folder(tmp_path / "o", name="o", program=b"", weights=SMALL, key=KEY, progress=interrupt)
+        write_bundle(tmp_path / "o", name="o", program=b"", weights=SMALL, key=KEY, progress=interrupt)
     assert left(tmp_path) == []
 
 

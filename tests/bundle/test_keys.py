@@ -212,3 +212,40 @@ def test_a_bad_trusted_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "trusted" / "bad.pem").write_bytes(b"bad")
     with pytest.raises(FormatError, match=r"bad\.pem"):
         load_trusted_keys(tmp_path / "k.pem")
+
+
+@pytest.mark.parametrize("part", [".", "a.pem"])
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o720])
+def test_trust_that_others_can_change_is_refused(tmp_path: Path, part: str, mode: int) -> None:
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    (folder / "a.pem").write_bytes(SigningKey.generate().public.pem)
+    (folder / "a.pem").chmod(0o644)
+    folder.chmod(0o755)
+    assert len(load_trusted_keys(tmp_path / "k.pem")) == 1
+    (folder / part).chmod(mode)
+    with pytest.raises(InputError, match=r"others may write to it.*chmod go-w"):
+        load_trusted_keys(tmp_path / "k.pem")
+
+
+@pytest.mark.parametrize("part", [".", "a.pem"])
+def test_somebody_elses_trust_is_refused(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "trusted"
+    trust(SigningKey.generate().public, tmp_path / "k.pem")
+    next(folder.iterdir()).rename(folder / "a.pem")
+    if os.geteuid() == 0:
+        os.chown(folder / part, 65534, -1)
+        owner = "65534"
+    else:
+        owner = str(os.geteuid())
+        monkeypatch.setattr(os, "geteuid", lambda: int(owner) + 1)
+    with pytest.raises(InputError, match=f"belongs to user {owner}"):
+        load_trusted_keys(tmp_path / "k.pem")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+def test_what_is_no_path_is_bad_input(path: str) -> None:
+    for read in (read_public_key, load_signing_key, load_trusted_keys):
+        with pytest.raises(InputError, match=r"cannot be (read|opened)") as caught:
+            read(path)
+        str(caught.value).encode()

@@ -17,13 +17,13 @@ from tensure.bundle._claims import (
     Audit,
     Audits,
     Basis,
+    ChainLink,
     DigestClaim,
     Exactness,
     InputDigest,
     Inputs,
     Issued,
     Kernels,
-    Link,
     Nodes,
     Nonce,
     OutputDigest,
@@ -39,6 +39,7 @@ from tensure.bundle._claims import (
 from tensure.bundle._dsse import seal_envelope
 from tensure.bundle._json import canonical_json
 from tensure.bundle._keys import SigningKey
+from tensure.bundle._proof import STATUSES, Status
 from tensure.bundle._receipt import (
     Receipt,
     issued_now,
@@ -68,6 +69,25 @@ def listed(
     return st.just(kind()) | st.builds(kind, some, bases)
 
 
+bounds = st.floats(0, 1e300)
+
+
+def proof_claim(data: st.DataObject) -> ProofClaim:
+    values, storage = data.draw(st.sampled_from(STATUSES)), data.draw(st.sampled_from(STATUSES))
+    numerics = data.draw(st.sampled_from(["exact", "bounded", None]))
+    return ProofClaim(
+        data.draw(digests),
+        values,
+        storage,
+        data.draw(names | st.none()),
+        numerics,
+        data.draw(bounds) if numerics == "bounded" else None,
+        data.draw(st.floats(1e-300, 0.99)) if "probable" in (values, storage) else None,
+        data.draw(st.lists(names, max_size=2).map(tuple)),
+        data.draw(bases),
+    )
+
+
 receipts = st.builds(
     Receipt,
     outputs=st.lists(
@@ -83,23 +103,11 @@ receipts = st.builds(
         unique_by=lambda o: o.name,
     ).map(tuple),
     outputs_basis=bases,
-    link=st.builds(Link, names) | st.builds(Link, names, st.integers(1, 2**60), digests),
+    link=st.builds(ChainLink, names) | st.builds(ChainLink, names, st.integers(1, 2**60), digests),
     issued=st.builds(Issued, times, st.just(KEY.public.id)),
     program=st.just(DigestClaim()) | st.builds(DigestClaim, digests, bases),
     plan=st.just(DigestClaim()) | st.builds(DigestClaim, digests, bases),
-    proof=st.just(ProofClaim())
-    | st.builds(
-        ProofClaim,
-        digests,
-        st.sampled_from(["proved", "probable", "refuted", "unknown"]),
-        st.sampled_from(["proved", "unknown"]),
-        names | st.none(),
-        st.sampled_from(["exact", "bounded", None]),
-        real | st.none(),
-        real | st.none(),
-        st.lists(names, max_size=2).map(tuple),
-        bases,
-    ),
+    proof=st.just(ProofClaim()) | st.builds(proof_claim, st.data()),
     weights=st.just(WeightsClaim())
     | st.builds(
         WeightsClaim, digests, st.lists(names, max_size=2).map(tuple), st.just(HEX) | st.none(), bases
@@ -117,7 +125,7 @@ receipts = st.builds(
     kernels=st.just(Kernels()) | st.builds(Kernels, names, names | st.none(), names | st.none(), bases),
     exactness=st.just(Exactness())
     | st.builds(Exactness, st.sampled_from(["repeatable", "partition"]), st.none(), bases)
-    | st.builds(Exactness, st.just("bounded"), real, bases),
+    | st.builds(Exactness, st.just("bounded"), bounds, bases),
     audits=listed(
         Audits,
         st.builds(
@@ -152,10 +160,14 @@ def test_round_trip(receipt: Receipt) -> None:
 def simple(**changes: Any) -> Receipt:
     parts: dict[str, Any] = {
         "outputs": (OutputDigest("y", Sha256(HEX), "f32", (2, 3)),),
-        "link": Link("s"),
+        "link": ChainLink("s"),
         "issued": issued_now(KEY),
     }
     return Receipt(**parts | changes)
+
+
+def proved(values: Status, **claims: Any) -> ProofClaim:
+    return ProofClaim(Sha256(HEX), values, "proved", basis="asserted", **claims)
 
 
 BROKEN: dict[str, Callable[[], object]] = {
@@ -172,10 +184,23 @@ BROKEN: dict[str, Callable[[], object]] = {
     "bounded without bound": lambda: Exactness("bounded", None, "asserted"),
     "proof without verdict": lambda: ProofClaim(Sha256(HEX), "proved", basis="asserted"),
     "verdict without proof": lambda: ProofClaim(None, "proved", "proved", basis="asserted"),
-    "first with previous": lambda: Link("s", 0, Sha256(HEX)),
-    "second without": lambda: Link("s", 1),
-    "link absent": lambda: Link("s", basis="absent"),
-    "no session": lambda: Link(""),
+    "probable without a bound": lambda: proved("probable"),
+    "a bound without probable": lambda: proved("proved", error_probability=0.5),
+    "certainly wrong": lambda: proved("probable", error_probability=1.0),
+    "more than certainly wrong": lambda: proved("probable", error_probability=2.0),
+    "never wrong": lambda: proved("probable", error_probability=0.0),
+    "no chance": lambda: proved("probable", error_probability=float("nan")),
+    "exact with a bound": lambda: proved("proved", numerics="exact", error_bound=0.0),
+    "a bound of nothing": lambda: proved("proved", error_bound=1.0),
+    "bounded by nothing": lambda: proved("proved", numerics="bounded"),
+    "bounded below zero": lambda: proved("proved", numerics="bounded", error_bound=-5.0),
+    "bounded by NaN": lambda: proved("proved", numerics="bounded", error_bound=float("nan")),
+    "negative bound": lambda: Exactness("bounded", -5.0, "asserted"),
+    "infinite bound": lambda: Exactness("bounded", float("inf"), "asserted"),
+    "first with previous": lambda: ChainLink("s", 0, Sha256(HEX)),
+    "second without": lambda: ChainLink("s", 1),
+    "link absent": lambda: ChainLink("s", basis="absent"),
+    "no session": lambda: ChainLink(""),
     "time zone": lambda: Issued("2026-01-01T00:00:00+01:00", HEX),
     "time": lambda: Issued("2026-02-30T00:00:00Z", HEX),
     "key id": lambda: Issued("2026-01-01T00:00:00Z", "me"),

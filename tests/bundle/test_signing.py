@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tensure.bundle import _signing
-from tensure.bundle._folder import open_folder, write_folder
+from tensure.bundle._folder import open_bundle, write_bundle
 from tensure.bundle._keys import SigningKey
 from tensure.bundle._signing import sign_folder, verify_signature
 from tensure.errors import DamageError, TensureError
@@ -24,7 +24,7 @@ KEY = SigningKey.generate()
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signed") / "bundle"
-    write_folder(folder, name="b", program=b"program", weights={}, key=KEY)
+    write_bundle(folder, name="b", program=b"program", weights={}, key=KEY)
     return folder
 
 
@@ -45,7 +45,7 @@ def community(folder: Path, key: SigningKey, tmp_path: Path) -> subprocess.Compl
 def test_the_community_verifier_agrees(tmp_path: Path) -> None:
     """model-signing's own command line accepts ours, and refuses a flipped byte, an extra file."""
     folder = tmp_path / "bundle"
-    write_folder(folder, name="b", program=b"program", weights={}, key=KEY)
+    write_bundle(folder, name="b", program=b"program", weights={}, key=KEY)
     done = community(folder, KEY, tmp_path)
     assert done.returncode == 0, done.stderr
     (folder / "program.txt").write_bytes(b"pRogram")
@@ -141,8 +141,8 @@ def test_opening_needs_neither_torch_nor_model_signing(signed: Path, tmp_path: P
     (tmp_path / "pub.pem").write_bytes(KEY.public.pem)
     code = (
         "import sys\nsys.modules['torch'] = sys.modules['model_signing'] = sys.modules['sigstore'] = None\n"
-        "from tensure.bundle._folder import open_folder\nfrom tensure.bundle._keys import read_public_key\n"
-        "assert open_folder(sys.argv[1], [read_public_key(sys.argv[2])]).check_all() == []"
+        "from tensure.bundle._folder import open_bundle\nfrom tensure.bundle._keys import read_public_key\n"
+        "assert open_bundle(sys.argv[1], [read_public_key(sys.argv[2])]).check_all() == []"
     )
     command = [sys.executable, "-c", code, str(signed), str(tmp_path / "pub.pem")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -156,4 +156,4 @@ def test_signing_needs_a_p256_key(tmp_path: Path) -> None:
 
 def test_any_trusted_key_will_do(signed: Path) -> None:
     keys = [SigningKey.generate().public, KEY.public]
-    assert open_folder(signed, keys).key == KEY.public
+    assert open_bundle(signed, keys).key == KEY.public

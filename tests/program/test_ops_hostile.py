@@ -182,6 +182,41 @@ def test_wrong_data_is_named(name: str, args: list[Any], attrs: dict[str, Any], 
     assert str(caught.value).startswith(name) and word in str(caught.value)
 
 
+HUGE: list[tuple[str, list[Any], dict[str, Any]]] = [
+    ("repeat", [np.ones((1, 1), np.float32)], {"repeats": (1 << 40, 0)}),
+    ("one_hot", [np.zeros(0, np.int64)], {"num_classes": 1 << 40}),
+    ("triu", [np.zeros((0, 1 << 20, 1 << 20), np.float32)], {}),
+    (
+        "nll_loss_forward",
+        [np.zeros((0, 1 << 40), np.float32), np.zeros(0, np.int64), None],
+        {"reduction": 1, "ignore_index": -100},
+    ),
+    ("full", [], {"size": (1 << 31,), "fill_value": 0.0, "dtype": "f64"}),
+    ("full", [], {"size": (1 << 31,), "fill_value": 0, "dtype": "u8"}),
+]
+
+
+@pytest.mark.parametrize("name,args,attrs", HUGE, ids=lambda value: value if isinstance(value, str) else "")
+def test_no_evaluation_lays_out_more_than_its_bound(
+    name: str, args: list[Any], attrs: dict[str, Any]
+) -> None:
+    """An empty tensor with huge other dims, too: semantics would build a mask or an index from them."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitError, match=f"^{name}: (an operand|a result) of shape"):
+            evaluate_op(name, args, attrs)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_empty_tensors_are_evaluated() -> None:
+    (out,) = evaluate_op("repeat", [np.ones((2, 3), np.float32)], {"repeats": (4, 0)})
+    assert out.shape == (8, 0)
+    (out,) = evaluate_op("one_hot", [np.zeros((0, 2), np.int64)], {"num_classes": 5})
+    assert out.shape == (0, 2, 5)
+
+
 def test_an_unknown_op_is_answered_with_near_names() -> None:
     with pytest.raises(UnsupportedError, match="layer_norm"):
         lookup("layernorm")

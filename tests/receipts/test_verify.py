@@ -19,10 +19,10 @@ from securesystemslib.signer import SSlibKey
 
 from tensure.bundle import _dsse
 from tensure.bundle._claims import (
+    ChainLink,
     DigestClaim,
     InputDigest,
     Inputs,
-    Link,
     Nonce,
     OutputDigest,
     Sha256,
@@ -57,7 +57,7 @@ def receipt(key: SigningKey, **changes: Any) -> Receipt:
         "weights": WeightsClaim(digest(4), ("q4_1",), "ab" * 32, "checked-at-load"),
         "inputs": Inputs((InputDigest("tokens", digest(5)),), "checked-now"),
         "nonce": Nonce("n-1", "checked-now"),
-        "link": Link("session"),
+        "link": ChainLink("session"),
         "issued": issued_now(key),
     }
     return Receipt(**parts | changes)
@@ -371,6 +371,11 @@ def test_read_receipt(tmp_path: Path) -> None:
     for path, error in (("none", InputError), (".", InputError), ("big", FormatError)):
         with pytest.raises(error):
             read_receipt(tmp_path / path)
+
+
+def test_a_path_with_a_nul_is_bad_input() -> None:
+    with pytest.raises(InputError, match="cannot be read: embedded null byte"):
+        read_receipt("a\0b")
 
 
 def test_export_needs_a_folder(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tensure.errors import FormatError, InputError, LimitError, TensureError
 from tensure.text import ChatTemplate, render_chat
+from tensure.text._chat_sandbox import ENVIRONMENT
 
 CHATML = """{% for message in messages %}\
 {{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}\
@@ -274,3 +275,21 @@ def test_a_compiled_template_renders_often() -> None:
     template = ChatTemplate(CHATML)
     assert len({template.render(TALK) for _ in range(3)}) == 1
     assert template.render(TALK) != template.render(TALK, add_generation_prompt=False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{a}}" * 26_000, "{{" + "1+" * 60_000 + "1}}", "{{a" + ".b" * 60_000 + "}}", "x" * 200_000],
+    ids=["prints", "sums", "attributes", "long"],
+)
+def test_a_template_is_measured_before_it_is_compiled(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(ENVIRONMENT, "_generate", lambda *args, **kwargs: compiled.append(args))
+    with pytest.raises(LimitError, match=r"more than 10000 tokens|200000 characters"):
+        ChatTemplate(source)
+    assert not compiled
+
+
+def test_a_template_longer_than_any_published_one_compiles() -> None:
+    """Some 7,000 tokens in 24 kB."""
+    assert ChatTemplate("{% if a %}{{ a.b }}{% else %}{{ c }}{% endif %}\n" * 400).render([]) == ""

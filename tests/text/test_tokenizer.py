@@ -204,6 +204,11 @@ HOSTILE: dict[str, tuple[Edit, type[TensureError], str]] = {
         UnsupportedError,
         "exponential",
     ),
+    "overlapping alternatives": (
+        lambda t: t.update(pre_tokenizer=_split("(?:a|aa)+c")),
+        UnsupportedError,
+        "exponential",
+    ),
     "nested counts": (
         lambda t: t.update(pre_tokenizer=_split("((a{99}){99}){99}")),
         UnsupportedError,
@@ -255,9 +260,11 @@ def test_hostile_files(case: str) -> None:
         (b"[" * 100_000, TensureError),
         (b'{"model":{"vocab":{"a":1,"a":2}}}', FormatError),
         (b'{"model":NaN}', FormatError),
+        (b'{"model":[' + b"[]," * (8 << 20) + b"[]]}", LimitError),
+        (b'{"model":[' + (b"[" * 60 + b"]" * 60 + b",") * 40_000 + b"[]]}", LimitError),
         (b"{}" + b" " * (65 << 20), LimitError),
     ],
-    ids=["empty", "no text", "deep", "key twice", "NaN", "huge"],
+    ids=["empty", "no text", "deep", "key twice", "NaN", "many lists", "many deep lists", "huge"],
 )
 def test_hostile_bytes(data: bytes, error: type[TensureError]) -> None:
     with pytest.raises(error):
@@ -294,6 +301,22 @@ def test_padding_and_truncation_in_the_file_are_ignored() -> None:
 def test_bad_text_config(config: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
         Tokenizer.from_json(byte_level_json(), config)
+
+
+def test_a_quadratic_pattern_is_given_short_prompts_only() -> None:
+    tree = json.loads(byte_level_json())
+    tree["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [_split(r"\s+$"), {**tree["pre_tokenizer"], "use_regex": False}],
+    }
+    tokenizer = Tokenizer.from_json(json.dumps(tree).encode())
+    assert tokenizer.encode("the cat " * 100)
+    with pytest.raises(LimitError, match="patterns can take too long; wanted at most 32768"):
+        tokenizer.encode("the cat " * 10_000)
+    tree["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 16}
+    tokenizer = Tokenizer.from_json(json.dumps(tree).encode())
+    with pytest.raises(LimitError, match="wanted at most 2048"):
+        tokenizer.encode("x" * 2049)
 
 
 PUBLISHED_PATTERNS = [

@@ -179,7 +179,7 @@ def _token_ids() -> list[int]:
 @cache
 def _model_sizes() -> tuple[int, int, int]:
     """Bytes as stored, weights in the blocks, weights in the head."""
-    from tensure.program._gguf import read_gguf
+    from tensure.program.from_gguf import read_gguf
 
     tensors = read_gguf(_path()).tensors
     sizes = {name: int(np.prod(tensor.shape)) for name, tensor in tensors.items()}

@@ -16,7 +16,7 @@ import transformers
 from transformers import initialization
 
 from tensure import host
-from tensure.program._gguf import GgufFile, read_gguf
+from tensure.program.from_gguf import GgufFile, read_gguf
 
 from ._records import Json
 from ._text_engine import Floats, TextEngine

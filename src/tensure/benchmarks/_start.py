@@ -18,9 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tensure.bundle._claims import OutputDigest, Sha256
-from tensure.bundle._keys import SigningKey
-from tensure.bundle._receipt import Receipt, issued_now, next_link, sign_receipt
+from tensure.bundle import OutputDigest, Receipt, Sha256, SigningKey, issued_now, next_link, sign_receipt
 from tensure.errors import TensureError
 from tensure.receipts import verify_receipt
 

@@ -3,6 +3,7 @@ from ._claims import (
     Audit,
     Audits,
     Basis,
+    ChainLink,
     DigestClaim,
     Exactness,
     InputDigest,
@@ -18,6 +19,7 @@ from ._claims import (
     Repair,
     Repairs,
     Sampling,
+    Scalar,
     Sha256,
     Stream,
     WeightsClaim,
@@ -25,9 +27,19 @@ from ._claims import (
 from ._dsse import Envelope, open_envelope
 from ._evaluate import Claimed, PlanRun, claims, collect, compare_claims, evaluate_plan
 from ._fleet import Device, Fleet, Link, fleet_digest, format_fleet, parse_fleet, validate_fleet
-from ._folder import weights_digest, write_folder
+from ._folder import write_bundle
 from ._folder_files import Damage
 from ._infer import infer_plan
+from ._json import (
+    Json,
+    canonical_json,
+    expect_int,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+    parse_canonical,
+)
 from ._keys import (
     PublicKey,
     SigningKey,
@@ -38,20 +50,9 @@ from ._keys import (
     rotate,
     trust,
 )
-from ._opening import Folder, find_damage, open_folder
-from ._plan import (
-    Local,
-    Place,
-    Placed,
-    Plan,
-    Rank,
-    Runs,
-    Track,
-    bind_local,
-    device_of,
-    placed,
-    whole,
-)
+from ._machine import PlanMachine
+from ._opening import Bundle, find_damage, open_bundle
+from ._plan import Local, Place, Placed, Plan, Rank, Runs, Track, bind_local, device_of, placed, whole
 from ._plan_text import format_plan, parse_plan, plan_digest
 from ._proof import Counterexample, Proof, Status, Verdict, format_proof, parse_proof, proof_digest
 from ._receipt import (
@@ -72,6 +73,8 @@ __all__ = [
     "Audit",
     "Audits",
     "Basis",
+    "Bundle",
+    "ChainLink",
     "Claimed",
     "Counterexample",
     "Damage",
@@ -80,10 +83,10 @@ __all__ = [
     "Envelope",
     "Exactness",
     "Fleet",
-    "Folder",
     "InputDigest",
     "Inputs",
     "Issued",
+    "Json",
     "Kernels",
     "Link",
     "Local",
@@ -95,6 +98,7 @@ __all__ = [
     "Place",
     "Placed",
     "Plan",
+    "PlanMachine",
     "PlanRun",
     "Proof",
     "ProofClaim",
@@ -106,6 +110,7 @@ __all__ = [
     "Repairs",
     "Runs",
     "Sampling",
+    "Scalar",
     "Sha256",
     "SigningKey",
     "Status",
@@ -114,6 +119,7 @@ __all__ = [
     "Verdict",
     "WeightsClaim",
     "bind_local",
+    "canonical_json",
     "cells",
     "claims",
     "collect",
@@ -121,6 +127,11 @@ __all__ = [
     "default_key_path",
     "device_of",
     "evaluate_plan",
+    "expect_int",
+    "expect_keys",
+    "expect_list",
+    "expect_object",
+    "expect_str",
     "find_damage",
     "fleet_digest",
     "format_fleet",
@@ -131,8 +142,9 @@ __all__ = [
     "load_signing_key",
     "load_trusted_keys",
     "next_link",
+    "open_bundle",
     "open_envelope",
-    "open_folder",
+    "parse_canonical",
     "parse_fleet",
     "parse_plan",
     "parse_proof",
@@ -149,9 +161,8 @@ __all__ = [
     "trust",
     "validate_fleet",
     "validate_plan",
-    "weights_digest",
     "whole",
+    "write_bundle",
     "write_directory",
     "write_file_atomic",
-    "write_folder",
 ]

@@ -354,7 +354,7 @@ def _lstat(dir_fd: int, name: str) -> os.stat_result | None:
 
 
 def _exists(target: str | os.PathLike[str]) -> InputError:
-    return InputError("exists already", file=target, next_step="Choose another name, or ask to replace it.")
+    return InputError("exists already", file=target, next_step="Choose another name, or pass replace=True.")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ Does not know: envelopes, signatures, or whether a claim is true.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -27,6 +28,7 @@ from tensure.bundle._json import (
     expect_object,
     expect_str,
 )
+from tensure.bundle._proof import Status
 from tensure.errors import FormatError, LimitError, RecordError
 
 __all__ = [
@@ -39,7 +41,7 @@ __all__ = [
     "Inputs",
     "Issued",
     "Kernels",
-    "Link",
+    "ChainLink",
     "Nodes",
     "Nonce",
     "OutputDigest",
@@ -52,14 +54,12 @@ __all__ = [
     "Scalar",
     "Sha256",
     "Stream",
-    "Verdict",
     "WeightsClaim",
     "decode",
     "encode",
 ]
 
 Basis = Literal["checked-now", "checked-at-load", "asserted", "absent"]
-Verdict = Literal["proved", "probable", "refuted", "unknown"]
 Scalar: TypeAlias = str | int | float | bool | None
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
@@ -131,11 +131,15 @@ class DigestClaim:
 
 @dataclass(frozen=True, slots=True)
 class ProofClaim:
-    """What a proof says of the plan: two verdicts, never merged; `error_probability` of `probable`."""
+    """What a proof says of the plan: two verdicts, never merged.
+
+    `error_probability` stands exactly when a verdict is `probable`, `error_bound` exactly when the numerics
+    are `bounded`.
+    """
 
     digest: Sha256 | None = None
-    values: Verdict | None = None
-    storage: Verdict | None = None
+    values: Status | None = None
+    storage: Status | None = None
     method: str | None = None
     numerics: Literal["exact", "bounded"] | None = None
     error_bound: float | None = None
@@ -149,6 +153,18 @@ class ProofClaim:
         _check_basis(self.basis, some, "proof")
         if (self.digest is None) != (self.values is None or self.storage is None):
             raise RecordError("a proof has a digest and both verdicts, or none of them", place="proof")
+        if ("probable" in (self.values, self.storage)) != (self.error_probability is not None):
+            raise RecordError(
+                "an error probability goes with `probable` and with nothing else", place="proof"
+            )
+        # `not a < b` also refuses NaN.
+        if self.error_probability is not None and not 0 < self.error_probability < 1:
+            raise RecordError(
+                f"error probability {self.error_probability}", place="proof", wanted="above 0 and below 1"
+            )
+        if (self.numerics == "bounded") != (self.error_bound is not None):
+            raise RecordError("an error bound goes with `bounded` and with nothing else", place="proof")
+        _check_bound(self.error_bound, "proof")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +256,7 @@ class Exactness:
         _check_basis(self.basis, self.kind is not None, "exactness")
         if (self.kind == "bounded") != (self.bound is not None):
             raise RecordError("a bound goes with `bounded` and with nothing else", place="exactness")
+        _check_bound(self.bound, "exactness")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +330,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ChainLink:
     """The place in the session's chain: `previous` is the digest of the statement numbered one less."""
 
     session: str
@@ -367,6 +384,11 @@ def _check_basis(basis: Basis, some: bool, place: str) -> None:
 def _check_items(basis: Basis, items: tuple[object, ...], place: str) -> None:
     """A list may be empty on any basis (looked, and found none); an absent one must be."""
     _check_basis(basis, bool(items) or basis != "absent", place)
+
+
+def _check_bound(bound: float | None, place: str) -> None:
+    if bound is not None and not (bound >= 0 and math.isfinite(bound)):
+        raise RecordError(f"an error of at most {bound}", place=place, wanted="a finite bound of at least 0")
 
 
 def _check_time(text: str, place: str) -> None:

@@ -29,27 +29,26 @@ from tensure.bundle._manifest import (
     Manifest,
     TensorEntry,
 )
-from tensure.bundle._opening import Folder, LazyWeights, Progress, find_damage, open_folder
+from tensure.bundle._opening import Bundle, LazyWeights, Progress, find_damage, open_bundle
 from tensure.bundle._signing import SIGNATURE_FILE, sign_folder, verify_signature
 from tensure.errors import DamageError, LimitError
-from tensure.program._weights import StoredTensor
+from tensure.program import StoredTensor
 
 __all__ = [
     "Damage",
-    "Folder",
+    "Bundle",
     "LazyWeights",
     "Progress",
     "find_damage",
-    "open_folder",
-    "weights_digest",
-    "write_folder",
+    "open_bundle",
+    "write_bundle",
 ]
 
 _CHUNK_BYTES = 4 << 20
 _TOP_LEVEL = frozenset([MANIFEST_FILE, BLOCKS_FILE, SIGNATURE_FILE, PROGRAM_FILE, TABLE_FILE, *SUBFOLDERS])
 
 
-def write_folder(
+def write_bundle(
     directory: str | os.PathLike[str],
     *,
     name: str,
@@ -101,16 +100,6 @@ def write_folder(
         signature = sign_folder(writer.path, key)
         _check_read_back(signature, key, {path: d.sha256 for path, d in digests.items()})
         writer.write(SIGNATURE_FILE, [signature])
-
-
-def weights_digest(weights: Mapping[str, StoredTensor]) -> str:
-    """`sha256:<hex>` of names, shapes, encodings and stored bytes: the same as of the sealed bundle."""
-    entries, _ = _manifest.lay_out((n, t.shape, t.encoding) for n, t in weights.items())
-    table, data = BlockDigester(), BlockDigester()
-    table.update(_manifest.table_bytes(entries))
-    for chunk in _weight_chunks(entries, weights):
-        data.update(chunk)
-    return f"sha256:{_manifest.weights_root(table.root, data.root)}"
 
 
 def _write(writer: DirectoryWriter, path: str, chunks: Iterable[bytes | memoryview]) -> BlockDigester:

@@ -73,9 +73,10 @@ class FolderFiles:
         self.path = Path(path)
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError is Python's, for a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
             raise FormatError(
-                f"cannot be opened as a folder: {error.strerror}", file=path, wanted="a bundle"
+                f"cannot be opened as a folder: {reason}", file=path, wanted="a bundle"
             ) from None
         self.close = weakref.finalize(self, os.close, self._fd)
 
@@ -174,7 +175,8 @@ class FolderFiles:
     def _walk(self, prefix: str, fd: int, folders: frozenset[str]) -> Iterator[tuple[str, str]]:
         with os.scandir(fd) as entries:
             for entry in entries:
-                path = prefix + entry.name
+                # A name that is no UTF-8 cannot be one that was signed; spelled out, it can be shown.
+                path = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
                 if entry.is_symlink():
                     yield path, "a symbolic link"
                 elif entry.is_file(follow_symlinks=False):

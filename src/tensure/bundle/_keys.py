@@ -4,7 +4,8 @@ The key file is `$TENSURE_KEY`, else `$XDG_CONFIG_HOME/tensure/keys/signing-key.
 `~/.config/tensure/keys/signing-key.pem`. It is made on first use: P-256, unencrypted PKCS #8 PEM, mode 0600,
 and it is refused when anyone else may read it, when somebody else owns it, or when it is a link. Beside it
 lie `signing-key.pub.pem` (the public half, for OpenSSL and model-signing) and `trusted/`, a folder of public
-keys that this machine believes: those you copy there, and its own former ones. `rotate` makes a new key and
+keys that this machine believes: those you copy there, and its own former ones. It is refused when anyone
+but you and root may write the folder or a file in it. `rotate` makes a new key and
 moves the old public half into `trusted/` with the date, so that what it signed still verifies. To stop
 believing a key, delete its file. docs/keys.md says this for users.
 
@@ -58,6 +59,7 @@ _PUBLIC_PEM = re.compile(
     rb"(?P<pem>-----BEGIN PUBLIC KEY-----\r?\n[A-Za-z0-9+/=\r\n]+-----END PUBLIC KEY-----\s*)\Z"
 )
 _MAKE_ANOTHER = "Keep the key in a file of your own with mode 0600, or set TENSURE_KEY to another path."
+_COPY_YOURSELF = "Check the keys, then put a copy of your own in its place."
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,20 +254,30 @@ def load_signing_key(path: str | os.PathLike[str] | None = None, *, create: bool
 def load_trusted_keys(path: str | os.PathLike[str] | None = None) -> tuple[PublicKey, ...]:
     """The keys this machine believes: its own (if it has one) and those in `trusted/` beside it.
 
-    Raises: as `load_signing_key` and `read_public_key`.
+    Raises: as `load_signing_key` and `read_public_key`; InputError also if others may write `trusted/` or a
+        file in it.
     """
     key_path = default_key_path() if path is None else Path(path)
     own = _read_private(key_path)
     keys = [] if own is None else [SigningKey.from_pem(own, key_path).public]
+    folder = key_path.parent / "trusted"
     try:
-        names = sorted(os.listdir(key_path.parent / "trusted"))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        names = []
-    if len(names) > _MAX_TRUSTED:
-        raise InputError(
-            f"{len(names)} files of trusted keys", file=key_path.parent / "trusted", wanted=f"{_MAX_TRUSTED}"
-        )
-    keys += [read_public_key(key_path.parent / "trusted" / name) for name in names if name.endswith(".pem")]
+        return tuple(keys)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=folder) from None
+    try:
+        _check_writers(os.fstat(fd), folder)
+        names = sorted(name for name in os.listdir(fd) if name.endswith(".pem"))
+        if len(names) > _MAX_TRUSTED:
+            raise InputError(f"{len(names)} files of trusted keys", file=folder, wanted=f"{_MAX_TRUSTED}")
+        for name in names:
+            data, found = _read_pem(name, folder / name, fd)
+            _check_writers(found, folder / name)
+            keys.append(PublicKey.from_pem(data, folder / name))
+    finally:
+        os.close(fd)
     return tuple(dict.fromkeys(keys))
 
 
@@ -275,17 +287,7 @@ def read_public_key(path: str | os.PathLike[str]) -> PublicKey:
     Raises:
         InputError: there is no such regular file. FormatError, UnsupportedError: it holds no usable key.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path, wanted="a PEM public key") from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InputError("is not a regular file", file=path, wanted="a PEM public key")
-        data = os.read(fd, _MAX_PEM_BYTES + 1)
-    finally:
-        os.close(fd)
-    return PublicKey.from_pem(data, path)
+    return PublicKey.from_pem(_read_pem(path, path)[0], path)
 
 
 def trust(key: PublicKey, path: str | os.PathLike[str] | None = None, *, note: str = "Added") -> Path:
@@ -330,15 +332,52 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"cannot be made: {error.strerror}", file=folder, next_step=_MAKE_ANOTHER) from None
 
 
+def _read_pem(
+    path: str | os.PathLike[str], file: str | os.PathLike[str], dir_fd: int | None = None
+) -> tuple[bytes, os.stat_result]:
+    """The bytes of a public key file (called `file` in errors) and what the system says of that same file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {_reason(error)}", file=file, wanted="a PEM public key") from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError("is not a regular file", file=file, wanted="a PEM public key")
+        return os.read(fd, _MAX_PEM_BYTES + 1), found
+    finally:
+        os.close(fd)
+
+
+def _check_writers(found: os.stat_result, path: Path) -> None:
+    """Refuse what others may change: whoever can write here decides whom this machine believes."""
+    if found.st_uid not in (os.geteuid(), 0):
+        raise InputError(
+            f"belongs to user {found.st_uid}", file=path, wanted="yours or root's", next_step=_COPY_YOURSELF
+        )
+    if found.st_mode & 0o022:
+        raise InputError(
+            f"others may write to it (mode {stat.S_IMODE(found.st_mode):04o})",
+            file=path,
+            wanted="no write permission for group and others",
+            next_step=f"Check the keys, then run `chmod go-w {path}`.",
+        )
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What the system says; Python itself refuses a path with a NUL or half a surrogate pair."""
+    return str(error.strerror if isinstance(error, OSError) else error)
+
+
 def _read_private(path: Path) -> bytes | None:
     """The key file's bytes, or None if there is none; checks and reads the same open file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot be opened: {error.strerror}",
+            f"cannot be opened: {_reason(error)}",
             file=path,
             wanted="a file, no link",
             next_step=_MAKE_ANOTHER,

@@ -34,7 +34,7 @@ from tensure.bundle._json import (
     parse_canonical,
 )
 from tensure.errors import FormatError, InputError, LimitError
-from tensure.program._weights import encoded_nbytes
+from tensure.program import encoded_nbytes
 
 __all__ = [
     "BLOCKS_FILE",
@@ -185,8 +185,10 @@ def parse_table(data: bytes, weights_size: int) -> tuple[TensorEntry, ...]:
     """
     root = expect_object(parse_canonical(data, max_bytes=MAX_TABLE_BYTES), "table")
     expect_keys(root, "table", ("alignment", "file", "tensors"))
-    if root["alignment"] != ALIGNMENT or root["file"] != WEIGHTS_FILE:
-        raise FormatError("another alignment or file", wanted=f"{ALIGNMENT} and {WEIGHTS_FILE}")
+    # Not `!=`: 64.0 equals 64, and would be a second spelling.
+    expect_int(root["alignment"], "alignment", least=ALIGNMENT, most=ALIGNMENT)
+    if root["file"] != WEIGHTS_FILE:
+        raise FormatError("another file", place="file", wanted=WEIGHTS_FILE)
     found: list[TensorEntry] = []
     for index, item in enumerate(expect_list(root["tensors"], "tensors", max_items=_MAX_TENSORS)):
         place = f"tensors[{index}]"
@@ -237,8 +239,7 @@ def parse_manifest(data: bytes) -> Manifest:
     root = expect_object(parse_canonical(data, max_bytes=MAX_MANIFEST_BYTES), "bundle")
     if root.get("format") != FORMAT:
         raise FormatError("not a Tensure bundle", place="format", wanted=FORMAT)
-    if (version := root.get("version")) != VERSION or isinstance(version, bool):
-        raise FormatError(f"version {version!r}", place="version", wanted=f"{VERSION}")
+    expect_int(root.get("version"), "version", least=VERSION, most=VERSION)
     expect_keys(root, "bundle", ("format", "version", "name", "program", "weights", "files", *SECTIONS))
     if root["program"] != PROGRAM_FILE or root["weights"] != TABLE_FILE:
         raise FormatError("program or weights under another name", wanted=f"{PROGRAM_FILE}, {TABLE_FILE}")

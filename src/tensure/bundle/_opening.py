@@ -45,9 +45,9 @@ from tensure.bundle._manifest import (
 )
 from tensure.bundle._signing import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, SignedFiles, verify_signature
 from tensure.errors import DamageError, FormatError, TensureError
-from tensure.program._weights import StoredTensor
+from tensure.program import StoredTensor
 
-__all__ = ["Folder", "LazyWeights", "Progress", "find_damage", "open_folder"]
+__all__ = ["Bundle", "LazyWeights", "Progress", "find_damage", "open_bundle"]
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -55,7 +55,7 @@ _CHANGED = "the bytes are not what was signed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Folder:
+class Bundle:
     """An opened bundle. Everything but the weights has been checked; those are checked as they are touched.
 
     `digest` (of `bundle.json`) stands for the whole content, `weights_root` for the weights alone.
@@ -141,12 +141,12 @@ class LazyWeights(Mapping[str, StoredTensor]):
                 self._checked[block] = 1
 
 
-def open_folder(
+def open_bundle(
     directory: str | os.PathLike[str],
     trusted: Sequence[PublicKey],
     *,
     check_weights: Literal["lazy", "now"] = "lazy",
-) -> Folder:
+) -> Bundle:
     """Open a bundle that one of the `trusted` keys signed.
 
     Raises:
@@ -181,7 +181,7 @@ def open_folder(
     section = {
         s: {name: texts[_manifest.section_path(s, name)] for name in manifest.sections[s]} for s in SECTIONS
     }
-    return Folder(
+    return Bundle(
         name=manifest.name,
         program=texts[PROGRAM_FILE],
         plans=section["plans"],
@@ -202,7 +202,7 @@ def open_folder(
 def find_damage(
     directory: str | os.PathLike[str], trusted: Sequence[PublicKey], progress: Progress | None = None
 ) -> list[Damage]:
-    """All damage in a bundle, where `open_folder` stops at the first; an empty list means none.
+    """All damage in a bundle, where `open_bundle` stops at the first; an empty list means none.
 
     Raises:
         FormatError: there is no bundle at `directory`.

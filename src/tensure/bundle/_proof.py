@@ -9,14 +9,23 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 from tensure.errors import FormatError
 
-from ._json import Json, canonical_json, expect_keys, expect_list, expect_object, expect_str, parse_canonical
+from ._json import (
+    Json,
+    canonical_json,
+    expect_int,
+    expect_keys,
+    expect_list,
+    expect_object,
+    expect_str,
+    parse_canonical,
+)
 
 Status: TypeAlias = Literal["proved", "probable", "refuted", "unknown"]
-STATUSES: Final = ("proved", "probable", "refuted", "unknown")
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 FORMAT: Final = "tensure-proof"
 MAX_PROOF: Final = 64 << 20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -50,7 +59,7 @@ class Verdict:
     """One answer: status, how it was reached, and what its status calls for.
 
     `error` is the chance of a wrong acceptance and stands exactly when `probable`; `counterexample`
-    stands exactly when `refuted`; `reason` says why when `unknown`.
+    stands exactly when `refuted`; `reason` says why when `unknown`, and never stays empty then.
     """
 
     status: Status
@@ -60,6 +69,10 @@ class Verdict:
     reason: str = ""
 
     def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise FormatError(f"status {str(self.status)[:80]!r}", wanted=", ".join(STATUSES))
+        if self.status == "unknown" and not self.reason:
+            raise FormatError("an unknown verdict without a reason", wanted="why it is not known")
         if (self.error is not None) != (self.status == "probable"):
             raise FormatError(
                 f"error={self.error} with {self.status}", wanted="an error bound exactly when probable"
@@ -105,10 +118,10 @@ def parse_proof(data: bytes) -> Proof:
     """
     row = expect_object(parse_canonical(data, max_bytes=MAX_PROOF), "proof")
     expect_keys(row, "proof", ("format", "version", "program", "plan", "values", "storage", "certificate"))
-    if row["format"] != FORMAT or row["version"] != 1:
-        raise FormatError(
-            f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} version 1"
-        )
+    if row["format"] != FORMAT:
+        raise FormatError(f"format {str(row['format'])[:80]!r}", wanted=FORMAT)
+    # Not `!=`: 1.0 and true equal 1, and would be a second spelling.
+    expect_int(row["version"], "version", least=1, most=1)
     certificate = row["certificate"]
     return Proof(
         _digest(row["program"], "program"),
@@ -149,17 +162,14 @@ def _read_verdict(value: Json, place: str) -> Verdict:
     row = expect_object(value, place)
     expect_keys(row, place, ("status", "method", "error", "reason", "counterexample"))
     status, error = expect_str(row["status"], place), row["error"]
-    if status not in STATUSES:
-        raise FormatError(f"status {status!r}", place=place, wanted=", ".join(STATUSES))
     if error is not None and not isinstance(error, float):
         raise FormatError(f"error {error!r}", place=place, wanted="a probability or null")
-    return Verdict(
-        cast(Status, status),
-        expect_str(row["method"], place),
-        error,
-        _read_example(row["counterexample"], place),
-        expect_str(row["reason"], place),
-    )
+    method, reason = expect_str(row["method"], place), expect_str(row["reason"], place)
+    example = _read_example(row["counterexample"], place)
+    try:
+        return Verdict(cast(Status, status), method, error, example, reason)
+    except FormatError as found:
+        raise found.at(place=place) from None
 
 
 def _read_example(value: Json, place: str) -> Counterexample | None:

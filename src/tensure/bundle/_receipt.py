@@ -26,12 +26,12 @@ from tensure.bundle._blocks import leaf_digest, merkle_root
 from tensure.bundle._claims import (
     Audits,
     Basis,
+    ChainLink,
     DigestClaim,
     Exactness,
     Inputs,
     Issued,
     Kernels,
-    Link,
     Nodes,
     Nonce,
     OutputDigest,
@@ -87,7 +87,7 @@ class Receipt:
     """One run's statement about its output tensors; `issued.key_id` must be the key it is signed with."""
 
     outputs: tuple[OutputDigest, ...]
-    link: Link
+    link: ChainLink
     issued: Issued
     outputs_basis: Basis = "checked-now"
     program: DigestClaim = field(default_factory=DigestClaim)
@@ -169,17 +169,17 @@ def receipt_digest(data: bytes) -> Sha256:
     return Sha256(hashlib.sha256(envelope.payload).hexdigest())
 
 
-def next_link(session: str, previous: bytes | None = None) -> Link:
+def next_link(session: str, previous: bytes | None = None) -> ChainLink:
     """The place in the chain after the receipt file `previous`; the first place if there is none.
 
     Raises: as `parse_receipt`; RecordError if `previous` belongs to another session.
     """
     if previous is None:
-        return Link(session)
+        return ChainLink(session)
     before, envelope = parse_receipt(previous)
     if before.link.session != session:
         raise RecordError("the previous receipt belongs to another session", place="link", wanted=session)
-    return Link(session, before.link.number + 1, Sha256(hashlib.sha256(envelope.payload).hexdigest()))
+    return ChainLink(session, before.link.number + 1, Sha256(hashlib.sha256(envelope.payload).hexdigest()))
 
 
 def issued_now(key: SigningKey) -> Issued:
@@ -234,7 +234,7 @@ def _read_statement(statement: Json) -> Receipt:
     return Receipt(
         outputs=outputs,
         outputs_basis=decode(OutputsBasis, predicate["outputs"], "outputs").basis,
-        link=decode(Link, predicate["link"], "link"),
+        link=decode(ChainLink, predicate["link"], "link"),
         issued=decode(Issued, predicate["issued"], "issued"),
         program=decode(DigestClaim, predicate["program"], "program"),
         plan=decode(DigestClaim, predicate["plan"], "plan"),

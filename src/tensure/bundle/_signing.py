@@ -30,7 +30,7 @@ from pathlib import Path
 from tensure.bundle._dsse import IN_TOTO_TYPE, decode_base64, pae
 from tensure.bundle._json import Json, expect_keys, expect_list, expect_object, expect_str, parse_strict
 from tensure.bundle._keys import PublicKey, SigningKey, low_s
-from tensure.errors import DamageError, FormatError, TensureError, UnsupportedError
+from tensure.errors import DamageError, FormatError, TensureError, UnsupportedError, UntrustedError
 
 __all__ = ["SIGNATURE_FILE", "SignedFiles", "sign_folder", "verify_signature"]
 
@@ -91,11 +91,13 @@ def verify_signature(data: bytes, trusted: Sequence[PublicKey]) -> SignedFiles:
         raise _damage(error) from None
     key = next((k for k in trusted if k.kind == "p256" and k.signing_hint == hint), None)
     if key is None:
-        raise DamageError(
-            f"signed by the key {hint[:16]}..., which this machine does not trust",
+        # model-signing writes its own hint and not the key's id, which nobody can tell without the key.
+        raise UntrustedError(
+            f"signed by a key that this machine does not trust (model-signing hint {hint[:16]}...)",
             file=SIGNATURE_FILE,
             place="block 0",
-            next_step="If you trust whoever sealed it, pass their public key with --key.",
+            next_step="If you trust whoever sealed it, pass their public key with --key FILE; the hint of a "
+            "key is what sha256sum prints for its public PEM file.",
         )
     if not key.verify(signature, pae(IN_TOTO_TYPE, payload)):
         raise DamageError("the signature does not fit what it signs", file=SIGNATURE_FILE, place="block 0")

@@ -219,9 +219,7 @@ def _unary(line: Line, depth: int) -> Int:
     token = line.head
     if token.kind == "int":
         if len(token.text) > 20:
-            raise LimitError(
-                f"an integer of {len(token.text)} digits", wanted="64 bits"
-            )
+            raise LimitError(f"an integer of {len(token.text)} digits", wanted="64 bits")
         line.next()
         return _checked(int(token.text), token.text)
     if token.kind == "name" and token.text in ("min", "max", "pick"):

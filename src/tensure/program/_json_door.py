@@ -41,10 +41,12 @@ def parse_json(
     """
     if len(data) > max_bytes:
         raise LimitError(f"{len(data)} bytes of JSON", wanted=f"at most {max_bytes}")
-    # Each further item stands behind a comma, each string between two quotes; at most two strings an item.
-    if data.count(b",") >= max_items or data.count(b'"') > 4 * max_items:
+    # Each further item stands behind a comma, each string between two quotes, each list and object behind its
+    # own bracket (`[[[]]]` holds three without a comma); at most two strings an item.
+    brackets = data.count(b"[") + data.count(b"{")
+    if data.count(b",") >= max_items or brackets > max_items + 1 or data.count(b'"') > 4 * max_items:
         raise LimitError(f"over {max_items} items in a JSON document", wanted="fewer")
-    _check_nesting(data, max_depth, max_items, base)
+    _check_depth(data, max_depth, base)
     try:
         text = data.decode("utf-8")
         document = json.loads(
@@ -64,9 +66,8 @@ def parse_json(
     return document
 
 
-def _check_nesting(data: bytes, max_depth: int, max_items: int, base: int) -> None:
-    """Refuse too deep nesting and too many lists and objects: `[[[]]]` holds three without a comma."""
-    depth, opened, in_string = 0, 0, False
+def _check_depth(data: bytes, max_depth: int, base: int) -> None:
+    depth, in_string = 0, False
     for match in _MARKS.finditer(data):
         mark = match[0]
         if mark == b'"':
@@ -75,11 +76,8 @@ def _check_nesting(data: bytes, max_depth: int, max_items: int, base: int) -> No
             continue
         elif mark in b"[{":
             depth += 1
-            opened += 1
             if depth > max_depth:
                 raise LimitError(f"JSON nested over {max_depth} deep", place=f"byte {base + match.start()}")
-            if opened > max_items:
-                raise LimitError(f"over {max_items} items in a JSON document", wanted="fewer")
         else:
             depth -= 1
 
@@ -104,9 +102,7 @@ def _check_texts(document: Any) -> None:
         elif isinstance(value, list):
             pending += value
         elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
-            raise FormatError(
-                f"the string {value[:80]!r} is no Unicode text", wanted="no lone surrogates"
-            )
+            raise FormatError(f"the string {value[:80]!r} is no Unicode text", wanted="no lone surrogates")
 
 
 def _integer(digits: str) -> int:

@@ -99,9 +99,8 @@ def _no_noop_views(program: Program) -> str | None:
         source = _first(item)
         if entry.params or item.op not in reinterpret or source is None or item.outs[0] in _kept(entry):
             continue
-        moves = item.op == "permute" and list(item.attr("dims", ()) or ()) != list(
-            range(len(types[str(source)].shape))
-        )  # type: ignore[arg-type]
+        dims = item.attr("dims", ())
+        moves = item.op == "permute" and dims != tuple(range(len(types[str(source)].shape)))
         if not moves and types[str(source)] == types[str(item.outs[0])]:
             return f"{where(item)} changes nothing"
     return None

@@ -15,7 +15,7 @@ from ._records import Body, Call, Entry, For, Op, Program, Value
 from ._text import format_program, parse_program
 from ._walk import COMMUNICATION
 
-MAX_STEPS: Final = 1 << 20
+MAX_STEPS: Final = 1 << 19
 """Steps expanded in one validation, over all entries and parameter values."""
 MAX_CORNERS: Final = 16
 

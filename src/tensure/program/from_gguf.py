@@ -38,7 +38,7 @@ from ._gguf_tokenizer import chat_template, text_config, tokenizer_json
 from ._model import Model
 from ._weights import StoredTensor
 
-__all__ = ["from_gguf"]
+__all__ = ["GgufFile", "from_gguf", "read_gguf"]
 
 _EMBED, _HEAD, _FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 _PATTERNS: Final[Mapping[str, str]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, TypeAlias
 
-from tensure.bundle._json import (
+from tensure.bundle import (
     Json,
     canonical_json,
     expect_int,

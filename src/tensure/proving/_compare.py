@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from tensure.bundle import Placed, Plan, Rank
-from tensure.bundle._machine import PlanMachine
+from tensure.bundle import Placed, Plan, PlanMachine, Rank
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import Arg, Cat, Name, Op, Program, Ref, TensorType, expand, leaves
 

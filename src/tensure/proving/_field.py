@@ -18,8 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
-from tensure.program import Op, TensorType
-from tensure.program._ops import bind_op, lookup
+from tensure.program import Op, TensorType, bind_op, lookup
 
 from ._contraction import TERMS, terms_of
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims

@@ -11,13 +11,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Placed, Plan, Rank
-from tensure.bundle._json import Json
-from tensure.bundle._machine import PlanMachine
+from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank
 from tensure.errors import LimitError, RecordError, TensureError
-from tensure.program import Arg, Name, Op, Program, TensorType, expand, state_pairs, walk
-from tensure.program._evaluate import infer_step, where
-from tensure.program._ops import infer_collective
+from tensure.program import (
+    Arg,
+    Name,
+    Op,
+    Program,
+    TensorType,
+    expand,
+    infer_collective,
+    infer_step,
+    state_pairs,
+    walk,
+    where,
+)
 
 from ._contraction import TERMS, terms_of
 from ._index import Region, covers, cut, index_of, length, select, shape_of, whole

@@ -14,9 +14,21 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
-from tensure.program import Arg, Cat, Op, Program, Ref, TensorType, expand, leaves
-from tensure.program._evaluate import box_type, infer_step, joined_type
-from tensure.program._ops import bind_op, lookup
+from tensure.program import (
+    Arg,
+    Cat,
+    Op,
+    Program,
+    Ref,
+    TensorType,
+    bind_op,
+    box_type,
+    expand,
+    infer_step,
+    joined_type,
+    leaves,
+    lookup,
+)
 
 from ._index import Index, Region, cut, joined, relative, shape_of, whole_region
 from ._movement import slice_of

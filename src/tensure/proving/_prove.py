@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Final
 
-from tensure.bundle import Counterexample, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
-from tensure.bundle._json import Json
+from tensure.bundle import Counterexample, Json, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import (
     Program,

@@ -24,12 +24,12 @@ from tensure.program import (
     Program,
     TensorType,
     bind_entry,
+    collective,
     infer_program,
     leaves,
     numpy_dtype,
+    run_step,
 )
-from tensure.program._evaluate import run_step
-from tensure.program._ops import collective
 
 from ._compare import Comparison, compare
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tensure.bundle._keys import PublicKey
-from tensure.bundle._receipt import Receipt, receipt_digest
+from tensure.bundle import PublicKey, Receipt, receipt_digest
 from tensure.errors import DamageError, InputError
 from tensure.receipts._verify import verify_receipt
 

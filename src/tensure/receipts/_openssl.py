@@ -10,9 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from tensure.bundle._atomic import write_file_atomic
-from tensure.bundle._keys import PublicKey
-from tensure.bundle._receipt import parse_receipt
+from tensure.bundle import PublicKey, parse_receipt, write_file_atomic
 from tensure.errors import InputError
 
 __all__ = ["export_for_openssl"]

@@ -5,8 +5,7 @@ Does not know: whether the receipt verifies; show it beside a verdict, not inste
 
 from __future__ import annotations
 
-from tensure.bundle._claims import Basis
-from tensure.bundle._receipt import Receipt
+from tensure.bundle import Basis, Receipt
 
 __all__ = ["summarize"]
 

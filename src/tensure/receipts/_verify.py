@@ -17,11 +17,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tensure.bundle._claims import Sha256
-from tensure.bundle._dsse import open_envelope
-from tensure.bundle._keys import PublicKey
-from tensure.bundle._receipt import MAX_RECEIPT_BYTES, Receipt, parse_statement
-from tensure.errors import DamageError, FormatError, InputError, TensureError
+from tensure.bundle import MAX_RECEIPT_BYTES, PublicKey, Receipt, Sha256, open_envelope, parse_statement
+from tensure.errors import DamageError, FormatError, InputError, TensureError, UntrustedError
 
 __all__ = ["Expected", "read_receipt", "verify_receipt"]
 
@@ -88,7 +85,7 @@ def verify_receipt(
         envelope = open_envelope(data, max_bytes=MAX_RECEIPT_BYTES)
         key = next((key for key in keys if key.id == envelope.key_id), None)
         if key is None:
-            raise DamageError(
+            raise UntrustedError(
                 f"signed by the key {envelope.key_id[:16]}..., which this machine does not trust",
                 place="keyid",
                 next_step="If you trust whoever ran it, pass their public key with --key.",
@@ -115,8 +112,9 @@ def read_receipt(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path, wanted="a receipt") from None
+    except (OSError, ValueError) as error:  # a ValueError is Python's, for a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot be read: {reason}", file=path, wanted="a receipt") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise InputError("is not a regular file", file=path, wanted="a receipt")

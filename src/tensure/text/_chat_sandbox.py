@@ -253,7 +253,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _tokenize(
         self, source: str, name: str | None, filename: str | None = None, state: str | None = None
     ) -> jinja2.lexer.TokenStream:
-        return jinja2.lexer.TokenStream(_few(super()._tokenize(source, name, filename, state)), name, filename)
+        return jinja2.lexer.TokenStream(
+            _few(super()._tokenize(source, name, filename, state)), name, filename
+        )
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _checked(jinja2.parser.Parser(self, source, name, filename).parse())

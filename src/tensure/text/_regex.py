@@ -1,4 +1,4 @@
-"""What a tokenizer's regular expression can cost, known before it ever runs.
+r"""What a tokenizer's regular expression can cost, known before it ever runs.
 
 Knows: how the backtracking engine behind `tokenizers` (Oniguruma) spends its time, and from that a bound:
 a pattern is refused when a match may take exponential or cubic time, and otherwise says how long a text it
@@ -8,7 +8,8 @@ may be run over. Everything is counted in one pass over the pattern, without rec
     backing   free repeats (`*`, `+`) that something after them can make give characters back
 
 One backing repeat makes a scan quadratic: each start runs to the end of the stretch and fails. That is
-harmless where the next alternative takes the same stretch whole, as `\\s+(?!\\S)|\\s+` does: then it is linear.
+harmless where the next alternative takes the same stretch whole, as `\s+(?!\S)|\s+` does: then it is
+linear.
 
 Does not know: what patterns mean, or what they are for. What it cannot read it refuses.
 """
@@ -41,7 +42,9 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 _CLASS_NAME = re.compile(r"\[:\^?[a-z]{1,10}:\]")
-_QUANTIFIER = re.compile(r"(?:(?P<sign>[*+?])(?P<mode>[+?]?)|\{(?P<least>\d*)(?:,(?P<most>\d*))?\}(?P<lazy>\??))")
+_QUANTIFIER = re.compile(
+    r"(?:(?P<sign>[*+?])(?P<mode>[+?]?)|\{(?P<least>\d*)(?:,(?P<most>\d*))?\}(?P<lazy>\??))"
+)
 _CONTROLS = {"\\r": "\r", "\\n": "\n", "\\t": "\t", "\\f": "\f"}
 
 
@@ -137,7 +140,7 @@ def _read(pattern: str) -> list[_Branch]:
 
 
 def _group(branches: Sequence[_Branch], *, plain: bool) -> _Part:
-    """A closed group: the worst of its alternatives. Only in a plain one an atom means what it means outside."""
+    """A closed group: the worst of its alternatives. Only in a plain one do atoms keep their meaning."""
     backing = max((branch.backing for branch in branches), key=len)
     free = max((branch.free for branch in branches), key=len)
     alone = plain and len(branches) == 1
@@ -284,6 +287,6 @@ def _literal(text: str) -> str | None:
 
 def _refuse_repeat() -> NoReturn:
     raise UnsupportedError(
-        "a pattern repeats a group that repeats or can match in several ways, which can take exponential time",
+        "a pattern repeats what repeats or can match in several ways, which can take exponential time",
         wanted="no quantifier or choice inside a quantified group",
     )

@@ -62,7 +62,7 @@ def checked_tree(data: bytes) -> tuple[dict[str, Any], int]:
         )
     except TensureError as error:
         raise error.at(place="tokenizer.json") from None
-    longest = MAX_TEXT
+    longest, growth = MAX_TEXT, 1
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
         raise FormatError("no model in the tokenizer", wanted="a tokenizer.json")
     # Fixed padding is a memory bomb; truncation would cut a prompt without a word. We want neither.
@@ -78,10 +78,10 @@ def checked_tree(data: bytes) -> tuple[dict[str, Any], int]:
                 )
         longest = min(longest, _check_patterns(parts, place))
         if place == "normalizer":
-            longest //= _check_expansion(parts)
+            growth = _check_expansion(parts)
         if place == "post_processor":
             _check_templates(parts)
-    return tree, longest
+    return tree, longest // growth
 
 
 def parts_of(root: object) -> Iterator[dict[str, Any]]:

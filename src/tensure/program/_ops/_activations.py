@@ -13,7 +13,7 @@ from ._elementwise import unary, unary_rule
 from ._rules import ANY, NUMBERS, SIGNED, cast, number, operand, type_of
 from ._table import Array, Given, define, refuse
 
-_ROOT_2_OVER_PI: Final = math.sqrt(2 / math.pi)
+ROOT_2_OVER_PI: Final = math.sqrt(2 / math.pi)
 
 
 def erf(x: Array) -> Array:
@@ -29,7 +29,7 @@ def sigmoid(x: Array) -> Array:
 
 def tanh_argument(x: Array) -> Array:
     """The argument of tanh in GELU's approximation."""
-    return np.asarray(_ROOT_2_OVER_PI * (x + 0.044715 * x**3))
+    return np.asarray(ROOT_2_OVER_PI * (x + 0.044715 * x**3))
 
 
 def gelu(x: Array, approximate: str) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._dtypes import FLOATS
 from .._records import TensorType
-from ._activations import check_approximate, erf, tanh_argument
+from ._activations import ROOT_2_OVER_PI, check_approximate, erf, sigmoid, tanh_argument
 from ._convolution import gradient_of_weight, spread, window_of
 from ._rules import (
     INDICES,
@@ -31,7 +31,6 @@ from ._rules import (
 from ._shapes import put_slice, selected, sliced
 from ._table import Array, Evaluate, Given, Infer, define, lookup, refuse
 
-_ROOT_2_OVER_PI: Final = np.sqrt(2 / np.pi)
 _ROOT_2_PI: Final = np.sqrt(2 * np.pi)
 
 # --- element by element ---------------------------------------------------------------------------
@@ -52,12 +51,8 @@ def _pairwise(fn: Callable[[Array, Array], Any]) -> Evaluate:
     return evaluate
 
 
-def _sigmoid(x: Array) -> Any:
-    return 1 / (1 + np.exp(-x))
-
-
 def _silu_gradient(g: Array, x: Array) -> Any:
-    s = _sigmoid(x)
+    s = sigmoid(x)
     return g * s * (1 + x * (1 - s))
 
 
@@ -100,7 +95,7 @@ define(
 def _gelu_gradient(g: Array, x: Array, approximate: str) -> Any:
     if approximate == "tanh":
         t = np.tanh(tanh_argument(x))
-        slope = _ROOT_2_OVER_PI * (1 + 3 * 0.044715 * x * x)
+        slope = ROOT_2_OVER_PI * (1 + 3 * 0.044715 * x * x)
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope)
     return g * (0.5 * (1 + erf(x / np.sqrt(2.0))) + x * np.exp(-0.5 * x * x) / _ROOT_2_PI)
 

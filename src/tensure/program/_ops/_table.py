@@ -14,7 +14,7 @@ integer, or a nested list of them), with `[]` for lists and `?` for none allowed
 `= default` must be given. Where ATen has the op, operands and attributes bear ATen's names, so that
 `torch.ops.aten.<name>(**operands, **attributes)` is the same call.
 
-Bounds: rank at most 8, every tensor at most 2^40 elements in a shape rule and 2^31 in an evaluation,
+Bounds: rank at most 8, every tensor at most 2^40 elements in a shape rule and 2^33 bytes in an evaluation,
 integers within 64 bits. They hold before anything is allocated.
 """
 
@@ -92,7 +92,7 @@ class OpDef:
 
 MAX_RANK: Final = 8
 MAX_ELEMENTS: Final = 1 << 40
-MAX_EVALUATED: Final = 1 << 31
+MAX_EVALUATED_BYTES: Final = 1 << 33
 _INT64: Final = 1 << 63
 _MAX_KEY: Final = 64
 
@@ -182,7 +182,11 @@ def evaluate_op(name: str, args: list[Any], attrs: Mapping[str, Any]) -> list[Ar
     """Results of one op by its numpy semantics, held against its own shape rule."""
     definition = lookup(name)
     given = bind_op(definition, args, attrs)
-    types = definition.infer([_type_of(arg) for arg in args], given)
+    operands = [_type_of(arg) for arg in args]
+    types = definition.infer(operands, given)
+    for operand in operands:
+        if isinstance(operand, TensorType):
+            room(operand.shape, f"{name}: an operand")
     for want in types:
         room(want.shape, f"{name}: a result")
     try:
@@ -192,6 +196,8 @@ def evaluate_op(name: str, args: list[Any], attrs: Mapping[str, Any]) -> list[Ar
         raise _named(name, error) from error
     except (ValueError, IndexError, OverflowError) as error:
         raise RecordError(f"{name} cannot take these operands: {error}") from error
+    except MemoryError as error:
+        raise LimitError(f"{name}: this machine has too little memory for it") from error
     for result, want in zip(results, types, strict=True):
         have = TensorType(result.shape, dtype_name(result.dtype))
         assert have == want, f"{name}: semantics gives {have}, shape rule says {want}"
@@ -204,9 +210,16 @@ def refuse(found: str, wanted: str | None = None) -> RecordError:
 
 
 def room(shape: tuple[int, ...], what: str) -> None:
-    """Refuse to evaluate a tensor too large to hold, before it is allocated."""
-    if math.prod(shape) > MAX_EVALUATED:
-        raise LimitError(f"{what} of shape {list(shape)}", wanted=f"at most {MAX_EVALUATED} elements")
+    """Refuse to evaluate a tensor too large to hold, before it is allocated.
+
+    Each element counts as 8 bytes, whatever its dtype, since semantics compute in float64. A dim of 0 counts
+    as 1: the tensor is empty, but semantics may lay out its other dims on the way.
+    """
+    size = 8 * math.prod(max(dim, 1) for dim in shape)
+    if size > MAX_EVALUATED_BYTES:
+        raise LimitError(
+            f"{what} of shape {list(shape)}", wanted=f"at most {MAX_EVALUATED_BYTES} bytes in float64"
+        )
 
 
 def _bounded(name: str, infer: Infer) -> Infer:
