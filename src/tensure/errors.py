@@ -6,7 +6,7 @@
     │   ├── RecordError                      a Program, Plan, Fleet or other record is malformed
     │   ├── UnsupportedError                 well-formed, but outside what we implement
     │   └── LimitError                       a bound on size, depth, time or memory was passed
-    ├── NotYetError                          a public name whose issue has not landed yet
+    ├── NotYetError                          a public name that is not built yet
     ├── DamageError                 exit 1   a bundle or receipt is not what was signed
     │   └── UntrustedError                   it may be whole, but its signer is not one we trust
     └── EvaluationError                      a Program or Plan stopped part-way (deadlock, unmade value)
@@ -70,8 +70,7 @@ class TensureError(Exception):
             text += f"; wanted {self.wanted}"
         if self.next_step:
             text += f". {self.next_step}"
-        # A path or name that is no UTF-8 must not make the message itself unprintable.
-        return text.encode("utf-8", "backslashreplace").decode()
+        return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
     def at(self, file: str | os.PathLike[str] | None = None, place: str | None = None) -> Self:
         """Fill in file and place where the raiser did not know them; returns itself for `raise`."""
@@ -80,6 +79,11 @@ class TensureError(Exception):
         if self.place is None:
             self.place = place
         return self
+
+
+def _escaped(char: str) -> str:
+    """A character that must not reach a terminal: names from files may hold ESC, newlines, broken UTF-8."""
+    return char.encode("unicode_escape").decode("ascii")
 
 
 class InputError(TensureError):
@@ -103,7 +107,7 @@ class LimitError(InputError):
 
 
 class NotYetError(TensureError):
-    """A public name whose issue has not landed yet."""
+    """A public name that is not built yet."""
 
 
 class DamageError(TensureError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import subprocess
@@ -19,7 +20,7 @@ import tensure
 from tensure import api
 from tensure.api import KNOWN, KnownModel, seal_once
 from tensure.bundle import Device
-from tensure.bundle._keys import SigningKey, load_signing_key
+from tensure.bundle._keys import SigningKey, default_key_path, load_signing_key
 from tensure.errors import (
     DamageError,
     FormatError,
@@ -72,7 +73,9 @@ def test_load_takes_every_kind_of_path(home: Path) -> None:
         ("no-such-thing-at-all", InputError, "no file, no folder and no known model"),
         ("a\0b", InputError, "known model"),
         ("weights.pth", UnsupportedError, "holds weights and no program"),
-        ("model.onnx", FormatError, "wanted a .gguf file"),
+        ("model.onnx", NotYetError, "ONNX reader is not built yet"),
+        ("missing.tflite", NotYetError, "TFLite reader is not built yet"),
+        ("model.xyz", FormatError, "wanted a .gguf file"),
         ("empty", InputError, r"config\.json"),
         ("torn.gguf", FormatError, r"torn\.gguf"),
     ],
@@ -84,6 +87,7 @@ def test_load_refuses_with_a_next_step(
     Path("empty").mkdir()
     Path("weights.pth").write_bytes(b"PK\x03\x04")
     Path("model.onnx").write_bytes(b"\x08\x01")
+    Path("model.xyz").write_bytes(b"\x08\x01")
     Path("torn.gguf").write_bytes(b"GGUF\x03\0\0\0")
     with pytest.raises(kind, match=message):
         tensure.load(model)
@@ -147,6 +151,12 @@ def test_seal_refuses_what_does_not_fit_and_leaves_nothing(home: Path) -> None:
     assert (home / "mine" / "diary.txt").read_text() == "dear diary"
 
 
+def test_seal_makes_no_key_where_one_was_named(home: Path) -> None:
+    with pytest.raises(InputError, match=r"nokey: no such key"):
+        tensure.seal(classifier(), home / "bundle", key=home / "nokey")
+    assert not [entry for entry in home.iterdir() if entry.name.startswith(("nokey", "bundle"))]
+
+
 def test_seal_names_bundles_plainly(home: Path) -> None:
     strange = dataclasses.replace(classifier(), name="../naïve model/<b>")
     assert tensure.open(tensure.seal(strange, home / "bundle")).name == "na-ve-model-b-"
@@ -172,6 +182,18 @@ def test_seal_once_replaces_a_damaged_bundle_and_says_so(home: Path) -> None:
     again = seal_once(file)
     assert not again.reused
     assert "program.txt" in again.note
+    assert "used now" in again.note
+    assert "do not use" not in again.note
+    assert api.verify(again.path).ok
+
+
+def test_seal_once_with_a_lost_key_seals_anew(home: Path) -> None:
+    file = write_small_gguf(home / "small.gguf")
+    first = seal_once(file)
+    default_key_path().unlink()
+    again = seal_once(file)
+    assert (again.reused, again.path) == (False, first.path)
+    assert "no longer has the key" in again.note
     assert api.verify(again.path).ok
 
 
@@ -197,7 +219,11 @@ def test_open_and_verify_trust_only_our_keys(home: Path) -> None:
     load_signing_key()
     with pytest.raises(DamageError):
         tensure.open(bundle)
-    assert not tensure.verify(bundle).ok
+    verdict = tensure.verify(bundle)
+    assert (verdict.ok, verdict.reason) == (False, "untrusted")
+    hint = hashlib.sha256((home / "stranger.pub.pem").read_bytes()).hexdigest()
+    assert f"model-signing hint {hint[:16]}" in verdict.damage[0]
+    assert "sha256sum" in verdict.damage[0]
     assert tensure.verify(bundle, key=home / "stranger.pub.pem").ok
     with tensure.open(bundle, key=home / "stranger.pub.pem") as session:
         session.run(np.zeros((1, 3, 8, 8), np.float32))
@@ -233,21 +259,31 @@ def test_verify_checks_a_receipt_against_what_is_in_hand(home: Path) -> None:
     np.save(home / "good.npy", outputs["out"])
     assert tensure.verify(path, outputs=home / "good.npz").ok
     assert tensure.verify(path, outputs=home / "good.npy").ok
-    wrongs: list[dict[str, Any]] = [
-        {"outputs": home / "bad.npz"},
-        {"bundle": other},
-        {"nonce": "m"},
-        {"outputs": {}},
+    torn = tensure.seal(classifier(num_classes=6), home / "torn")
+    (torn / "program.txt").write_text("tensure program 1\n")
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"outputs": home / "bad.npz"}, "other output"),
+        ({"bundle": other}, "other bundle"),
+        ({"bundle": torn}, "bad bundle"),
+        ({"nonce": "m"}, "other nonce"),
+        ({"outputs": {}}, "other output"),
     ]
-    for wrong in wrongs:
+    for wrong, reason in wrongs:
         verdict = tensure.verify(path, **wrong)
         assert not verdict.ok
         assert len(verdict.damage) == 1
+        assert verdict.reason == reason
+    assert tensure.verify(path, nonce="n").compared == ("nonce",)
+    changed = home / "changed.json"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    changed.write_bytes(data)
+    assert tensure.verify(changed).reason == "tampered"
     with pytest.raises(InputError, match="are for receipts"):
         tensure.verify(bundle, nonce="n")
     stranger = SigningKey.generate().public
     (home / "stranger.pem").write_bytes(stranger.pem)
-    assert not tensure.verify(path, key=home / "stranger.pem").ok
+    assert tensure.verify(path, key=home / "stranger.pem").reason == "untrusted"
 
 
 def test_neither_bundle_nor_receipt(home: Path) -> None:
@@ -289,11 +325,10 @@ def test_what_is_coming_says_so(verb: str) -> None:
         for p in signature.parameters.values()
         if p.default is p.empty and p.kind is p.KEYWORD_ONLY
     }
-    with pytest.raises(
-        NotYetError, match=rf"tensure\.{verb} is not built yet; wanted .* arrives with"
-    ) as caught:
+    with pytest.raises(NotYetError, match=rf"tensure\.{verb} is not built yet; it comes with \w+") as caught:
         function(*(None for _ in required), **keywords)
     assert caught.value.exit_code == 2
+    assert "issue" not in str(caught.value)
 
 
 def test_examine_sees_this_machine() -> None:

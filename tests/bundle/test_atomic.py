@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tensure.bundle import _atomic
-from tensure.bundle._atomic import TEMPORARY_PREFIX, write_directory, write_file_atomic
+from tensure.bundle._atomic import TEMPORARY_PREFIX, write_directory, write_file_atomic, write_files_atomic
 from tensure.errors import InputError
 
 STALE = TEMPORARY_PREFIX + "0123456789abcdef"
@@ -208,3 +208,41 @@ def test_one_file_never_through_a_link(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="exists"):
             write_file_atomic(tmp_path / "link", b"2", replace=replace)
     assert (tmp_path / "real").read_bytes() == b"keep"
+
+
+def test_files_that_belong_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_files_atomic([(one, b"1"), (two, b"2")])
+    with pytest.raises(InputError, match="two: exists already"):
+        write_files_atomic([(tmp_path / "new", b"1"), (two, b"3")])
+    assert entries(tmp_path) == ["one", "two"]
+    calls: list[int] = []
+
+    def full_disk(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_disk)
+        with pytest.raises(InputError, match="No space"):
+            write_files_atomic([(one, b"5"), (two, b"6")], replace=True)
+    assert (one.read_bytes(), two.read_bytes(), entries(tmp_path)) == (b"1", b"2", ["one", "two"])
+    write_files_atomic([(one, b"5"), (two, b"6")], replace=True)
+    assert (one.read_bytes(), two.read_bytes(), entries(tmp_path)) == (b"5", b"6", ["one", "two"])
+
+
+def test_a_pair_is_undone_when_its_second_name_is_taken_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def taken(source: str, target: str, **options: int) -> None:
+        if target == "two":
+            (tmp_path / "two").write_bytes(b"theirs")
+        real(source, target, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("os.link", taken)
+    with pytest.raises(InputError, match="exists already"):
+        write_files_atomic([(tmp_path / "one", b"1"), (tmp_path / "two", b"2")])
+    assert entries(tmp_path) == ["two"] and (tmp_path / "two").read_bytes() == b"theirs"

@@ -407,3 +407,19 @@ def test_verifying_needs_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "r"), str(tmp_path / "k.pem")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_full_summary_holds_whole_digests() -> None:
+    record = receipt(KEYS["p256"])
+    short, full = (dict(row[:2] for row in summarize(record, full=full)) for full in (False, True))
+    assert full["program"] == str(record.program.digest) and full["program"] != short["program"]
+    assert record.issued.key_id in full["issued"] and record.issued.key_id not in short["issued"]
+
+
+def test_export_replaces_only_when_asked(tmp_path: Path) -> None:
+    key = KEYS["p256"]
+    data = sign_receipt(receipt(key), key)
+    export_for_openssl(data, key.public, tmp_path)
+    with pytest.raises(InputError, match="exists already"):
+        export_for_openssl(data, key.public, tmp_path)
+    export_for_openssl(data, key.public, tmp_path, replace=True)

@@ -6,6 +6,7 @@ import io
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,24 @@ def test_bombs_are_refused_by_what_they_claim(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "bomb.npz").write_bytes(npz({"x.npy": npy("(100000,)", data=b"\0" * 400_000)}))
     with pytest.raises(LimitError, match="unpacked"):
         load_inputs(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_types_are_checked_before_anything_is_read(tmp_path: Path, suffix: str) -> None:
+    data, path = npy("(2, 3)", data=b"\0" * 24), tmp_path / f"a.{suffix}"
+    path.write_bytes(data if suffix == "npy" else npz({"x.npy": data}))
+    seen: list[object] = []
+
+    def check(found: Any) -> None:
+        array = found["x"] if isinstance(found, dict) else found
+        seen.append((array.shape, str(array.dtype), array.strides))
+        if len(seen) == 2:
+            raise InputError("not that one")
+
+    load_inputs(path, check=check)
+    with pytest.raises(InputError, match=rf"a\.{suffix}: not that one"):
+        load_inputs(path, check=check)
+    assert seen == [((2, 3), "float32", (0, 0))] * 2
 
 
 @pytest.mark.parametrize("path", ["missing.npy", "missing.npz", "x.txt", "folder.npy"])

@@ -10,7 +10,7 @@ import pytest
 
 import tensure
 from tensure.bundle import Device, format_plan
-from tensure.bundle._folder import open_folder, write_folder
+from tensure.bundle._folder import open_bundle, write_bundle
 from tensure.bundle._keys import load_signing_key, load_trusted_keys
 from tensure.bundle._receipt import stream_claim
 from tensure.errors import DamageError, EvaluationError, InputError, LimitError, NotYetError, UnsupportedError
@@ -278,7 +278,7 @@ def test_other_plans_are_not_yet(home: Path, kind: str) -> None:
             plan, tracks={"host": dataclasses.replace(track, bodies={"run": (*body, body[1])})}
         )
     target = home / f"{kind.replace(' ', '-')}.bundle"
-    write_folder(
+    write_bundle(
         target,
         name="colours",
         program=format_program(model.program).encode(),
@@ -287,7 +287,7 @@ def test_other_plans_are_not_yet(home: Path, kind: str) -> None:
         plans={"host": format_plan(changed).encode()},
     )
     with pytest.raises(NotYetError, match="host plan"):
-        Session(open_folder(target, load_trusted_keys()))
+        Session(open_bundle(target, load_trusted_keys()))
 
 
 def test_a_plan_on_a_named_device_runs(home: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensure.bundle import Local, Place, Plan, Track
-from tensure.bundle._claims import Link, OutputDigest, Sha256
+from tensure.bundle._claims import ChainLink, OutputDigest, Sha256
 from tensure.bundle._keys import SigningKey
 from tensure.bundle._receipt import Receipt, issued_now
 from tensure.program import Entry, For, Name, Op, Program, Ref, Value, digest
@@ -111,7 +111,7 @@ def plan(word: str) -> Plan:
 
 def receipt(word: str) -> Receipt:
     output = OutputDigest(word, Sha256("0" * 64), "f32", (2, 3))
-    return Receipt(outputs=(output,), link=Link(word), issued=issued_now(KEY))
+    return Receipt(outputs=(output,), link=ChainLink(word), issued=issued_now(KEY))
 
 
 def records(word: str) -> list[object]:
@@ -170,11 +170,21 @@ def test_the_check_sees_an_unescaped_name() -> None:
 def test_a_receipt_that_does_not_verify_says_so_first() -> None:
     good = render(ReceiptView(receipt("x"), None, ()))
     bad = render(ReceiptView(receipt("x"), "the signature does not fit", ()))
-    assert "Verified" in good
+    assert "Signature verified" in good
+    assert "was not compared" in good
+    assert "was not compared" not in bad
     assert "Does not verify" not in good
     assert bad.index("Does not verify") < bad.index("Outputs")
     assert "the signature does not fit" in bad
-    assert ">Verified<" not in bad
+    assert "ignature verified" not in bad
+
+
+def test_a_receipt_that_does_not_verify_wears_no_badges() -> None:
+    claims = (("program", "x", "checked-at-load"), ("output", "x", "checked-now"))
+    good = check(render(ReceiptView(receipt("x"), None, claims)))
+    bad = check(render(ReceiptView(receipt("x"), "no", claims)))
+    assert {"basis checked-now", "basis checked-at-load"} <= {a.get("class") for _, a in good.tags}
+    assert not [a for _, a in bad.tags if "checked" in (a.get("class") or "")]
 
 
 def test_large_records_stay_bounded() -> None:

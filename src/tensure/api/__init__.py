@@ -1,6 +1,6 @@
 """One function per verb, joining the rooms; `tensure.load`, `tensure.seal`, ... are these.
 
-Every function is typed, and says "not yet" where its issue has not landed. torch is imported only when a
+Every function is typed, and says "not yet" where nothing is built yet. torch is imported only when a
 model runs or is exported.
 """
 

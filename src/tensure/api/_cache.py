@@ -20,6 +20,7 @@ from tensure.errors import DamageError, InputError, NotYetError, TensureError
 from ._known import KNOWN
 from ._load import is_bundle, load, unknown_model
 from ._open import open_verified
+from ._paths import as_path
 from ._seal import bundle_name, seal
 
 __all__ = ["SealedOnce", "default_output", "plan_in_bundle", "seal_once"]
@@ -54,20 +55,32 @@ def seal_once(
     Raises:
         as `load` and `seal`.
     """
-    if is_bundle(Path(model)):
+    if is_bundle(as_path(model, "a model's file or folder, or a known name")):
         return SealedOnce(Path(model), True)
     label, files = _source(model)
     folder, note = _bundles_folder()
     target = folder / f"{label}-{_identity(files, context)[:16]}"
     if is_bundle(target):
-        try:
-            open_verified(target).close()
+        why = _why_not_again(target)
+        if why is None:
             return SealedOnce(target, True, note)
-        except DamageError as error:
-            note = f"sealed again: {error}"
+        note = f"the bundle kept from before was replaced by a new one, which is used now ({why})"
     found = load(model, context=context)
     seal(found, target, replace=is_bundle(target), progress=progress)
     return SealedOnce(target, False, note)
+
+
+def _why_not_again(target: Path) -> str | None:
+    """Why a bundle in the cache cannot be used as it is; None when it can."""
+    from tensure.bundle import load_trusted_keys
+
+    if not load_trusted_keys():
+        return "this machine no longer has the key it was sealed with"
+    try:
+        open_verified(target).close()
+    except DamageError as error:
+        return f"{error.file or target.name}: {error.found}"
+    return None
 
 
 def _source(model: str | os.PathLike[str]) -> tuple[str, Mapping[str, Path]]:
@@ -149,7 +162,8 @@ def default_output(model: str | os.PathLike[str], stamp: str) -> tuple[Path, Pat
         raise InputError(
             f"cannot be made: {error.strerror}", file=folder, next_step="Name an output with -o"
         ) from None
-    base = f"{bundle_name(Path(model).stem if Path(model).exists() else os.fspath(model))}-{stamp}"
+    path = as_path(model, "a model's file or folder, or a known name")
+    base = f"{bundle_name(path.stem if path.exists() else os.fspath(model))}-{stamp}"
     return folder / f"{base}.npz", folder / f"{base}.receipt.json"
 
 

@@ -71,7 +71,7 @@ def _known(name: str) -> str:
 
 
 def _keys() -> dict[str, Any]:
-    from tensure.bundle._keys import default_key_path, load_trusted_keys
+    from tensure.bundle import default_key_path, load_trusted_keys
 
     path = default_key_path()
     facts: dict[str, Any] = {"signing key": str(path), "exists": path.exists()}

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tensure.errors import FormatError, InputError, UnsupportedError
+from tensure.errors import FormatError, InputError, NotYetError, UnsupportedError
 
 from ._known import KNOWN
 from ._open import open_verified
+from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.program import Model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["is_bundle", "load"]
 
 _CHECKPOINTS: Final = (".pth", ".pt", ".bin", ".ckpt")
+_COMING: Final = {".onnx": "ONNX", ".tflite": "TFLite", ".keras": "Keras", ".h5": "Keras"}
 _GGUF_MAGIC: Final = b"GGUF"
 
 
@@ -34,13 +36,21 @@ def load(model: str | os.PathLike[str], *, context: int | None = None, name: str
     Raises:
         InputError: nothing of that name; the message offers the nearest known one, or the line that
             installs it.
+        NotYetError: an ONNX, TFLite or Keras file.
         UnsupportedError: a kind of file, an architecture or an op that we do not read.
         FormatError: the file breaks its format.
         DamageError: a bundle that is not what was signed.
     """
-    path = Path(model)
+    path = as_path(model, "a model's file or folder, or a known name")
     if path.is_dir():
         return _load_folder(path, context, name)
+    if coming := _COMING.get(path.suffix.lower()):
+        raise NotYetError(
+            f"the {coming} reader is not built yet",
+            file=path,
+            wanted="a .gguf file, a model folder or a bundle",
+            next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
+        )
     if path.exists():
         return _load_file(path, context, name)
     if isinstance(model, str) and model in KNOWN:
@@ -60,7 +70,9 @@ def unknown_model(model: str) -> InputError:
     return InputError(
         f"{model[:200]!r} is no file, no folder and no known model",
         wanted=f"a path, or one of {', '.join(KNOWN)}",
-        next_step=f"Did you mean {near[0]!r}?" if near else None,
+        next_step=f"Did you mean {near[0]!r}?"
+        if near
+        else "Check the path; tensure doctor lists known models",
     )
 
 
@@ -89,6 +101,7 @@ def _load_file(path: Path, context: int | None, name: str | None) -> Model:
         f"a {path.suffix or 'nameless kind of'} file",
         file=path,
         wanted="a .gguf file, a model folder or a bundle",
+        next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
     )
 
 

@@ -1,6 +1,6 @@
-"""Public verbs whose issues have not landed: their signatures are settled, their answers are "not yet".
+"""Public verbs that are not built yet: their signatures are settled, their answers are "not yet".
 
-Knows what each will give and with which issue it comes. Computes nothing and pretends nothing.
+Knows what each will give and what it comes with. Computes nothing and pretends nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def prove(
         timeout_s: how long to try before the verdict is `unknown`.
 
     Raises:
-        NotYetError: always, until the Proof issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("prove", "verdicts on values and storage", "the Proof issue")
+    _not_yet("prove", "proofs of plans")
 
 
 def inspect(
@@ -56,9 +56,9 @@ def inspect(
         entry: which entry; the first when left out.
 
     Raises:
-        NotYetError: always, until the Inspector issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("inspect", "a step through every tensor of a run", "the Inspector issue")
+    _not_yet("inspect", "stepping through every tensor of a run")
 
 
 def diff(
@@ -77,9 +77,9 @@ def diff(
         rtol, atol: what still counts as equal.
 
     Raises:
-        NotYetError: always, until the Inspector issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("diff", "the first divergent tensor of two runs", "the Inspector issue")
+    _not_yet("diff", "stepping through every tensor of a run")
 
 
 def guard(
@@ -98,9 +98,9 @@ def guard(
         repair: put right what a check finds wrong, where it can be.
 
     Raises:
-        NotYetError: always, until the Protection issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("guard", "scrubbing, audits and repair while a session runs", "the Protection issue")
+    _not_yet("guard", "weights that repair themselves")
 
 
 def quantize(
@@ -119,9 +119,9 @@ def quantize(
         distill_steps: training steps against the original's outputs.
 
     Raises:
-        NotYetError: always, until the Quantization issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("quantize", "integer models and what they cost", "the Quantization issue")
+    _not_yet("quantize", "integer models")
 
 
 def build(
@@ -140,14 +140,13 @@ def build(
         replace: exchange what this function wrote there before.
 
     Raises:
-        NotYetError: always, until the Microcontroller issue lands.
+        NotYetError: always, for now.
     """
-    _not_yet("build", "C sources for microcontrollers", "the Microcontroller issue")
+    _not_yet("build", "C sources for microcontrollers")
 
 
-def _not_yet(verb: str, what: str, when: str) -> NoReturn:
+def _not_yet(verb: str, what: str) -> NoReturn:
     raise NotYetError(
-        f"tensure.{verb} is not built yet",
-        wanted=f"{what}, which arrives with {when}",
+        f"tensure.{verb} is not built yet; it comes with {what}",
         next_step="What stands today: load, plan, seal, open, run, generate, verify",
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from tensure.errors import InputError
 
+from ._paths import as_path
+
 if TYPE_CHECKING:
-    from tensure.bundle._folder import Folder
-    from tensure.bundle._keys import PublicKey
+    from tensure.bundle import Bundle, PublicKey
     from tensure.runtime import Session
 
 __all__ = ["open", "open_verified", "trusted_keys"]
@@ -38,11 +39,11 @@ def open(
     return Session(open_verified(directory, key=key), plan=plan)
 
 
-def open_verified(directory: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> Folder:
+def open_verified(directory: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> Bundle:
     """The opened folder of a bundle that a trusted key signed; raises as `open`."""
-    from tensure.bundle._folder import open_folder
+    from tensure.bundle import open_bundle
 
-    return open_folder(directory, trusted_keys(key))
+    return open_bundle(as_path(directory, "a bundle folder"), trusted_keys(key))
 
 
 def trusted_keys(key: str | os.PathLike[str] | None = None) -> tuple[PublicKey, ...]:
@@ -51,15 +52,15 @@ def trusted_keys(key: str | os.PathLike[str] | None = None) -> tuple[PublicKey, 
     Raises:
         InputError: no key at all.
     """
-    from tensure.bundle._keys import default_key_path, load_trusted_keys, read_public_key
+    from tensure.bundle import default_key_path, load_trusted_keys, read_public_key
 
     if key is not None:
-        return (read_public_key(key),)
+        return (read_public_key(as_path(key, "a public key file (PEM)")),)
     keys = load_trusted_keys()
     if not keys:
         raise InputError(
             "this machine has no key and trusts none",
             file=default_key_path(),
-            next_step="Seal a bundle to make a key, or name the signer's public key with --key",
+            next_step="Pass the signer's public key with --key FILE (key=FILE in Python)",
         )
     return keys

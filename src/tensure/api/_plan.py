@@ -35,6 +35,6 @@ def plan(model: Model | Program, fleet: Fleet | None = None) -> Plan:
         raise NotYetError(
             f"planning over {sum(device.count for device in fleet.devices.values())} devices",
             wanted="a fleet of one device",
-            next_step="Plans over several devices (rows, stages, shards) come with the Edge and Rack issues",
+            next_step="Plans over several devices (rows, stages, shards) are not built yet",
         )
     return dataclasses.replace(host_plan(program, next(iter(fleet.devices))), fleet=fleet_digest(fleet))

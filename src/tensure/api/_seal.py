@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensure.errors import TensureError
+from tensure.errors import InputError, TensureError
 
+from ._paths import as_path
 from ._plan import plan as make_plan
 
 if TYPE_CHECKING:
@@ -41,20 +42,22 @@ def seal(
         progress: called with the bytes of weights written so far, and in all.
 
     Raises:
-        InputError: the target exists, or cannot be written.
+        InputError: the target exists or cannot be written, or there is no such key.
         RecordError: the weights do not fit the program, or a plan is not for it.
     """
-    from tensure.bundle import format_plan
-    from tensure.bundle._folder import write_folder
-    from tensure.bundle._keys import load_signing_key
+    from tensure.bundle import format_plan, load_signing_key, write_bundle
     from tensure.program import format_program
 
+    if key is not None and not os.path.lexists(key):
+        # Only the default key is made on first use: a slip in a name must not leave a private key there.
+        raise InputError("no such key", file=key, wanted="a private key (PEM) that exists")
+    as_path(directory, "a folder to make")
     model.check_weights()
     chosen = {"host": make_plan(model)} if plans is None else dict(plans)
     for label, chosen_plan in chosen.items():
         _check_plan(label, chosen_plan, model)
     origin = {"origin.txt": model.origin.encode("utf-8", "replace")} if model.origin else {}
-    write_folder(
+    write_bundle(
         directory,
         name=bundle_name(model.name),
         program=format_program(model.program).encode(),

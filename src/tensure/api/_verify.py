@@ -6,23 +6,36 @@ Imports no torch.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from tensure.errors import DamageError, FormatError, InputError, TensureError
+from tensure.errors import DamageError, FormatError, InputError, TensureError, UntrustedError
 
 from ._open import open_verified, trusted_keys
+from ._paths import as_path
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tensure.bundle._keys import PublicKey
-    from tensure.bundle._receipt import Receipt
+    from tensure.bundle import PublicKey, Receipt
 
-__all__ = ["Verification", "trusted_key_of", "verify"]
+__all__ = ["Reason", "Verification", "trusted_key_of", "verify"]
+
+Reason: TypeAlias = Literal[
+    "tampered", "untrusted", "other output", "other bundle", "other nonce", "bad bundle"
+]
+_OTHER: Final[dict[str, Reason]] = {
+    "output": "other output",
+    "outputs": "other output",
+    "program": "other bundle",
+    "plan": "other bundle",
+    "weights": "other bundle",
+    "nonce": "other nonce",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,10 @@ class Verification:
         path: where it lies.
         ok: whether everything checked out.
         damage: what did not, one line each; empty exactly when `ok`.
+        reason: which kind of no: `tampered` (not what was signed), `untrusted` (whole or not, its signer is
+            not trusted here), or a receipt that is whole but for an `other output`, `other bundle` or
+            `other nonce`, or that had to be held against a `bad bundle`; None exactly when `ok`.
+        compared: what a receipt was held against: some of `outputs`, `bundle`, `nonce`.
         facts: what was established, as (what, value); of a damaged thing, nothing.
         receipt: the receipt's record, when it is one and `ok`.
     """
@@ -44,6 +61,8 @@ class Verification:
     damage: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     receipt: Receipt | None = None
+    reason: Reason | None = None
+    compared: tuple[str, ...] = ()
 
 
 def verify(
@@ -71,9 +90,14 @@ def verify(
     Raises:
         FormatError, InputError: neither a bundle nor a receipt, or an argument that does not go with it.
     """
-    place = Path(path)
+    place = as_path(path, "a bundle folder or a receipt file")
     if not place.exists():
-        raise InputError("there is nothing here", file=path, wanted="a bundle folder or a receipt file")
+        raise InputError(
+            "there is nothing here",
+            file=path,
+            wanted="a bundle folder or a receipt file",
+            next_step="Check the path",
+        )
     if not place.is_dir():
         return _verify_receipt(place, key, outputs, bundle, nonce)
     if outputs is not None or bundle is not None or nonce is not None:
@@ -87,7 +111,7 @@ def trusted_key_of(path: str | os.PathLike[str], *, key: str | os.PathLike[str] 
     Raises:
         DamageError: it names a key that is not trusted.
     """
-    from tensure.bundle._receipt import parse_receipt
+    from tensure.bundle import parse_receipt
     from tensure.receipts import read_receipt
 
     try:
@@ -97,27 +121,24 @@ def trusted_key_of(path: str | os.PathLike[str], *, key: str | os.PathLike[str] 
     for trusted in trusted_keys(key):
         if trusted.id == envelope.key_id:
             return trusted
-    raise DamageError(
+    raise UntrustedError(
         f"signed by the key {envelope.key_id[:16]}..., which this machine does not trust",
         file=path,
-        next_step="If you trust whoever ran it, pass their public key with --key",
+        next_step="If you trust whoever ran it, pass their public key with --key FILE",
     )
 
 
 def _verify_bundle(
     path: Path, key: str | os.PathLike[str] | None, progress: Callable[[int, int], None] | None
 ) -> Verification:
-    from tensure.bundle import parse_plan, plan_digest
-    from tensure.bundle._folder import find_damage
+    from tensure.bundle import find_damage, parse_plan, plan_digest
     from tensure.program import digest, parse_program
 
     trusted = trusted_keys(key)
     try:
         damage = find_damage(path, trusted, progress)
         if damage:
-            return Verification(
-                "bundle", os.fspath(path), False, tuple(str(found.error(path)) for found in damage)
-            )
+            return _no("bundle", path, *(found.error(path) for found in damage))
         folder = open_verified(path, key=key)
         program = parse_program(folder.program.decode())
         plans = {label: parse_plan(data.decode()) for label, data in folder.plans.items()}
@@ -127,7 +148,7 @@ def _verify_bundle(
     except FormatError:
         raise
     except (TensureError, UnicodeDecodeError) as error:
-        return Verification("bundle", os.fspath(path), False, (str(error),))
+        return _no("bundle", path, error)
     facts = [
         ("name", folder.name),
         ("bundle", folder.digest),
@@ -154,12 +175,36 @@ def _verify_receipt(
     trusted = trusted_keys(key)
     try:
         receipt = verify_receipt(data, keys=trusted, file=os.fspath(path))
-        expected = _expected(receipt, outputs, bundle, nonce, key)
-        receipt = verify_receipt(data, keys=trusted, expected=expected, file=os.fspath(path))
     except DamageError as error:
-        return Verification("receipt", os.fspath(path), False, (str(error),))
+        return _no("receipt", path, error)
+    try:
+        expected = _expected(receipt, outputs, bundle, nonce, key)
+    except DamageError as error:
+        return _no("receipt", path, error, reason=_OTHER.get(error.place or "", "bad bundle"))
+    try:
+        verify_receipt(data, keys=trusted, expected=expected, file=os.fspath(path))
+    except DamageError as error:
+        return _no("receipt", path, error, reason=_other(error))
     facts = tuple((what, f"{said} ({basis})") for what, said, basis in summarize(receipt))
-    return Verification("receipt", os.fspath(path), True, (), facts, receipt)
+    given = {"outputs": outputs, "bundle": bundle, "nonce": nonce}
+    compared = tuple(what for what, value in given.items() if value is not None)
+    return Verification("receipt", os.fspath(path), True, (), facts, receipt, None, compared)
+
+
+def _other(error: DamageError) -> Reason:
+    """Which thing in hand a receipt is not for: the place of the mismatch starts with its name."""
+    return _OTHER.get((error.place or "").partition(" ")[0], "tampered")
+
+
+def _no(
+    kind: Literal["bundle", "receipt"],
+    path: Path,
+    *errors: TensureError | UnicodeDecodeError,
+    reason: Reason | None = None,
+) -> Verification:
+    if reason is None:
+        reason = "untrusted" if any(isinstance(error, UntrustedError) for error in errors) else "tampered"
+    return Verification(kind, os.fspath(path), False, tuple(map(str, errors)), reason=reason)
 
 
 def _expected(
@@ -189,7 +234,9 @@ def _output_digests(
     from tensure.program import numpy_dtype, tensor_digest
     from tensure.runtime import load_inputs
 
-    tensors = outputs if isinstance(outputs, Mapping) else _named(load_inputs(outputs), receipt)
+    if not isinstance(outputs, Mapping):
+        outputs = _named(load_inputs(outputs, check=lambda found: _check_size(receipt, found)), receipt)
+    tensors = outputs
     dtypes = {output.name: output.dtype for output in receipt.outputs}
     found: dict[str, str] = {}
     for name, tensor in tensors.items():
@@ -199,6 +246,18 @@ def _output_digests(
         exact = narrow if is_widened and (narrow.astype(tensor.dtype) == tensor).all() else tensor
         found[name] = tensor_digest(exact)
     return found
+
+
+def _check_size(receipt: Receipt, found: dict[str, np.ndarray[Any, Any]] | np.ndarray[Any, Any]) -> None:
+    """Whatever unpacks to far more than the receipt is about is not read to find that out."""
+    num_bytes = sum(array.nbytes for array in _named(found, receipt).values())
+    most = 8 * sum(math.prod(output.shape) for output in receipt.outputs)  # no dtype is wider
+    if num_bytes > most:
+        raise DamageError(
+            f"{num_bytes} bytes of tensors, more than the receipt's outputs have",
+            place="outputs",
+            wanted=f"at most {most}",
+        )
 
 
 def _named(

@@ -9,6 +9,7 @@ from tensure.errors import FormatError, InputError, TensureError
 
 from ._load import is_bundle
 from ._open import open_verified
+from ._paths import as_path
 from ._verify import verify
 
 __all__ = ["page_of"]
@@ -25,7 +26,7 @@ def page_of(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None 
         FormatError, InputError: none of these.
         DamageError: a bundle that is not what was signed.
     """
-    place = Path(path)
+    place = as_path(path, "a bundle folder or a receipt file")
     try:
         if is_bundle(place):
             return _bundle_page(place, key)
@@ -66,7 +67,7 @@ def _bundle_page(path: Path, key: str | os.PathLike[str] | None) -> str:
 
 
 def _receipt_page(path: Path, key: str | os.PathLike[str] | None) -> str:
-    from tensure.bundle._receipt import parse_receipt
+    from tensure.bundle import parse_receipt
     from tensure.receipts import read_receipt, summarize
     from tensure.views import ReceiptView, render
 

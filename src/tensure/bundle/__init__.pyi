@@ -1,4 +1,4 @@
-from ._atomic import write_directory, write_file_atomic
+from ._atomic import write_directory, write_file_atomic, write_files_atomic
 from ._claims import (
     Audit,
     Audits,
@@ -165,4 +165,5 @@ __all__ = [
     "write_bundle",
     "write_directory",
     "write_file_atomic",
+    "write_files_atomic",
 ]

@@ -24,13 +24,19 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tensure.errors import InputError, LimitError
 
-__all__ = ["TEMPORARY_PREFIX", "DirectoryWriter", "write_directory", "write_file_atomic"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "DirectoryWriter",
+    "write_directory",
+    "write_file_atomic",
+    "write_files_atomic",
+]
 
 TEMPORARY_PREFIX = ".tensure-tmp-"
 _TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{16}\Z")
@@ -131,8 +137,44 @@ def write_file_atomic(
         InputError: the file exists and `replace` is false, what exists is no regular file, or the system
             refused to write.
     """
+    write_files_atomic([(path, data)], mode=mode, replace=replace)
+
+
+def write_files_atomic(
+    files: Sequence[tuple[str | os.PathLike[str], bytes]], *, mode: int = 0o644, replace: bool = False
+) -> None:
+    """Write files that belong together: each appears whole, and none unless all of them could be written.
+
+    All are staged and synced before the first is put in place, so a full disk changes nothing. Only a crash
+    between two renames can leave new beside old.
+
+    Raises:
+        InputError: as `write_file_atomic`.
+    """
+    with ExitStack() as opened:
+        staged = [(path, *_stage(path, data, mode, replace, opened)) for path, data in files]
+        placed: list[tuple[int, str]] = []
+        try:
+            for path, parent_fd, temporary, name in staged:
+                with _system_errors(path):
+                    _put_file(parent_fd, temporary, name, path, replace)
+                    placed.append((parent_fd, name))
+            for path, parent_fd, _, _ in staged:
+                with _system_errors(path):
+                    os.fsync(parent_fd)
+        except BaseException:
+            for parent_fd, name in placed if not replace and len(files) > 1 else ():
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=parent_fd)
+            raise
+
+
+def _stage(
+    path: str | os.PathLike[str], data: bytes, mode: int, replace: bool, opened: ExitStack
+) -> tuple[int, str, str]:
+    """The folder, the temporary file that holds `data` durably, and the name it is to have."""
     parent, name = _parent_and_name(path)
-    with _system_errors(path), ExitStack() as opened:
+    with _system_errors(path):
         parent_fd = _open_folder(parent, opened)
         existing = _lstat(parent_fd, name)
         if existing is not None and not replace:
@@ -141,23 +183,26 @@ def write_file_atomic(
             raise InputError("exists and is not a regular file", file=path, next_step="Choose another name.")
         _clean_stale(parent_fd)
         temporary, fd = _make_temporary_file(parent_fd, mode, opened)
-        try:
-            _write_all(fd, data)
-            os.fsync(fd)
-            if replace:
-                os.rename(temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-            else:
-                try:
-                    os.link(
-                        temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd, follow_symlinks=False
-                    )
-                except FileExistsError:
-                    raise _exists(path) from None
-                os.unlink(temporary, dir_fd=parent_fd)
-            os.fsync(parent_fd)
-        finally:
-            with suppress(OSError):
-                os.unlink(temporary, dir_fd=parent_fd)
+        opened.callback(_forget, parent_fd, temporary)
+        _write_all(fd, data)
+        os.fsync(fd)
+    return parent_fd, temporary, name
+
+
+def _put_file(parent_fd: int, temporary: str, name: str, path: str | os.PathLike[str], replace: bool) -> None:
+    if replace:
+        os.rename(temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        return
+    try:
+        os.link(temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+    except FileExistsError:
+        raise _exists(path) from None
+    os.unlink(temporary, dir_fd=parent_fd)
+
+
+def _forget(parent_fd: int, temporary: str) -> None:
+    with suppress(OSError):
+        os.unlink(temporary, dir_fd=parent_fd)
 
 
 # --- putting a folder in place ------------------------------------------------------------------------------
@@ -354,7 +399,12 @@ def _lstat(dir_fd: int, name: str) -> os.stat_result | None:
 
 
 def _exists(target: str | os.PathLike[str]) -> InputError:
-    return InputError("exists already", file=target, next_step="Choose another name, or pass replace=True.")
+    return InputError(
+        "exists already",
+        file=target,
+        wanted="a name that is free",
+        next_step="Choose another name, or pass replace=True (--force).",
+    )
 
 
 @contextmanager

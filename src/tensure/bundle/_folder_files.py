@@ -15,7 +15,7 @@ import os
 import stat
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,13 @@ class Damage:
         """Block, byte range and tensors, as far as they are known."""
         if self.block is None:
             return "whole file"
-        start = self.block * BLOCK_BYTES
-        text = f"block {self.block} (bytes {start} to {start + BLOCK_BYTES})"
+        return self._block_place(self.block, None)
+
+    def _block_place(self, block: int, size: int | None) -> str:
+        start, stop = block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES
+        if size is not None and start < size:
+            stop = min(stop, size)
+        text = f"block {block} (bytes {start} to {stop})"
         if self.tensors:
             more = f" and {len(self.tensors) - 3} more" if len(self.tensors) > 3 else ""
             text += f", tensor {', '.join(self.tensors[:3])}{more}"
@@ -54,10 +59,13 @@ class Damage:
 
     def error(self, folder: str | os.PathLike[str]) -> DamageError:
         """The exception that says this."""
+        file, size = os.path.join(folder, self.file), None
+        with suppress(OSError, ValueError):
+            size = os.lstat(file).st_size
         return DamageError(
             self.reason,
-            file=os.path.join(folder, self.file),
-            place=self.place,
+            file=file,
+            place=self.place if self.block is None else self._block_place(self.block, size),
             next_step="Take the bundle from its source again; do not use this one.",
         )
 

@@ -6,19 +6,21 @@ from typing import Annotated
 
 import typer
 
-from . import _bench, _demo, _doctor, _plan, _receipt, _run, _seal, _verify, _view
+from . import _bench, _demo, _doctor, _not_yet, _plan, _receipt, _run, _seal, _verify, _view
 
 __all__ = ["make_app"]
 
-ABOUT = """Output tensors you can trust: run a model and get a signed receipt for every output.
+ABOUT = f"""Output tensors you can trust: run a model and get a signed receipt for every output.
 
 \b
 Examples:
   tensure run smollm2-135m --prompt "Why is the sky blue?"
-  tensure run efficientnet-lite0 --input photo.png
+  tensure run efficientnet-lite0 --input photo.png -o photo.npz
   tensure receipt verify out.receipt.json --output out.npz
 
 MODEL is a path (a GGUF file, a model folder, a sealed bundle) or a known name, as listed by `tensure doctor`.
+
+Coming, not built yet: {", ".join(_not_yet.COMING)}.
 
 \b
 Exit codes:
@@ -40,6 +42,10 @@ def make_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for verb in (_run, _seal, _verify, _plan, _view, _doctor, _bench, _demo):
         app.command(verb.NAME, help=verb.HELP)(verb.command)
+    for name in _not_yet.COMING:
+        settings = dict(_not_yet.SETTINGS)
+        make = app.command(name, hidden=True, add_help_option=False, context_settings=settings)
+        make(_not_yet.make_command(name))
     receipt = typer.Typer(help=_receipt.ABOUT, rich_markup_mode=None, no_args_is_help=False)
     receipt.command("verify", help=_receipt.VERIFY_HELP)(_receipt.verify_command)
     receipt.command("export", help=_receipt.EXPORT_HELP)(_receipt.export_command)

@@ -15,7 +15,7 @@ EXAMPLES = ("tensure bench", "tensure bench decode --quick", "tensure bench pref
 HELP = help_text(
     "Measure, with the peers that are installed beside us, interleaved in one run.",
     EXAMPLES,
-    "Exit code 1 when a bar that an issue asks for was missed.",
+    "Exit code 1 when one of its targets was missed.",
 )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +58,7 @@ def command(
     )
     with _opened(talk, "efficientnet-lite0") as session:
         for name, pixels, about, expected in photographs:
+            _save_photograph(out / f"{name}.png", pixels)
             results.append(_look(talk, session, pixels, about, expected, out / name))
 
     talk.say("\n3. One receipt, verified without torch and without us")
@@ -136,30 +140,42 @@ def _check(talk: Talk, target: Path, bundle: str) -> dict[str, bool]:
 
     receipt, output = target.with_suffix(".receipt.json"), target.with_suffix(".npz")
     verdict = verify(receipt, outputs=output)
-    talk.data(f"   tensure receipt verify {receipt} --output {output}")
+    talk.data(f"   {_how_to_call()} receipt verify {receipt} --output {output}")
     talk.data(f"   -> {'verified' if verdict.ok else verdict.damage[0]}")
     checks = {"tensure": verdict.ok}
     folder = target.parent / "openssl"
     folder.mkdir(exist_ok=True)
-    line = export_for_openssl(read_receipt(receipt), trusted_key_of(receipt), folder)
+    line = export_for_openssl(read_receipt(receipt), trusted_key_of(receipt), folder, replace=True)
     talk.data(f"   {line}")
     if shutil.which("openssl") is None:
         talk.data("   -> not run: there is no openssl here (apt install openssl)")
         return checks
-    import shlex
-
     done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=30, check=False)
     talk.data(f"   -> {(done.stdout or done.stderr).strip()}")
     return {**checks, "openssl": done.returncode == 0}
 
 
 def _next_steps(talk: Talk, out: Path, seconds: float) -> None:
+    me, files = _how_to_call(), shlex.quote(str(out))
+    talk.say(f"\nDone in {seconds:.1f} s. Try next:")
     talk.say(
-        f"\nDone in {seconds:.1f} s. Try next:\n"
-        f'  tensure run smollm2-135m --prompt "Name three rivers."   ask something else\n'
-        f"  tensure view {out}/answer.receipt.json -o receipt.html   see a receipt as a page\n"
-        f"  tensure doctor                                           see what this machine has"
+        "  ask something else, look at a photograph, see a receipt as a page, see what this machine has:"
     )
+    talk.say(f'  {me} run smollm2-135m --prompt "Name three rivers."')
+    talk.say(f"  {me} run efficientnet-lite0 --input {files}/{PHOTOGRAPHS[0][0]}.png")
+    talk.say(f"  {me} view {files}/answer.receipt.json -o receipt.html --force")
+    talk.say(f"  {me} doctor")
+
+
+def _how_to_call() -> str:
+    """The command that is this program, as a person can type it from here."""
+    if shutil.which("tensure") is not None:
+        return "tensure"
+    command = Path(sys.executable).with_name("tensure")
+    if not command.exists():
+        return f"{shlex.quote(sys.executable)} -m tensure.cli"
+    near = os.path.relpath(command)
+    return shlex.quote(str(command) if near.startswith("..") else near)
 
 
 def _photographs() -> list[tuple[str, Any, str, str]]:
@@ -177,6 +193,19 @@ def _photographs() -> list[tuple[str, Any, str, str]]:
     from skimage import data
 
     return [(name, getattr(data, name)(), about, expected) for name, about, expected in PHOTOGRAPHS]
+
+
+def _save_photograph(path: Path, pixels: Any) -> None:
+    """As a file, so that there is one to try `tensure run --input` with."""
+    import io
+
+    from PIL import Image
+
+    from tensure.bundle import write_file_atomic
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    write_file_atomic(path, stream.getvalue(), replace=True)
 
 
 def _make_folder(out: Path) -> None:

@@ -11,6 +11,8 @@ from ._talk import Talk
 
 NAME = "doctor"
 EXAMPLES = ("tensure doctor", "tensure doctor --json")
+_UNITS = {"memory_bytes": "GB", "f32_flops": "GFLOP/s", "read_bytes_per_s": "GB/s"}
+_SHORT = {"memory_bytes": "memory", "f32_flops": "f32 arithmetic", "read_bytes_per_s": "reading memory"}
 HELP = help_text("Say what this machine has, what is missing, and how to get it.", EXAMPLES)
 
 
@@ -30,13 +32,15 @@ def command(
     talk.result("tensure.doctor/1", found)
     for section, facts in found.items():
         talk.data(section)
-        rows = [(str(what), _plain(value)) for what, value in facts.items()]
+        rows = [(_SHORT.get(what, what), _plain(what, value)) for what, value in facts.items()]
         if rows:
             talk.rows(rows, to_data=True)
     return 0
 
 
-def _plain(value: Any) -> str:
+def _plain(what: str, value: Any) -> str:
+    if isinstance(value, int | float) and (unit := _UNITS.get(what)):
+        return f"{value / 1e9:.1f} {unit}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):

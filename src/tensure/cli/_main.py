@@ -17,6 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -24,6 +25,7 @@ from typer.exceptions import Abort, TyperException
 from tensure.errors import TensureError
 
 from ._app import make_app
+from ._talk import printable
 
 __all__ = ["main"]
 
@@ -41,20 +43,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _let_go_of_stdout()
         return READER_GONE
+    except OSError as error:
+        # Not even the error object of --json can be written, so stderr and the code must do.
+        _let_go_of_stdout()
+        with suppress(OSError):
+            print(f"tensure: the answer cannot be written: {error.strerror or error}", file=sys.stderr)
+        return OURS
     return code
 
 
 def _run(words: list[str]) -> int:
     try:
         found = typer.main.get_command(make_app())(words, prog_name="tensure", standalone_mode=False)
-        return found if isinstance(found, int) else 0
+        # The command-line library turns Ctrl-C inside a command into this code, without a word.
+        return _say_interrupted() if found == INTERRUPTED else found if isinstance(found, int) else 0
     except TensureError as error:
         return _say_no(words, error)
     except TyperException as error:
         return _say_usage(words, error)
     except (Abort, KeyboardInterrupt):
-        print("tensure: interrupted; nothing half-written remains", file=sys.stderr)
-        return INTERRUPTED
+        return _say_interrupted()
     except BrokenPipeError:
         raise
     except SystemExit as error:
@@ -62,6 +70,11 @@ def _run(words: list[str]) -> int:
         return READER_GONE if error.code == 1 else OURS
     except Exception as error:  # noqa: BLE001 - the last door: an unforeseen error must exit 4, never 1
         return _say_ours(words, error)
+
+
+def _say_interrupted() -> int:
+    print("\ntensure: interrupted; nothing half-written remains", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _say_no(words: list[str], error: TensureError) -> int:
@@ -73,7 +86,7 @@ def _say_no(words: list[str], error: TensureError) -> int:
 
 
 def _say_usage(words: list[str], error: TyperException) -> int:
-    message = error.format_message()
+    message = printable(error.format_message())
     print(f"tensure: {message}\nTry 'tensure --help' or 'tensure VERB --help'.", file=sys.stderr)
     if _wants_json(words):
         _print_json("UsageError", message, 2, {})
@@ -81,7 +94,7 @@ def _say_usage(words: list[str], error: TyperException) -> int:
 
 
 def _say_ours(words: list[str], error: Exception) -> int:
-    message = f"internal error: {type(error).__name__}: {error}"
+    message = printable(f"internal error: {type(error).__name__}: {error}")
     if "-v" in words or "--verbose" in words or "-vv" in words:
         traceback.print_exception(error)
     print(f"tensure: {message}\nThis is our fault. With -v the whole trace is shown.", file=sys.stderr)

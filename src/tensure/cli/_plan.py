@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 NAME = "plan"
 EXAMPLES = ("tensure plan smollm2-135m", "tensure plan smollm2-135m --fleet fleet.toml -o host.plan.txt")
-HELP = help_text("Plan how a model runs on the machines.", EXAMPLES, "For now: all of it on one device.")
+HELP = help_text(
+    "Plan how a model runs on the machines.",
+    EXAMPLES,
+    "For now: all of it on one device. The plan's text is written with -o, or printed with --text.",
+)
 
 
 def command(
@@ -26,6 +30,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the plan here.")
     ] = None,
+    as_text: Annotated[bool, typer.Option("--text", help="Print the whole plan.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -35,13 +40,17 @@ def command(
     from tensure import api
     from tensure.bundle import format_plan, plan_digest
 
+    from ._targets import check_target
+
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
+    if output is not None:
+        check_target(output, force=force)
     machines = None if fleet is None else _read_fleet(fleet)
     found = api.load(model)
     plan = api.plan(found, machines)
     text = format_plan(plan)
     if output is not None:
-        from tensure.bundle._atomic import write_file_atomic
+        from tensure.bundle import write_file_atomic
 
         write_file_atomic(output, text.encode(), replace=force)
     talk.result(
@@ -54,8 +63,12 @@ def command(
             "file": None if output is None else str(output),
         },
     )
-    talk.data(text if output is None else str(output), end="" if output is None else "\n")
-    talk.say(f"{plan.num_ranks()} rank, nothing moves between machines; {plan_digest(plan)}")
+    if as_text:
+        talk.data(text, end="")
+    elif output is not None:
+        talk.data(str(output))
+    summary = f"{found.name}: {plan.num_ranks()} rank, nothing moves between machines; {plan_digest(plan)}"
+    (talk.say if as_text or output is not None else talk.data)(summary)
     return 0
 
 

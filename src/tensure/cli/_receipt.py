@@ -61,6 +61,7 @@ def export_command(
     path: ReceiptFile,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write three files to.")],
     key: Key = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of another receipt.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -76,7 +77,7 @@ def export_command(
         to.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made: {error.strerror}", file=to) from None
-    line = export_for_openssl(data, signer, to)
+    line = export_for_openssl(data, signer, to, replace=force)
     talk.result("tensure.receipt-export/1", {"folder": str(to), "command": line})
     talk.data(line)
     return 0

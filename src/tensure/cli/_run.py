@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,7 @@ from ._options import Json, Key, ModelArgument, Quiet, Verbose, help_text
 from ._talk import Talk
 
 if TYPE_CHECKING:
-    from tensure.runtime import Session, SignedReceipt
-    from tensure.runtime._tensors import Array
+    from tensure.runtime import Array, Session, SignedReceipt
 
 NAME = "run"
 EXAMPLES = (
@@ -32,7 +32,12 @@ HELP = help_text(
 IMAGES = (".png", ".jpg", ".jpeg")
 
 
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "system", "raw")
+UNUSED = {"--prompt": ("entry", "param"), "an image": ("entry", "param", *_SAMPLING), "tensors": _SAMPLING}
+
+
 def command(
+    context: typer.Context,
     model: ModelArgument,
     prompt: Annotated[str | None, typer.Option(help="A prompt, for a model that generates text.")] = None,
     input_file: Annotated[
@@ -72,6 +77,16 @@ def command(
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
     if (prompt is None) == (input_file is None):
         raise InputError("run needs one of --prompt and --input", next_step="See tensure run --help")
+    if prompt == "":
+        raise InputError("the prompt is empty", wanted="at least one character")
+    _refuse_unused(context, "--prompt" if prompt is not None else _kind(input_file))
+    if input_file is not None and not os.path.isfile(input_file):
+        raise InputError(
+            "no such file" if not os.path.exists(input_file) else "is not a file",
+            file=input_file,
+            wanted="a tensor (.npy), tensors (.npz) or an image (.png, .jpg)",
+            next_step="tensure demo leaves two photographs to try, such as tensure-out/chelsea.png",
+        )
     files = _Files(model, output, force)
     with talk.progress(f"preparing {model}") as report:
         sealed = api.seal_once(model, progress=report)
@@ -88,7 +103,7 @@ def command(
             }
             options |= {"min_p": min_p, "seed": seed, "stop": stop or [], "system": system, "raw": raw}
             shown, outputs, receipt = _answer(talk, session, prompt, {**options, "nonce": nonce})
-        elif input_file is not None and input_file.suffix.lower() in IMAGES:
+        elif input_file is not None and _kind(input_file) == "an image":
             shown, outputs, receipt = _classify(talk, session, input_file, nonce)
         else:
             assert input_file is not None
@@ -99,6 +114,24 @@ def command(
     paths = {"bundle": str(sealed.path), "output_file": str(files.output), "receipt": str(files.receipt)}
     talk.result("tensure.run/1", {"model": session.name, "output": shown, **paths})
     return 0
+
+
+def _kind(path: Path | None) -> str:
+    return "an image" if path is not None and path.suffix.lower() in IMAGES else "tensors"
+
+
+def _refuse_unused(context: typer.Context, kind: str) -> None:
+    """An option that would do nothing is a misunderstanding: better said than ignored."""
+    from tensure.errors import InputError
+
+    for name in UNUSED[kind]:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} has no meaning with {kind}",
+                wanted=f"no {option}, or {'--input' if kind == '--prompt' else '--prompt'}",
+            )
 
 
 def _answer(
@@ -126,9 +159,13 @@ def _classify(
 def _compute(
     talk: Talk, session: Session, path: Path, entry: str | None, params: Mapping[str, int], nonce: str | None
 ) -> tuple[Any, dict[str, Array], SignedReceipt]:
-    from tensure.runtime import load_inputs
+    from tensure.errors import InputError
 
-    outputs, receipt = session.run(load_inputs(path), entry=entry, params=params, nonce=nonce)
+    inputs = session.read_inputs(path, entry=entry, params=params)
+    try:
+        outputs, receipt = session.run(inputs, entry=entry, params=params, nonce=nonce)
+    except InputError as error:
+        raise error.at(path) from None
     rows = [(out.name, f"{out.dtype}{list(out.shape)}", str(out.digest)) for out in receipt.record.outputs]
     talk.rows(rows, to_data=True)
     shown = {
@@ -156,36 +193,28 @@ class _Files:
     def __init__(self, model: str, output: Path | None, force: bool) -> None:
         from tensure.api import default_output
 
+        from ._targets import check_target
+
         self.force = force
         stamp = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         self.output, self.receipt = default_output(model, stamp) if output is None else _beside(output)
         for path in (self.output, self.receipt):
-            _check_free(path, force)
+            check_target(path, force=force)
 
     def write(self, outputs: Mapping[str, Array], receipt: SignedReceipt) -> None:
-        from tensure.runtime import save_outputs
+        from tensure.runtime import save_run
 
-        save_outputs(self.output, outputs, replace=self.force)
-        receipt.save(self.receipt, replace=self.force)
+        save_run(outputs, receipt, self.output, self.receipt, replace=self.force)
 
 
 def _beside(output: Path) -> tuple[Path, Path]:
     from tensure.errors import InputError
 
-    if output.suffix.lower() != ".npz":
+    if output.suffix.lower() != ".npz" and not os.path.isdir(output):
         raise InputError(
             "outputs are written to one .npz file", file=output, wanted="a name that ends in .npz"
         )
-    if not output.absolute().parent.is_dir():
-        raise InputError("its folder does not exist", file=output, next_step=f"mkdir -p {output.parent}")
     return output, output.with_suffix(".receipt.json")
-
-
-def _check_free(path: Path, force: bool) -> None:
-    from tensure.errors import InputError
-
-    if path.exists() and not force:
-        raise InputError("exists already", file=path, next_step="Choose another name, or pass --force")
 
 
 def _params(words: list[str]) -> dict[str, int]:
@@ -201,7 +230,7 @@ def _params(words: list[str]) -> dict[str, int]:
 
 
 def _plan_name(bundle: Path, plan: str | None, key: Path | None) -> str | None:
-    if plan is None or not Path(plan).is_file():
+    if plan is None or not os.path.isfile(plan):
         return plan
     from tensure.api import plan_in_bundle
 

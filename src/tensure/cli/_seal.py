@@ -45,9 +45,13 @@ def command(
     from tensure.errors import InputError
     from tensure.program import digest
 
+    from ._targets import check_target
+
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
-    if output.exists() and not force and not dry_run:
-        raise InputError("exists already", file=output, next_step="Choose another name, or pass --force")
+    if not dry_run:
+        check_target(output, force=force, is_folder=True)
+    if signing_key is not None and not signing_key.exists():
+        raise InputError("no such key", file=signing_key, wanted="a private key (PEM) that exists")
     with talk.progress(f"reading {model}"):
         found = api.load(model, context=context, name=name)
     plan = api.plan(found)

@@ -47,6 +47,10 @@ class Talk:
                 self._open_line = False
             print(printable(text), file=sys.stderr, flush=True)
 
+    def error(self, text: str) -> None:
+        """Why the answer is no, on stderr, with --quiet too."""
+        print(printable(text), file=sys.stderr, flush=True)
+
     def detail(self, text: str) -> None:
         """What is going on, for who asked with -v."""
         if self.verbose:

@@ -31,16 +31,19 @@ def command(
     """Make a page of FILE."""
     from tensure.api import page_of
 
+    from ._targets import check_target
+
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
+    if output is not None:
+        check_target(output, force=force)
     page = page_of(path, key=key)
     if output is None:
         talk.data(page, end="")
     else:
-        from tensure.bundle._atomic import write_file_atomic
+        from tensure.bundle import write_file_atomic
 
         write_file_atomic(output, page.encode(), replace=force)
         talk.data(str(output))
-    talk.result(
-        "tensure.view/1", {"file": None if output is None else str(output), "bytes": len(page.encode())}
-    )
+    where = {"page": page} if output is None else {"file": str(output)}
+    talk.result("tensure.view/1", {**where, "bytes": len(page.encode())})
     return 0

@@ -41,6 +41,7 @@ MAX_NAME_BYTES = 256  # of a tensor; ggml itself stops at 64
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_ALIGNMENT = 1 << 16
 
+_GET_AGAIN = "Copy or download the file again, and compare its size and digest with its source"
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: Mapping[int, str] = MappingProxyType(
     {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
@@ -137,7 +138,9 @@ class _Cursor:
         return f"{at}, {self.place}" if self.place else at
 
     def bad(self, found: str, wanted: str | None = None, *, offset: int | None = None) -> FormatError:
-        return FormatError(found, file=self.file, place=self.where(offset), wanted=wanted)
+        return FormatError(
+            found, file=self.file, place=self.where(offset), wanted=wanted, next_step=_GET_AGAIN
+        )
 
     def limit(self, found: str, wanted: str) -> LimitError:
         return LimitError(found, file=self.file, place=self.where(), wanted=wanted)
@@ -169,7 +172,11 @@ class _Cursor:
         number = self.u64(f"the number of {what}")
         left = self.end - self.position
         if number > left // at_least_bytes:
-            raise self.bad(f"{number} {what} cannot fit in the {left} bytes left", offset=start)
+            raise self.bad(
+                f"{number} {what} cannot fit in the {left} bytes left",
+                f"at most {left // at_least_bytes}",
+                offset=start,
+            )
         if number > most:
             raise self.limit(f"{number} {what}", f"at most {most}")
         return number

@@ -56,7 +56,11 @@ class Conversion:
 
 
 def convert_checkpoint(
-    path: Path, out: Path | None = None, *, timeout_s: float = 120, memory_bytes: int = 4 << 30
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    timeout_s: float = 120,
+    memory_bytes: int = 4 << 30,
 ) -> Mapping[str, StoredTensor]:
     """Give every tensor of a checkpoint by name; with `out`, also keep the safetensors file there.
 
@@ -79,7 +83,13 @@ def convert_checkpoint(
         return read_safetensors(target)
 
 
-def convert_file(path: Path, out: Path, *, timeout_s: float = 120, memory_bytes: int = 4 << 30) -> Conversion:
+def convert_file(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    timeout_s: float = 120,
+    memory_bytes: int = 4 << 30,
+) -> Conversion:
     """Write a checkpoint's tensors to `out` as safetensors, whole or not at all, and say how it went.
 
     Raises:
@@ -88,6 +98,10 @@ def convert_file(path: Path, out: Path, *, timeout_s: float = 120, memory_bytes:
     if not (0 < timeout_s <= 86_400 and _BASE_BYTES < memory_bytes <= 1 << 46):
         found = f"timeout_s={timeout_s!r}, memory_bytes={memory_bytes!r}"
         raise LimitError(found, wanted=f"0 < timeout_s <= 86400 and {_BASE_BYTES} < memory_bytes <= 2**46")
+    for given in (path, out):
+        if not isinstance(given, str | os.PathLike):
+            raise InputError(f"a {type(given).__name__} is no path", wanted="a str or a Path")
+    path, out = Path(path), Path(out)
     with _open_input(path) as source:
         size = os.fstat(source.fileno()).st_size
         if size + _BASE_BYTES > memory_bytes:
@@ -120,8 +134,9 @@ def _open_input(path: Path) -> IO[bytes]:
     try:
         # O_NONBLOCK: opening a pipe must not wait for its writer.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise InputError(f"cannot be opened ({error.strerror})", file=path) from None
+    except (OSError, ValueError) as error:  # a ValueError is Python's, for a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot be opened ({reason})", file=path, wanted="a checkpoint file") from None
     source = os.fdopen(handle, "rb") if stat.S_ISREG(os.fstat(handle).st_mode) else None
     if source is None:
         os.close(handle)

@@ -10,28 +10,30 @@ import os
 import shlex
 from pathlib import Path
 
-from tensure.bundle import PublicKey, parse_receipt, write_file_atomic
+from tensure.bundle import PublicKey, parse_receipt, write_files_atomic
 from tensure.errors import InputError
 
 __all__ = ["export_for_openssl"]
 
 
-def export_for_openssl(data: bytes, key: PublicKey, folder: str | os.PathLike[str]) -> str:
+def export_for_openssl(
+    data: bytes, key: PublicKey, folder: str | os.PathLike[str], *, replace: bool = False
+) -> str:
     """Write `pae.bin`, `sig.der` and `pub.pem` to `folder`; returns the command that verifies them.
 
     The key is the caller's: one taken from the file would vouch for itself.
 
     Raises:
-        FormatError, LimitError, RecordError: not a receipt. InputError: the files exist or cannot be written.
+        FormatError, LimitError, RecordError: not a receipt.
+        InputError: the files exist and `replace` is false, or they cannot be written.
     """
     _, envelope = parse_receipt(data)
     base = Path(folder)
     if not base.is_dir():
         raise InputError("is not a folder", file=base, wanted="an existing folder to write three files to")
     pae, signature, public = base / "pae.bin", base / "sig.der", base / "pub.pem"
-    write_file_atomic(pae, envelope.signed_bytes, replace=True)
-    write_file_atomic(signature, envelope.signature, replace=True)
-    write_file_atomic(public, key.pem, replace=True)
+    files = [(pae, envelope.signed_bytes), (signature, envelope.signature), (public, key.pem)]
+    write_files_atomic(files, replace=replace)
     if key.kind == "p256":
         command = [
             "openssl",

@@ -10,19 +10,26 @@ from tensure.bundle import Basis, Receipt
 __all__ = ["summarize"]
 
 
-def summarize(receipt: Receipt) -> tuple[tuple[str, str, Basis], ...]:
-    """Rows of (claim, what it says in short, basis), in the order a reader asks for them."""
+def summarize(receipt: Receipt, *, full: bool = False) -> tuple[tuple[str, str, Basis], ...]:
+    """Rows of (claim, what it says in short, basis), in the order a reader asks for them.
+
+    With `full`, digests and key ids are written out.
+    """
+
+    def short(digest: object) -> str:
+        return "-" if digest is None else str(digest) if full else f"{str(digest)[:19]}..."
+
     proof, weights, sampling = receipt.proof, receipt.weights, receipt.sampling
     rows: list[tuple[str, str, Basis]] = [
-        (f"output {o.name}", f"{o.dtype}{list(o.shape)} {_short(o.digest)}", receipt.outputs_basis)
+        (f"output {o.name}", f"{o.dtype}{list(o.shape)} {short(o.digest)}", receipt.outputs_basis)
         for o in receipt.outputs
     ]
     rows += [
-        ("program", _short(receipt.program.digest), receipt.program.basis),
-        ("plan", _short(receipt.plan.digest), receipt.plan.basis),
-        ("weights", " ".join([_short(weights.root), *weights.encodings]), weights.basis),
+        ("program", short(receipt.program.digest), receipt.program.basis),
+        ("plan", short(receipt.plan.digest), receipt.plan.basis),
+        ("weights", " ".join([short(weights.root), *weights.encodings]), weights.basis),
     ]
-    rows += [(f"input {i.name}", _short(i.digest), receipt.inputs.basis) for i in receipt.inputs.items]
+    rows += [(f"input {i.name}", short(i.digest), receipt.inputs.basis) for i in receipt.inputs.items]
     if not receipt.inputs.items:
         rows.append(("inputs", "-", receipt.inputs.basis))
     kernels, exactness = receipt.kernels, receipt.exactness
@@ -43,14 +50,14 @@ def summarize(receipt: Receipt) -> tuple[tuple[str, str, Basis], ...]:
         ),
         ("repairs", f"{len(receipt.repairs.items)}", receipt.repairs.basis),
         ("nodes", f"{len(receipt.nodes.items)}", receipt.nodes.basis),
-        ("stream", f"{receipt.stream.chunks} chunks {_short(receipt.stream.root)}", receipt.stream.basis),
+        ("stream", f"{receipt.stream.chunks} chunks {short(receipt.stream.root)}", receipt.stream.basis),
         ("nonce", str(receipt.nonce.value), receipt.nonce.basis),
         ("link", f"{receipt.link.session} #{receipt.link.number}", receipt.link.basis),
-        ("issued", f"{receipt.issued.time} by {receipt.issued.key_id[:16]}", receipt.issued.basis),
+        (
+            "issued",
+            f"{receipt.issued.time} by {receipt.issued.key_id[: None if full else 16]}",
+            receipt.issued.basis,
+        ),
     ]
     said = [row for row in rows if row[2] != "absent"]
     return (*said, *((name, "-", basis) for name, _, basis in rows if basis == "absent"))
-
-
-def _short(digest: object) -> str:
-    return "-" if digest is None else f"{str(digest)[:19]}..."

@@ -79,7 +79,10 @@ def verify_receipt(
     """
     if not _looks_like_receipt(data):
         raise FormatError(
-            "this is no receipt", file=file, wanted="a DSSE envelope as `tensure run` writes it"
+            "this is no receipt",
+            file=file,
+            wanted="a DSSE envelope as `tensure run` writes it",
+            next_step="Name the .receipt.json file that lies beside the output",
         )
     try:
         envelope = open_envelope(data, max_bytes=MAX_RECEIPT_BYTES)

@@ -1,12 +1,14 @@
 from ._classification import Classification, Label
-from ._files import load_inputs, save_outputs
+from ._files import load_inputs, save_outputs, save_run
 from ._generation import Generation, Message, Timing
 from ._image import ImageRecipe, load_image, prepare_image
 from ._machine import host_fleet, read_bandwidth
 from ._receipt_book import SignedReceipt
 from ._session import Session
+from ._tensors import Array
 
 __all__ = [
+    "Array",
     "Classification",
     "Generation",
     "ImageRecipe",
@@ -21,4 +23,5 @@ __all__ = [
     "prepare_image",
     "read_bandwidth",
     "save_outputs",
+    "save_run",
 ]

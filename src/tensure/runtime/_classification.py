@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tensure.errors import EvaluationError, FormatError, TensureError, UnsupportedError
-from tensure.program._json_door import parse_json
+from tensure.program import parse_json
 
 from ._receipt_book import SignedReceipt
 from ._tensors import Array

@@ -43,7 +43,7 @@ class Decoder:
                 raise UnsupportedError(
                     f"{name} does not generate text",
                     wanted="entries prefill(n, pos) and decode(pos) from tokens to logits",
-                    next_step="Use run() with its inputs instead",
+                    next_step="Give it input tensors instead of a prompt",
                 )
         self.context: int = program.axes["C"]
 
@@ -55,7 +55,7 @@ class Decoder:
         """
         if num_prompt + max_tokens > self.context:
             room = self.context - num_prompt
-            step = f"Ask for max_tokens={room} or less" if room > 0 else "Shorten the prompt"
+            step = f"Ask for at most {room} new tokens" if room > 0 else "Shorten the prompt"
             raise LimitError(
                 f"{num_prompt} prompt tokens and up to {max_tokens} new ones make {num_prompt + max_tokens}",
                 wanted=f"at most the context of {self.context}",

@@ -13,8 +13,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tensure.bundle._claims import Sampling, Scalar
-from tensure.bundle._receipt import stream_claim
+from tensure.bundle import Sampling, Scalar, stream_claim
 from tensure.errors import EvaluationError
 from tensure.text import Sampler, SamplingParams, StopMatcher
 

@@ -7,16 +7,16 @@ from or who computes with them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from tensure.errors import InputError, LimitError, RecordError, TensureError
-from tensure.program import Expr, Program, TensorType, bind_entry, dtype_name, type_of
+from tensure.program import Expr, Program, Ref, TensorType, bind_entry, dtype_name, expand, type_of
 
 from ._tensors import Array
 
-__all__ = ["Inputs", "Invocation", "check_inputs", "suggestion"]
+__all__ = ["Inputs", "Invocation", "check_inputs", "check_types", "suggestion"]
 
 Inputs = Mapping[str, Array] | Array
 MAX_ELEMENTS = 1 << 31
@@ -40,8 +40,20 @@ def check_inputs(
     only input.
 
     Raises:
-        InputError: an unknown entry, a missing, surplus or wrongly typed input, a parameter out of range.
+        InputError: an unknown entry, a missing, surplus or wrongly typed input, a parameter out of range, a
+            token outside the vocabulary.
     """
+    call = check_types(program, inputs, entry=entry, params=params)
+    env = bind_entry(program, call.entry, call.params)
+    for name, rows in _vocabularies(program, call.entry, env):
+        _check_ids(name, call.inputs[name], rows)
+    return call
+
+
+def check_types(
+    program: Program, inputs: Inputs, *, entry: str | None = None, params: Mapping[str, int] | None = None
+) -> Invocation:
+    """As `check_inputs`, looking at names, shapes and dtypes only."""
     label = _entry_label(program, entry)
     named = _by_name(program, label, inputs)
     given = {**_sizes(program, label, named), **dict(params or {})}
@@ -119,10 +131,33 @@ def _check_type(name: str, array: Array, want: TensorType) -> None:
     except TensureError:
         have = f"{array.dtype}{list(array.shape)}"
     if have != want:
-        convert = None
+        convert = "Give it the wanted shape, or name another entry or parameter"
         if array.shape == want.shape:
             convert = f"Convert it first, for example with .astype({_numpy_name(want.dtype)})"
         raise InputError(f"input {name!r} is {have}", wanted=str(want), next_step=convert)
+
+
+def _vocabularies(program: Program, label: str, env: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Inputs that pick rows of a declared table, and how many rows it has."""
+    declared = [name.ground(env) for name in program.entries[label].inputs]
+    inputs = {str(name) for name in declared if type_of(program, name, env).dtype in ("i32", "i64")}
+    for step in expand(program.blocks, program.entries[label].body, env) if inputs else ():
+        if step.op == "embedding" and len(step.args) > 1:
+            table, ids = step.args[:2]
+            if isinstance(table, Ref) and isinstance(ids, Ref) and not (table.box or ids.box):
+                if str(ids.name) in inputs and table.name.base in program.values:
+                    yield str(ids.name), type_of(program, table.name, env).shape[0]
+
+
+def _check_ids(name: str, ids: Array, rows: int) -> None:
+    outside = np.flatnonzero((ids < 0) | (ids >= rows))
+    if outside.size:
+        at = int(outside[0])
+        raise InputError(
+            f"input {name!r} holds {int(ids.flat[at])} at position {at}",
+            wanted=f"ids from 0 to {rows - 1}",
+            next_step="Use the tokenizer that came with this model",
+        )
 
 
 def _numpy_name(dtype: str) -> str:

@@ -11,8 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from tensure.bundle import Device, Fleet
-from tensure.bundle._claims import Kernels
+from tensure.bundle import Device, Fleet, Kernels
 
 __all__ = ["host_fleet", "kernels_claim", "num_cores", "read_bandwidth"]
 

@@ -15,21 +15,24 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tensure.bundle._atomic import write_file_atomic
-from tensure.bundle._claims import (
+from tensure.bundle import (
     DigestClaim,
     Exactness,
     InputDigest,
     Inputs,
     Nonce,
     OutputDigest,
+    Receipt,
     Sampling,
     Sha256,
+    SigningKey,
     Stream,
     WeightsClaim,
+    issued_now,
+    next_link,
+    sign_receipt,
+    write_file_atomic,
 )
-from tensure.bundle._keys import SigningKey
-from tensure.bundle._receipt import Receipt, issued_now, next_link, sign_receipt
 from tensure.errors import InputError
 from tensure.program import dtype_name, tensor_digest
 

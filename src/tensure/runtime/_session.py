@@ -16,9 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from tensure.bundle import Plan, format_plan, parse_plan, plan_digest
-from tensure.bundle._folder import Folder
-from tensure.bundle._keys import SigningKey, load_signing_key
+from tensure.bundle import Bundle, Plan, SigningKey, format_plan, load_signing_key, parse_plan, plan_digest
 from tensure.errors import InputError, NotYetError, RecordError, TensureError
 from tensure.planning import host_plan
 from tensure.program import Program, digest, parse_program
@@ -27,9 +25,10 @@ from tensure.text import SamplingParams
 from ._classification import Classification, no_recipe, rank_labels, read_labels
 from ._decoder import Decoder, DecoderRun
 from ._execution import HostExecution
+from ._files import load_inputs
 from ._generation import Generation
 from ._image import ImageRecipe, load_image, prepare_image
-from ._inputs import Inputs, check_inputs, suggestion
+from ._inputs import Inputs, check_inputs, check_types, suggestion
 from ._receipt_book import ReceiptBook, SignedReceipt, Subject, check_nonce
 from ._tensors import Array
 from ._text_side import Message, TextSide, read_object
@@ -51,7 +50,7 @@ class Session:
     """
 
     def __init__(
-        self, folder: Folder, *, plan: str | None = None, signing_key: SigningKey | None = None
+        self, folder: Bundle, *, plan: str | None = None, signing_key: SigningKey | None = None
     ) -> None:
         self._folder = folder
         self.name = folder.name
@@ -89,6 +88,22 @@ class Session:
         call = check_inputs(self.program, inputs, entry=entry, params=params)
         outputs = self._execution.run(call.entry, call.params, call.inputs)
         return outputs, self._book.issue(outputs=outputs, inputs=call.inputs, nonce=nonce)
+
+    def read_inputs(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        entry: str | None = None,
+        params: Mapping[str, int] | None = None,
+    ) -> Inputs:
+        """Inputs for `run` from an `.npy` or `.npz` file, whose declared types are checked before it is read.
+
+        Raises:
+            InputError: inputs that the entry does not declare. FormatError, LimitError: a broken file.
+        """
+        return load_inputs(
+            path, check=lambda found: check_types(self.program, found, entry=entry, params=params)
+        )
 
     def generate(
         self,
@@ -175,7 +190,7 @@ class Session:
         return f"Session({self.name!r}, plan {self.plan_name!r})"
 
     @property
-    def folder(self) -> Folder:
+    def folder(self) -> Bundle:
         """The opened bundle."""
         return self._folder
 
@@ -203,14 +218,14 @@ class Session:
         return self._signing_key
 
 
-def _read_program(folder: Folder) -> Program:
+def _read_program(folder: Bundle) -> Program:
     try:
         return parse_program(_text(folder.program))
     except TensureError as error:
         raise error.at(file="program.txt") from None
 
 
-def _read_plan(folder: Folder, wanted: str | None) -> tuple[str, Plan]:
+def _read_plan(folder: Bundle, wanted: str | None) -> tuple[str, Plan]:
     names = list(folder.plans)
     if not names:
         raise RecordError("the bundle has no plan", next_step="Seal the model again with `tensure seal`")
@@ -254,4 +269,6 @@ def _text(data: bytes) -> str:
 def _stops(stop: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stop, str):
         raise InputError("stop is one text", wanted="a list of texts", next_step="Write stop=[...]")
+    if not isinstance(stop, Sequence) or not all(isinstance(text, str) for text in stop):
+        raise InputError("stop is no list of texts", wanted="a list of texts", next_step="Write stop=[...]")
     return tuple(stop)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tensure.errors import FormatError, InputError, TensureError, UnsupportedError
-from tensure.program._json_door import parse_json
+from tensure.program import parse_json
 from tensure.text import ChatTemplate, Tokenizer
 
 __all__ = ["Message", "TextSide"]
@@ -47,12 +47,22 @@ class TextSide:
         Raises:
             InputError: messages without a template, or `raw` with messages or a system text.
         """
+        is_chat = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+        if not is_chat or not isinstance(system, str | None):
+            kind = type(system if is_chat else prompt).__name__
+            raise InputError(
+                f"{'the system message' if is_chat else 'the prompt'} is a {kind}",
+                wanted="a text, or chat messages",
+                next_step='Pass a str, or [{"role": "user", "content": "..."}]',
+            )
         if raw and (system is not None or not isinstance(prompt, str)):
             raise InputError("raw with messages or a system text", wanted="raw with one text")
         if isinstance(prompt, str) and (raw or (self._template is None and system is None)):
             return self._not_empty(self.tokenizer.encode(prompt))
         if self._template is None:
-            raise InputError("this model has no chat template", next_step="Pass one text, with raw=True")
+            raise InputError(
+                "this model has no chat template", next_step="Pass one text, and no system message"
+            )
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         text = self._template.render(

@@ -163,12 +163,18 @@ def _uniform(seed: int, step: int) -> float:
 
 def _check_real(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r:.40}", wanted=f"a number from {low:g} to {high:g}")
+        raise InputError(f"{name} is {_shown(value)}", wanted=f"a number from {low:g} to {high:g}")
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name} is {value!r:.40}", wanted=f"an integer from {low} to {high}")
+        raise InputError(f"{name} is {_shown(value)}", wanted=f"an integer from {low} to {high}")
     if not low <= value <= high:
-        # Not printed: a huge integer would take long, or be refused by Python's own limit.
-        raise LimitError(f"{name} is outside its range", wanted=f"an integer from {low} to {high}")
+        raise LimitError(f"{name} is {_shown(value)}", wanted=f"an integer from {low} to {high}")
+
+
+def _shown(value: object) -> str:
+    # A huge integer would take long to print, or be refused by Python's own limit.
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.40}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tensure.bundle import Plan
-from tensure.bundle._receipt import Receipt
+from tensure.bundle import Plan, Receipt
 from tensure.program import Program
 
 __all__ = ["BundleSummary", "ReceiptView", "TensorRow"]

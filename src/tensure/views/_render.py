@@ -17,6 +17,7 @@ __all__ = ["render"]
 
 MAX_BARS = 14
 MAX_LINES = 500
+_NOT_COMPARED = "The output itself was not compared: the verdict is on the signature alone."
 
 
 @singledispatch
@@ -40,8 +41,9 @@ def _receipt(record: ReceiptView) -> str:
     receipt, bad = record.receipt, record.problem is not None
     verdict = el(
         "section",
-        el("h2", "Does not verify" if bad else "Verified"),
+        el("h2", "Does not verify" if bad else "Signature verified"),
         el("p", record.problem if bad else f"Signed by {receipt.issued.key_id} at {receipt.issued.time}."),
+        "" if bad else el("p", _NOT_COMPARED),
         class_="verdict bad" if bad else "verdict",
     )
     outputs = [
@@ -49,12 +51,13 @@ def _receipt(record: ReceiptView) -> str:
         for out in receipt.outputs
     ]
     claims = [
-        (what, el("span", said, class_="code"), el("span", basis, class_=f"basis {basis}"))
+        # What does not verify gets no colour of its basis: nothing on the page may look checked.
+        (what, el("span", said, class_="code"), el("span", basis, class_="basis" + f" {basis}" * (not bad)))
         for what, said, basis in record.claims
     ]
     explain = (
-        "checked-now: computed or compared during this run. checked-at-load: checked when the bundle "
-        "was opened. asserted: said by the issuer, checked by nobody. absent: not claimed."
+        "checked-now: computed or compared by the issuer during its run. checked-at-load: checked when the "
+        "bundle was opened. asserted: said by the issuer, checked by nobody. absent: not claimed."
     )
     return page(
         "Receipt",
@@ -63,7 +66,7 @@ def _receipt(record: ReceiptView) -> str:
         el("section", el("h2", "Outputs"), table(("name", "type", "digest"), outputs)),
         el(
             "section",
-            el("h2", "Claims"),
+            el("h2", "Nobody vouches for these claims" if bad else "The issuer says"),
             table(("claim", "what it says", "basis"), claims),
             el("p", explain, class_="note"),
         ),
