@@ -26,18 +26,18 @@ _LOADED: Final = (_decode, _start)
 
 #: Names that the command line will know, and what they will measure.
 COMING: Final[Mapping[str, str]] = {
-    "conv": "convolutions in every layout, with the Kernels issue",
-    "gemm": "integer matrix products, with the Kernels issue",
-    "gemv": "matrix-vector products, with the Kernels issue",
-    "net": "whole convolutional networks, with the Kernels issue",
+    "conv": "convolutions in every layout",
+    "gemm": "integer matrix products",
+    "gemv": "matrix-vector products",
+    "net": "whole convolutional networks",
     "serve": "requests a second and latency of the service",
     "ecc": "protecting weights in place",
     "audit": "what checking a running model costs",
-    "prove": "proving parallel programs, with the Prove issue",
+    "prove": "proving parallel programs",
     "edge": "several edge devices",
     "pipeline": "stages over several cards",
     "mcu": "microcontrollers",
-    "inspect": "stepping through every tensor, with the Inspect issue",
+    "inspect": "stepping through every tensor",
     "quantize": "integer models and what they cost",
     "series": "time series from data to device",
 }
