@@ -10,9 +10,10 @@ from ._cache import SealedOnce, default_output, plan_in_bundle, seal_once
 from ._examine import examine
 from ._known import KNOWN, KnownModel
 from ._load import load
-from ._not_yet import build, diff, guard, inspect, prove, quantize
+from ._not_yet import build, diff, guard, inspect, quantize
 from ._open import open  # noqa: A004
 from ._plan import plan
+from ._prove import check, prove
 from ._seal import seal
 from ._verify import Verification, trusted_key_of, verify
 from ._view import page_of
@@ -24,6 +25,7 @@ __all__ = [
     "quantize",
     "plan",
     "prove",
+    "check",
     "guard",
     "seal",
     "seal_once",

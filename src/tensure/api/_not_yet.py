@@ -14,32 +14,10 @@ from tensure.errors import NotYetError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tensure.bundle import Fleet, Plan, Proof
-    from tensure.program import Model, Program
+    from tensure.program import Model
     from tensure.runtime import Session
 
-__all__ = ["build", "diff", "guard", "inspect", "prove", "quantize"]
-
-
-def prove(
-    plan: Plan | str | os.PathLike[str],
-    program: Program | Model | None = None,
-    *,
-    fleet: Fleet | None = None,
-    timeout_s: float = 60.0,
-) -> Proof:
-    """Does this plan compute its program? Two verdicts, on values and on storage, with a certificate.
-
-    Args:
-        plan: the Plan, or its file.
-        program: what it must compute; taken from the bundle when the plan lies in one.
-        fleet: the machines, where storage depends on them.
-        timeout_s: how long to try before the verdict is `unknown`.
-
-    Raises:
-        NotYetError: always, for now.
-    """
-    _not_yet("prove", "proofs of plans")
+__all__ = ["build", "diff", "guard", "inspect", "quantize"]
 
 
 def inspect(

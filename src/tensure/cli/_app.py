@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import _bench, _demo, _doctor, _not_yet, _plan, _receipt, _run, _seal, _verify, _view
+from . import _bench, _demo, _doctor, _not_yet, _plan, _prove, _receipt, _run, _seal, _verify, _view
 
 __all__ = ["make_app"]
 
@@ -42,6 +42,8 @@ def make_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_root)
     for verb in (_run, _seal, _verify, _plan, _view, _doctor, _bench, _demo):
         app.command(verb.NAME, help=verb.HELP)(verb.command)
+    app.command("prove", help=_prove.PROVE_HELP)(_prove.prove_command)
+    app.command("check", help=_prove.CHECK_HELP)(_prove.check_command)
     for name in _not_yet.COMING:
         settings = dict(_not_yet.SETTINGS)
         make = app.command(name, hidden=True, add_help_option=False, context_settings=settings)
