@@ -196,6 +196,20 @@ def test_no_bit_of_payload_and_signature_passes_any_verifier(kind: KeyKind, tmp_
     assert surviving_bits(signature, lambda changed: by_openssl(pae, changed, command, tmp_path), places) == 0
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_bit_of_payload_and_signature_passes_openssl(kind: KeyKind, tmp_path: Path) -> None:
+    """Every bit of the signed bytes and of the signature, a process each: minutes."""
+    key = KEYS[kind]
+    data = sign_receipt(receipt(key), key)
+    _, envelope = parse_receipt(data)
+    signature, pae = envelope.signature, envelope.signed_bytes
+    command = export_for_openssl(data, key.public, tmp_path)
+    assert by_openssl(pae, signature, command, tmp_path)
+    assert surviving_bits(pae, lambda changed: by_openssl(changed, signature, command, tmp_path)) == 0
+    assert surviving_bits(signature, lambda changed: by_openssl(pae, changed, command, tmp_path)) == 0
+
+
 def test_a_lenient_verifier_lets_bits_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: base64 as Python reads it by default, and any spelling of JSON."""
     monkeypatch.setattr(
