@@ -52,7 +52,20 @@ from ._keys import (
 )
 from ._machine import PlanMachine
 from ._opening import Bundle, find_damage, open_bundle
-from ._plan import Local, Place, Placed, Plan, Rank, Runs, Track, bind_local, device_of, placed, whole
+from ._plan import (
+    Local,
+    Place,
+    Placed,
+    Plan,
+    Rank,
+    Runs,
+    Track,
+    bind_local,
+    device_of,
+    placed,
+    sum_group,
+    whole,
+)
 from ._plan_text import format_plan, parse_plan, plan_digest
 from ._proof import Counterexample, Proof, Status, Verdict, format_proof, parse_proof, proof_digest
 from ._receipt import (
@@ -158,6 +171,7 @@ __all__ = [
     "rotate",
     "sign_receipt",
     "stream_claim",
+    "sum_group",
     "trust",
     "validate_fleet",
     "validate_plan",

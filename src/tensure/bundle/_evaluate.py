@@ -35,7 +35,7 @@ from tensure.program import (
 )
 
 from ._machine import PlanMachine
-from ._plan import Placed, Plan, Rank, bind_local, placed
+from ._plan import Placed, Plan, Rank, bind_local, placed, sum_group
 from ._storage import cells
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -115,12 +115,7 @@ def claims(run: PlanRun) -> Iterator[Claimed]:
             continue
         item = Claimed(rank, name, claim, run.made[rank][name], 1)
         if claim.sum:
-            axes = run.plan.tracks[rank.track].axes
-            at = tuple(c for axis, c in zip(axes, rank.at, strict=True) if axis not in claim.sum)
-            index = tuple(
-                i for key, i in zip(local.params, name.members(), strict=True) if key not in claim.sum
-            )
-            key = (rank.track, at, name.base, index, str(claim.of))
+            key = sum_group(run.plan, rank, local, name, claim)
             if key in sums:
                 old = found[sums[key]]
                 item = Claimed(rank, name, claim, old.total + item.total, old.addends + 1)
@@ -148,7 +143,7 @@ def collect(run: PlanRun, program: Program, names: tuple[Name, ...]) -> dict[str
             array = (array / np.asarray(float(item.claim.scale))).astype(array.dtype)
         shape = types[label].shape
         target = whole.setdefault(label, np.zeros(shape, array.dtype))
-        box = _box(item.claim, shape)
+        box = claim_box(item.claim, shape)
         if target[box].shape != array.shape:
             raise EvaluationError(
                 f"{item.name} has shape {list(array.shape)}", wanted=f"{list(target[box].shape)} as claimed"
@@ -173,7 +168,7 @@ def compare_claims(
         want = logical.values.get(str(item.claim.of))
         if want is None:
             return f"{item.rank}: {item.name} claims {item.claim.of}, which the program never makes"
-        part = want[_box(item.claim, want.shape)]
+        part = want[claim_box(item.claim, want.shape)]
         part = part if item.claim.scale == 1 else part * float(item.claim.scale)
         what = f"{item.rank}: {'the sum of ' if item.claim.sum else ''}{item.name}"
         if part.shape != item.total.shape:
@@ -318,5 +313,6 @@ def _near(one: Array, other: Array, rtol: float, atol: float) -> Array:
     return np.isclose(*wide, rtol=rtol, atol=atol, equal_nan=True)
 
 
-def _box(claim: Placed, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def claim_box(claim: Placed, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The numpy index of the part of a logical value that a claim names."""
     return np.ix_(*(claim.dims.get(dim, range(size)) for dim, size in enumerate(shape)))

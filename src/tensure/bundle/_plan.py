@@ -178,6 +178,18 @@ def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
     return Placed(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
 
 
+def sum_group(plan: Plan, rank: Rank, local: Local, name: Name, claim: Placed) -> tuple[object, ...]:
+    """What all addends of one claimed sum share, and no other local does: the key to add them up by.
+
+    Track, coordinates and letters that the sum does not run over, the local's base, and the claimed value.
+    """
+    at = zip(plan.tracks[rank.track].axes, rank.at, strict=True)
+    index = zip(local.params, name.members(), strict=True)
+    fixed = tuple(coordinate for axis, coordinate in at if axis not in claim.sum)
+    letters = tuple(i for letter, i in index if letter not in claim.sum)
+    return (rank.track, fixed, name.base, letters, str(claim.of))
+
+
 def device_of(plan: Plan, rank: Rank) -> str:
     """The name of the device a rank runs on."""
     track = plan.tracks[rank.track]

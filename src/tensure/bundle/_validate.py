@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -27,9 +27,10 @@ from tensure.program import (
     state_pairs,
 )
 
+from ._evaluate import claim_box
 from ._fleet import Fleet
 from ._infer import infer_plan, part_type
-from ._plan import Local, Place, Placed, Plan, Rank, Runs, device_of, placed
+from ._plan import Local, Place, Placed, Plan, Rank, Runs, device_of, placed, sum_group
 from ._plan_text import format_plan, parse_plan
 
 MAX_WALKED_RANKS: Final = 256
@@ -197,11 +198,7 @@ class _Cover:
             return
         if claim.sum:
             axes = plan.tracks[rank.track].axes
-            at = tuple(c for axis, c in zip(axes, rank.at, strict=True) if axis not in claim.sum)
-            index = tuple(
-                i for key, i in zip(local.params, name.members(), strict=True) if key not in claim.sum
-            )
-            group = (rank.track, at, name.base, index)
+            group = sum_group(plan, rank, local, name, claim)
             need = math.prod(plan.mesh[axis] for axis in axes if axis in claim.sum)
             there = self._sums.get(group, (0, need))[0] + 1
             self._sums[group] = (there, need)
@@ -209,11 +206,7 @@ class _Cover:
                 return
         self._claimed.add(label)
         if label in self._masks:
-            shape = self._types[label].shape
-            box: tuple[Any, ...] = np.ix_(
-                *(claim.dims.get(dim, range(size)) for dim, size in enumerate(shape))
-            )
-            self._masks[label][box] = True
+            self._masks[label][claim_box(claim, self._types[label].shape)] = True
 
     def check(self) -> None:
         """Raise for the first value that is not whole."""

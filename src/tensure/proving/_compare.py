@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from tensure.bundle import Placed, Plan, PlanMachine, Rank
+from tensure.bundle import Placed, Plan, PlanMachine, Rank, sum_group
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import Arg, Cat, Name, Op, Program, Ref, TensorType, expand, leaves
 
@@ -156,11 +156,7 @@ class _Both(PlanMachine[Any]):
         if claim.over is not None:
             self.pinned += 1
         elif claim.sum:
-            at = zip(self.plan.tracks[rank.track].axes, rank.at, strict=True)
-            index = zip(local.params, name.members(), strict=True)
-            fixed = tuple(c for axis, c in at if axis not in claim.sum)
-            letters = tuple(i for letter, i in index if letter not in claim.sum)
-            key = (rank.track, fixed, name.base, letters, str(claim.of))
+            key = sum_group(self.plan, rank, local, name, claim)
             if key in self._sums:
                 _, before = self._sums[key]  # a sum comes to be with its last addend
                 same = self.domain.shape(before) == self.domain.shape(value)

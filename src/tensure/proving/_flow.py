@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank
+from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank, sum_group
 from tensure.errors import LimitError, RecordError, TensureError
 from tensure.program import (
     Arg,
@@ -157,11 +157,7 @@ class _Relations(PlanMachine[Held]):
         if local is None or claim is None:
             return
         if claim.sum:
-            at = zip(self.plan.tracks[rank.track].axes, rank.at, strict=True)
-            index = zip(local.params, name.members(), strict=True)
-            fixed = tuple(c for axis, c in at if axis not in claim.sum)
-            letters = tuple(i for letter, i in index if letter not in claim.sum)
-            key = (rank.track, fixed, name.base, letters, str(claim.of))
+            key = sum_group(self.plan, rank, local, name, claim)
             self._sums.setdefault(key, []).append((rank, name, claim, value))
             return
         want = self._want(rank, name, claim)
