@@ -55,7 +55,7 @@ static void run_conv2d(const Geometry &geometry, const Shape &shape, const Input
   const Workspace need = conv2d_workspace(conv, n, h, w, num_threads);
   if (static_cast<int64_t>(workspace.size()) < need.shared + need.per_thread * num_threads)
     throw std::invalid_argument("the workspace is too small");
-  if (reinterpret_cast<uintptr_t>(workspace.data()) % 64) throw std::invalid_argument("the workspace is not aligned");
+  if (workspace.size() && reinterpret_cast<uintptr_t>(workspace.data()) % 64) throw std::invalid_argument("the workspace is not aligned");
   const Conv2dRun run{n, h, w, x.data(), packed.data(), bias ? bias->data() : nullptr,
                       residual ? residual->data() : nullptr, out.data(), static_cast<Activation>(activation), num_threads,
                       workspace.data()};

@@ -88,6 +88,15 @@ struct Scratch {
   float *partial, *staging;
 };
 
+// Products of one part of a panel.
+int64_t part_products(const Conv2d &conv, int64_t width) {
+  const bool whole = !(conv.switches & kCacheBlock) || !(conv.switches & kHoist);
+  return whole ? num_products(conv) : std::max<int64_t>(kPanelBytes / (4 * width), 64);
+}
+bool is_split(const Conv2d &conv, const TileShape &shape) {
+  return part_products(conv, shape.max_vectors * shape.lanes) < num_products(conv);
+}
+
 Scratch carve(Carver &carver, const Conv2d &conv, Source source, const Blocks &b, const TileShape &shape) {
   Scratch s{};
   const int64_t pixels = b.max_pixels();
@@ -97,7 +106,7 @@ Scratch carve(Carver &carver, const Conv2d &conv, Source source, const Blocks &b
     s.pixel_row = carver.take<int64_t>(pixels);
     s.pixel_column = carver.take<int64_t>(pixels);
   }
-  s.partial = carver.take<float>(pixels * shape.max_vectors * shape.lanes);
+  if (is_split(conv, shape)) s.partial = carver.take<float>(pixels * shape.max_vectors * shape.lanes);
   s.staging = carver.take<float>(staging_floats(conv, source, b.images, b.rows, b.columns));
   return s;
 }
@@ -325,9 +334,7 @@ class ChannelJob {
     const int64_t group_at = panel.group * group_in(conv_) *
                              (conv_.algorithm == ConvAlgorithm::im2col ? conv_.kernel_h * conv_.kernel_w : at_.channel);
     const bool hoisted = conv_.switches & kHoist;
-    const int64_t part_most = (conv_.switches & kCacheBlock) && hoisted && tiles > 1
-                                  ? std::max<int64_t>(kPanelBytes / (4 * panel.width), 64)
-                                  : products_;
+    const int64_t part_most = tiles > 1 ? part_products(conv_, panel.width) : products_;
     const int64_t parts = ceil_div(products_, part_most);
     const int64_t channel_stride = conv_.layout == Layout::nhwc ? 1 : out_.at.channel;
     Unhoisted indices{base + group_at, nullptr, nullptr, conv_.kernel_h, conv_.kernel_w, group_in(conv_),

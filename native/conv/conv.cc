@@ -46,7 +46,7 @@ void conv2d_pack(const Conv2d &conv, const float *w, float *packed) {
 }
 
 Workspace conv2d_workspace(const Conv2d &conv, int64_t num_images, int64_t height, int64_t width, int num_threads) {
-  if (!table()) return {0, 0};
+  if (!table() || num_images == 0) return {0, 0};
   const Sizes sizes = sizes_of(conv, num_images, height, width);
   if (conv.algorithm == ConvAlgorithm::winograd) return winograd_workspace(conv, *table(), sizes, num_threads);
   if (is_depthwise(conv)) return depthwise_workspace(conv, sizes, num_threads);

@@ -84,9 +84,9 @@ class PackedConv:
 def pack_conv2d(
     w_OIHW: Floats,
     conv: Conv,
-    *,
     algorithm: str = "direct",
     layout: str = "NHWC",
+    *,
     switches: Iterable[str] | None = None,
 ) -> PackedConv:
     """Weights made ready for `conv2d`.
@@ -148,6 +148,8 @@ def conv2d(
         InputError: an argument is not as described; nothing has been written.
     """
     chosen = check_choice("activation", activation, ACTIVATIONS)
+    if not isinstance(packed, PackedConv):
+        raise InputError(f"got {type(packed).__name__}", place="packed", wanted="what pack_conv2d gives")
     _check_threads(threads)
     _check_array("x", x)
     sizes = sizes_of(packed.layout, x.shape, packed.conv.in_channels)
@@ -203,8 +205,8 @@ def convert_layout(
     x: Floats,
     source: str,
     target: str,
-    *,
     num_images: int | None = None,
+    *,
     out: Floats | None = None,
     threads: int = 1,
 ) -> Floats:

@@ -55,7 +55,7 @@ def conv2d_reference(
         return from_nchw(_activate(y, activation), layout)
 
 
-def im2win_reference(x: NDArray[np.floating], conv: Conv, layout: str = "NHWC") -> Doubles:
+def im2win_reference(x: NDArray[np.float32], conv: Conv, layout: str = "NHWC") -> NDArray[np.float32]:
     """What `im2win` must give: the index formula of its docstring."""
     x_NCHW = _padded(to_nchw(np.asarray(x, np.float64), layout), conv)
     num, channels, height, width = x_NCHW.shape
@@ -65,7 +65,7 @@ def im2win_reference(x: NDArray[np.floating], conv: Conv, layout: str = "NHWC") 
     for m in range(rows):
         for u in range(kernel_h):
             found[:, :, m, u::kernel_h] = x_NCHW[:, :, m * conv.stride[0] + u * conv.dilation[0]]
-    return from_nchw(found, layout)
+    return from_nchw(found, layout).astype(np.float32)
 
 
 def to_nchw(x: NDArray[np.float64], layout: str) -> Doubles:
