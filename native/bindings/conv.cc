@@ -1,5 +1,5 @@
 // Checks what Python hands over, releases the GIL, calls the kernels. Computes nothing.
-#include "conv/conv.h"
+#include "bindings/conv.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -20,12 +20,10 @@ namespace tensure {
 using Input = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-// in, out, groups, kernel h w, stride h w, dilation h w, pad top bottom left right, layout, algorithm, switches
-using Geometry = std::array<int64_t, 16>;
 // images, height, width; images as padded by the layout
 using Shape = std::array<int64_t, 3>;
 
-static Conv2d to_conv(const Geometry &g) {
+Conv2d to_conv(const Geometry &g) {
   for (int i = 0; i < 9; ++i)
     if (g[i] < 1) throw std::invalid_argument("a size, stride, dilation or group count is below 1");
   for (int i = 9; i < 13; ++i)
@@ -37,7 +35,7 @@ static Conv2d to_conv(const Geometry &g) {
 }
 
 static void expect(size_t found, int64_t wanted, const char *message) {
-  if (static_cast<int64_t>(found) != wanted) throw std::invalid_argument(message);
+  expect(static_cast<int64_t>(found), wanted, message);
 }
 
 static void run_conv2d(const Geometry &geometry, const Shape &shape, const Input &x, const Input &packed,

@@ -13,6 +13,7 @@ namespace nb = nanobind;
 namespace tensure {
 void bind_conv(nb::module_ &m);
 void bind_dequantize(nb::module_ &m);
+void bind_segment(nb::module_ &m);
 }
 
 NB_MODULE(_native, m) {
@@ -35,4 +36,5 @@ NB_MODULE(_native, m) {
   });
   tensure::bind_conv(m);
   tensure::bind_dequantize(m);
+  tensure::bind_segment(m);
 }

@@ -7,7 +7,7 @@
 // offsets, so that layout, dilation, groups and the im2win order are the table's business and never the loop's.
 #pragma once
 
-#include "common/vector-inl.h"
+#include "common/activation-inl.h"
 #include "conv/table.h"
 
 namespace {
@@ -20,23 +20,6 @@ using tensure::Epilogue;
 using tensure::ImageTile;
 
 // --- epilogue ---
-
-// Comparisons are false for NaN: each is written so that NaN falls through to itself.
-template <typename V> TENSURE_INLINE V clamp_low(V x) { return x < splat<V>(0.0f) ? splat<V>(0.0f) : x; }
-template <typename V> TENSURE_INLINE V clamp_high(V x) { return x > splat<V>(6.0f) ? splat<V>(6.0f) : x; }
-
-template <typename V> TENSURE_INLINE V silu(V x) { return x / (splat<V>(1.0f) + exp_vec(-x)); }
-template <> TENSURE_INLINE float silu<float>(float x) { return silu<VecF>(splat<VecF>(x))[0]; }
-
-template <typename V> TENSURE_INLINE V activate(V x, Activation activation) {
-  switch (activation) {
-    case Activation::none: return x;
-    case Activation::relu: return clamp_low(x);
-    case Activation::relu6: return clamp_high(clamp_low(x));
-    case Activation::silu: return silu(x);
-  }
-  return x;
-}
 
 // Up to a vector of sums of one pixel, for channels that are neighbours in memory (stride 1) or not.
 template <typename V> TENSURE_INLINE void finish(const Epilogue &to, V sum, int64_t at, int channel, int count) {

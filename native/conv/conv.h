@@ -8,11 +8,12 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
+
 namespace tensure {
 
 enum class Layout : int { nchw, nhwc, chwn, chwn8, chwn16 };
 enum class ConvAlgorithm : int { direct, im2win, im2win_full, im2col, winograd };
-enum class Activation : int { none, relu, relu6, silu };
 
 // The paper's optimisations (arXiv 2408.00278), one bit each; all on unless an ablation turns some off. None changes a
 // bit of the result. Honoured by direct convolution in NHWC.
