@@ -27,6 +27,10 @@ ENGINES: Final[Mapping[str, str]] = {
     "transformers": "_engine_transformers:setup",
     "llama.cpp": "_engine_llama_cpp:setup",
     "limits": "_limits:setup",
+    "net-tensure": "_engine_net_tensure:setup",
+    "net-onnxruntime": "_engine_net_onnxruntime:setup",
+    "net-openvino": "_engine_net_openvino:setup",
+    "net-torch": "_engine_net_torch:setup",
 }
 _REQUESTS: Final = frozenset({"check", "run", "facts", "limits"})
 
