@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from tensure.benchmarks._net import (
     TOLERANCE,
     _cases,
     difference,
+    mean_bars,
     same_output,
-    summary_bars,
 )
 from tensure.benchmarks._net_engine import INPUT_SHAPE, NetEngine, make_input
 from tensure.benchmarks._networks import NETWORKS, build_network
-from tensure.benchmarks._records import Case, EngineError, Row, Scope
+from tensure.benchmarks._records import Bar, Case, EngineError, Measured, NotMeasured, Row, Scope
 from tensure.benchmarks._serve import ENGINES
 from tensure.benchmarks._statistics import spread
 from tensure.benchmarks._text_engine import Floats, pack, unpack
@@ -87,6 +87,11 @@ def rows(ours: float, theirs: Mapping[str, float], engine: str = "tensure") -> l
     ]
 
 
+def summed(found: Sequence[Row], some: Sequence[Case]) -> tuple[list[Bar], list[NotMeasured]]:
+    items = mean_bars(some, Measured(rows=list(found)))
+    return [i for i in items if isinstance(i, Bar)], [i for i in items if isinstance(i, NotMeasured)]
+
+
 def test_cases_are_every_network_at_every_number_of_threads() -> None:
     assert [(case.params["network"], case.threads) for case in cases()] == [
         (network, threads) for network in REPEATS for threads in (1, 2)
@@ -98,7 +103,7 @@ def test_cases_are_every_network_at_every_number_of_threads() -> None:
 
 @given(st.floats(0.1, 100), st.floats(0.1, 100), st.floats(0.1, 100))
 def test_the_mean_is_of_the_best_rival_over_ours(ours: float, ort: float, ov: float) -> None:
-    bars, missing = summary_bars(rows(ours, {ONNX_RUNTIME: ort, OPENVINO: ov, "other": 1e-3}), cases())
+    bars, missing = summed(rows(ours, {ONNX_RUNTIME: ort, OPENVINO: ov, "other": 1e-3}), cases())
     assert not missing and len(bars) == 2
     for bar in bars:
         assert math.isclose(bar.value, min(ort, ov) / ours, rel_tol=1e-9)
@@ -115,20 +120,20 @@ def test_the_mean_is_geometric_and_by_threads() -> None:
         )
         for place, row in enumerate(found)
     ]  # fmt: skip
-    one, two = summary_bars(scaled, cases())[0]
+    one, two = summed(scaled, cases())[0]
     assert math.isclose(one.value, 0.5) and not one.met
     assert math.isclose(two.value, (2 * 4 * 6 * 8) ** 0.25) and two.met
 
 
 def test_a_mean_that_lacks_a_figure_is_not_given() -> None:
     found = rows(1.0, {ONNX_RUNTIME: 2.0, OPENVINO: 2.0})
-    bars, missing = summary_bars(found[1:], cases())
+    bars, missing = summed(found[1:], cases())
     assert [bar.name.split(":")[0] for bar in bars] == ["2 threads"]
     assert "efficientnet-lite0 without tensure" in missing[0].reason
-    bars, missing = summary_bars(rows(1.0, {ONNX_RUNTIME: 2.0}), cases())
+    bars, missing = summed(rows(1.0, {ONNX_RUNTIME: 2.0}), cases())
     assert not bars and all("vgg16 without OpenVINO f32" in item.reason for item in missing)
     quick = _cases(Scope(True, (1,)))
-    assert not summary_bars(found, quick)[0]
+    assert not summed(found, quick)[0]
 
 
 # --- engines -----------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def test_every_engine_of_net_is_served() -> None:
     declared = register()["net"]
     assert [peer.name for peer in declared.peers][:2] == list(RIVALS)
     assert {name for name in ENGINES if name.startswith("net-")} == {
-        "net-tensure", "net-onnxruntime", "net-openvino", "net-torch",
+        "net-reference", "net-tensure", "net-onnxruntime", "net-openvino", "net-torch",
     }  # fmt: skip
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from ._child import ChildEngine, child_environment, engine_command
 from ._declare import benchmark
-from ._records import OURS, Bar, Case, Engine, Json, NotMeasured, Peer, Row, Scope
+from ._records import OURS, Bar, Case, Engine, Json, Measured, NotMeasured, Peer, Scope
 from ._text_engine import Floats, unpack
 
-__all__ = ["RIVALS", "TOLERANCE", "difference", "net", "same_output", "summary_bars"]
+__all__ = ["RIVALS", "TOLERANCE", "difference", "mean_bars", "net", "same_output"]
 
 #: By name: how many calls one run makes, in a full run and a quick one; each about a third of a second.
 REPEATS: Final = {
@@ -52,7 +52,11 @@ def difference(reference: Floats, output: Floats) -> str | None:
     most = float(np.abs(wanted).max(initial=0.0))
     error = float(np.abs(wanted - found).max(initial=0.0)) / max(most, 1e-300)
     # Written so that a NaN on either side differs.
-    return None if error <= TOLERANCE else f"largest difference {error:.2g} of the largest value, over 1e-4"
+    return (
+        None
+        if error <= TOLERANCE
+        else f"largest difference {error:.2g} of the largest value, over {TOLERANCE:g}"
+    )
 
 
 def same_output(case: Case, engine: str, reference: Json, output: Json) -> str | None:
@@ -60,36 +64,32 @@ def same_output(case: Case, engine: str, reference: Json, output: Json) -> str |
     return difference(unpack(reference), unpack(output))
 
 
-def summary_bars(
-    rows: Sequence[Row], cases: Sequence[Case], *, networks: Sequence[str] = tuple(REPEATS)
-) -> tuple[list[Bar], list[NotMeasured]]:
-    """For each number of threads: the geometric mean over `networks` of best rival / ours; wanted >= 1.
+def mean_bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMeasured]:
+    """For each number of threads: the geometric mean over the networks of best rival / ours; wanted >= 1.
 
     A mean is only given when every network has a figure of ours and of every rival: the absent one may be
-    the best. Otherwise the second list says what is missing.
+    the best. Otherwise it is said what is missing.
     """
-    ours = {row.case: row for row in rows if row.engine == OURS}
-    bars: list[Bar] = []
-    missing: list[NotMeasured] = []
+    ours = {row.case: row for row in found.rows if row.engine == OURS}
+    made: list[Bar | NotMeasured] = []
     for threads in dict.fromkeys(case.threads for case in cases):
         name = f"{_plural(threads)}: best of {' and '.join(RIVALS)} over ours, geometric mean"
         by_network = {case.params["network"]: case.name for case in cases if case.threads == threads}
         lacking: list[str] = []
         logs: list[float] = []
-        for network in networks:
+        for network in REPEATS:
             row = ours.get(by_network.get(network, ""))
             gone = [OURS] if row is None else [rival for rival in RIVALS if rival not in row.ratios]
             if row is None or gone:
                 lacking.append(f"{network} without {', '.join(gone)}")
-                continue
-            # A row's ratio is ours over theirs: time, so that the best rival has the largest.
-            logs.append(-math.log(max(row.ratios[rival] for rival in RIVALS)))
+            else:
+                # A row's ratio is ours over theirs, in time: the best rival has the largest.
+                logs.append(-math.log(max(row.ratios[rival] for rival in RIVALS)))
         if lacking:
-            missing.append(NotMeasured(name, f"needs every figure; {'; '.join(lacking)}"))
+            made.append(NotMeasured(name, f"needs every figure; {'; '.join(lacking)}"))
         else:
-            mean = math.exp(math.fsum(logs) / len(logs))
-            bars.append(Bar(name, mean, "x", TARGET, "higher"))
-    return bars, missing
+            made.append(Bar(name, math.exp(math.fsum(logs) / len(logs)), "x", TARGET, "higher"))
+    return made
 
 
 def _cases(scope: Scope) -> list[Case]:
@@ -145,7 +145,10 @@ PEERS: Final = (
     cases=_cases,
     peers=PEERS,
     agree=same_output,
-    reference=PYTORCH,
+    reference="PyTorch in float64",
+    oracle=lambda scope: _setup(scope, "net-reference"),
+    bars=mean_bars,
+    settings={"tolerance": TOLERANCE},
 )
 def net(scope: Scope) -> Engine:
     """Our engine; the cases tell it what to do."""
