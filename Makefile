@@ -9,7 +9,7 @@ STAMPS  := $(VENV)/stamps
 PIP     := $(PY) -m pip --disable-pip-version-check install --quiet
 WORKERS ?= 2
 ARGS    ?=
-BENCH   ?= decode prefill start
+BENCH   ?= conv decode prefill start
 NATIVE  := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -30,7 +30,7 @@ test: setup ## set up and run every test but the slow ones
 nightly: setup ## every test, the slow ones too, with a fresh random seed
 	TENSURE_TEST_PROFILE=nightly $(PY) -m pytest -n $(WORKERS) -m "" --timeout 3600 $(ARGS)
 
-bench: setup ## measure, with the peers that are installed beside us
+bench: setup $(STAMPS)/bench ## measure, with every peer beside us
 	@for name in $(BENCH); do $(BIN)/tensure bench $$name $(ARGS) || exit $$?; done
 
 check: lint types imports docstrings words tables lock-check ## style, strict types, import contracts, docstrings, words, lock
@@ -62,6 +62,10 @@ $(STAMPS)/demo: requirements/demo.lock $(STAMPS)/deps
 
 $(STAMPS)/test: requirements/test.lock $(STAMPS)/deps
 	$(PIP) --no-deps -r requirements/test.lock
+	@touch $@
+
+$(STAMPS)/bench: requirements/bench.lock $(STAMPS)/deps
+	$(PIP) --no-deps -r requirements/bench.lock
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/deps

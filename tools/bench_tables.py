@@ -1,10 +1,11 @@
-"""Write the measured tables of the documents from the files in results/, or check that they are up to date.
+"""Write the measured tables and pictures of the documents from results/, or check that they are up to date.
 
     python tools/bench_tables.py [--check]
 
-A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->` in README.md or docs/benchmarks.md. Of each
-benchmark and hardware the newest full run counts; a quick slice or processor time never enters a document.
-Nothing is left out, also where we lose. Exit code 1 when a document is stale (--check), a mark is broken, or
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->` in README.md or docs/benchmarks.md; a
+result that is shown with a column for each engine has a picture in docs/plots too. Of each benchmark and
+hardware the newest full run counts; a quick slice or processor time never enters a document. Nothing is left
+out, also where we lose. Exit code 1 when a document is stale (--check), a mark is broken, or
 a result has no mark anywhere; the message says what to add.
 """
 
@@ -12,18 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensure.benchmarks import markdown
+from tensure.benchmarks import bar_chart, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/benchmarks.md")
+PLOTS = "docs/plots"
 FORMAT = "tensure/bench/1"
-OPEN = re.compile(r"<!-- bench:([a-z]+) -->")
+OPEN = re.compile(r"<!-- bench:([a-z0-9-]+) -->")
 CLOSE = "<!-- /bench -->"
 
 Report = Mapping[str, Any]
@@ -68,16 +71,49 @@ def filled(text: str, reports: Mapping[str, Sequence[Report]], document: str) ->
             raise Problem(
                 f"{document}: no full result of {name!r}; run `tensure bench {name} --save results`"
             )
-        tables = "\n".join(markdown(report) for report in reports[name])
+        tables = "\n".join(markdown(report) + picture_line(report, document) for report in reports[name])
         parts += [text[at : mark.end()], "\n", tables]
         at = end
     return "".join([*parts, text[at:]])
 
 
+def plot_name(report: Report) -> str | None:
+    """The file of a report's picture; None for a report that has none."""
+    if report.get("settings", {}).get("table") != "matrix":
+        return None
+    return f"{PLOTS}/{report['bench']}_{report['machine']['hardware']}.svg"
+
+
+def picture_line(report: Report, document: str) -> str:
+    """The line that shows the picture in this document, or nothing."""
+    name = plot_name(report)
+    if name is None:
+        return ""
+    return f"\n![{report['about']}]({os.path.relpath(name, Path(document).parent)})\n"
+
+
+def draw(root: Path, reports: Mapping[str, Sequence[Report]], check: bool) -> list[str]:
+    """Write the pictures; with check, name those that are not what results/ says."""
+    problems: list[str] = []
+    for report in (report for group in reports.values() for report in group):
+        name = plot_name(report)
+        if name is None:
+            continue
+        path, picture = root / name, bar_chart(report)
+        if path.is_file() and path.read_text(encoding="utf-8") == picture:
+            continue
+        if check:
+            problems.append(f"{name} is not what results/ says; run python tools/bench_tables.py")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(picture, encoding="utf-8")
+    return problems
+
+
 def run(root: Path, check: bool) -> list[str]:
     """What is wrong, after writing what can be written."""
     reports = newest(root / "results")
-    problems: list[str] = []
+    problems = draw(root, reports, check)
     marked: set[str] = set()
     for name in DOCUMENTS:
         path = root / name

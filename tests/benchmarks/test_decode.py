@@ -135,12 +135,16 @@ def test_limits_are_the_best_of_all_tries() -> None:
 
 
 def test_names_and_what_is_to_come() -> None:
-    assert names() == ("decode", "prefill", "start")
-    with pytest.raises(NotYetError, match=r"bench conv is not built yet.*convolutions"):
-        bench("conv")
+    assert {"conv", "conv-paper", "decode", "prefill", "net", "start"} <= set(names())
+    with pytest.raises(NotYetError, match=r"bench series is not built yet.*time series"):
+        bench("series")
     with pytest.raises(InputError, match="Did you mean 'decode'"):
         bench("decod")
     with pytest.raises(InputError, match="threads 4096"):
         bench("decode", threads=4096)
     with pytest.raises(InputError, match="threads 0"):
         bench("start", threads=0)
+    with pytest.raises(InputError, match="bench start has no batch size"):
+        bench("start", batches=[8])
+    with pytest.raises(InputError, match=r"batch \[0\]"):
+        bench("conv", batches=[0])

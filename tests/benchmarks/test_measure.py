@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.benchmarks.fakes import FULL, QUICK, World
+from tests.benchmarks.fakes import FULL, QUICK, FakeEngine, World
 
 from tensure.benchmarks._measure import FULL_S, QUICK_S, measure
-from tensure.benchmarks._records import AbsentError, Case, EngineError, Limit
-from tensure.errors import RecordError
+from tensure.benchmarks._records import AbsentError, Bar, Case, EngineError, Limit, Measured, NotMeasured
+from tensure.errors import InputError, RecordError
 
 REASONS = "not timed, since its output is not that of tensure"
 
@@ -61,6 +62,13 @@ def test_processor_time_and_milliseconds() -> None:
     assert found.rows[0].unit == "ms"
 
 
+def test_floating_point_operations_a_second() -> None:
+    world = World(metric="GFLOP/s")
+    world.add("tensure", 0.5)
+    found = measure(world.benchmark(Case("c", 1, work=3e9)), FULL, clock=world.clock)
+    assert found.rows[0].spread.median == pytest.approx(6.0) and found.rows[0].unit == "GFLOP/s"
+
+
 def test_peer_with_another_output_is_refused() -> None:
     world = World()
     world.add("tensure", 1.0)
@@ -79,6 +87,46 @@ def test_our_own_wrong_output_is_a_failure_and_is_not_timed() -> None:
     found = measure(world.benchmark(), FULL, clock=world.clock)
     assert [row.engine for row in found.rows] == ["peer"]
     assert found.not_measured[0].wrong and "tensure" not in world.log
+
+
+def test_oracle_judges_every_engine_and_is_never_timed() -> None:
+    world = World(reference="exact sums")
+    world.oracle = FakeEngine("oracle", [], world.log, world.clock)
+    world.add("tensure", 1.0)
+    world.add("wrong", 0.001, output=41)
+    found = measure(world.benchmark(), FULL, clock=world.clock)
+    assert found.reference == "exact sums" and [row.engine for row in found.rows] == ["tensure"]
+    assert world.log[0] == "check oracle" and "oracle" not in world.log and world.oracle.closed
+    world.engines["tensure"].output = world.engines["wrong"].output  # both agree, and both are wrong
+    found = measure(world.benchmark(), FULL, clock=world.clock)
+    assert not found.rows and [item.wrong for item in found.not_measured] == [True, False]
+
+
+def test_only_the_cases_that_are_asked_for() -> None:
+    world = World()
+    world.add("tensure", 1.0)
+    cases = [Case("conv1, N=1", 1), Case("conv12, N=1", 1), Case("conv1, N=8", 1)]
+    for words, names in (
+        (("conv1",), ["conv1, N=1", "conv1, N=8"]),
+        (("N=1", "conv12"), ["conv1, N=1", "conv12, N=1"]),
+    ):
+        found = measure(world.benchmark(*cases), replace(FULL, only=words), clock=world.clock)
+        assert [row.case for row in found.rows] == names
+    with pytest.raises(InputError, match=r"no case is called conv;.*conv12, N=1"):
+        measure(world.benchmark(*cases), replace(FULL, only=("conv",)), clock=world.clock)
+
+
+def test_bars_over_cases_see_everything() -> None:
+    def bars(cases: Sequence[Case], found: Measured) -> list[Bar | NotMeasured]:
+        shares = [row.of_limit for row in found.rows]
+        assert [case.name for case in cases] == ["c", "d"] and shares == [0.5, 0.5]
+        return [Bar("lowest share", 0.5, "of the limit", 0.6, "higher"), NotMeasured("x", "no peer")]
+
+    world = World(bars=bars, limits=lambda scope, cases: [Limit("speed", 1, 1.0, "B/s", 20.0, "x")])
+    world.add("tensure", 1.0)
+    found = measure(world.benchmark(Case("c", 1, 10.0), Case("d", 1, 10.0)), FULL, clock=world.clock)
+    assert [(bar.name, bar.met) for bar in found.bars] == [("lowest share", False)]
+    assert found.not_measured == [NotMeasured("x", "no peer")]
 
 
 def test_without_the_reference_ours_takes_its_place() -> None:
@@ -183,7 +231,12 @@ def test_full_run_on_a_busy_machine_ends_after_three_whole_rounds() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"reference": "nobody"}, {"better": "lower"}, {"metric": "ms"}],
+    [
+        {"reference": "nobody"},
+        {"better": "lower"},
+        {"metric": "ms"},
+        {"metric": "GFLOP/s", "better": "lower"},
+    ],
 )
 def test_declaration_that_cannot_be_meant_is_refused(wrong: dict[str, str]) -> None:
     world = World(**wrong)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from tests.benchmarks.fakes import FULL, QUICK
 from tools import bench_tables
 
-from tensure.benchmarks import Bar, NotMeasured, Report, markdown, table
+from tensure.benchmarks import Bar, NotMeasured, Report, bar_chart, markdown, table
 from tensure.benchmarks._machine import commit, describe_machine, hardware_slug, versions
 from tensure.benchmarks._records import Limit, Row
 from tensure.benchmarks._statistics import spread
@@ -98,6 +99,75 @@ def test_table_shows_bars() -> None:
         assert f"| at least 12: {word} |" in markdown(report(bars=bars).to_json())
 
 
+def conv_report(table: str = "matrix", **changes: Any) -> Report:
+    """Two cases, three engines; ours loses the second case and lacks one figure there."""
+
+    def made(case: str, engine: str, value: float, ratios: dict[str, float], **facts: Any) -> Row:
+        return Row(case, engine, 1, "GFLOP/s", spread([value]), 0.5, ratios, value / 110, facts)
+
+    sizes = {"tensor_bytes": 2_000_000, "im2win_bytes": 1_000_000, "im2col_bytes": 4_000_000}
+    rows = [
+        made("conv1, N=1", "tensure", 100.0, {"peer": 1.25, "full im2win NHWC": 2.0}, max_error=3e-7),
+        made("conv1, N=1", "peer", 80.0, {"tensure": 0.8}, version="peer 1.0"),
+        made("conv1, N=1", "full im2win NHWC", 50.0, {"full im2win NCHW": 3.5}, workspace_bytes=1_100_000,
+             growth_bytes=1_200_000, **sizes),
+        made("conv2, N=1", "tensure", 60.0, {"peer": 0.75}),
+        made("conv2, N=1", "peer", 80.0, {"tensure": 1.33}, version="peer 1.0"),
+    ]  # fmt: skip
+    fields: dict[str, Any] = {
+        "metric": "GFLOP/s",
+        "rows": rows,
+        "settings": {"table": table},
+        "limits": [Limit("f32 arithmetic", 1, 110e9, "FLOP/s", 110.0, "a loop")],
+        "bars": [
+            Bar("conv1, N=1", 0.909, "of the limit", 0.92, "higher"),
+            Bar("geometric mean", 0.97, "x", 1.05, "higher"),
+        ],
+    }
+    return report("conv", **{**fields, **changes})
+
+
+def test_matrix_has_a_column_for_each_engine() -> None:
+    text = markdown(conv_report().to_json())
+    lines = text.splitlines()
+    assert lines[0] == (
+        "| GFLOP/s, median | tensure | peer | full im2win NHWC | of the limit | vs best peer | error | bar |"
+    )
+    assert lines[2] == "| conv1, N=1 | **100** | 80 | 50 | 91 % | 1.25 | 3e-07 | at least 92 %: missed |"
+    assert lines[3] == "| conv2, N=1 | 60 | **80** |  | 55 % | 0.75 |  |  |"
+    assert "Geometric mean: 0.97 x, at least 1.05: missed." in text
+    assert "Limit, 1 thread: 110.0 GFLOP/s of f32 arithmetic (a loop)." in text
+    assert "; peer 1.0; commit abc" in text
+
+
+def test_paper_tables_have_ratios_of_layouts_and_memory() -> None:
+    text = markdown(conv_report("paper").to_json())
+    assert "| NHWC over NCHW | direct | im2win | full im2win |" in text
+    assert "| conv1, N=1 |  |  | 3.50 |" in text
+    assert "| conv1, N=1 | 2.00 | 1.00 | 1.10 | 1.20 | 4.00 | 0.25 | 0.50 |  |  |" in text
+    assert "vs best peer" not in text
+    alone = markdown(conv_report("columns").to_json())
+    assert "NHWC over NCHW" not in alone and "| conv2, N=1 | 60 | **80** |  |" in alone
+
+
+def test_picture_has_a_bar_for_each_figure_and_the_limit() -> None:
+    made = conv_report().to_json()
+    picture = ElementTree.fromstring(bar_chart(made))
+    tips = [title.text for title in picture.iterfind(".//{*}rect/{*}title")]
+    assert len(tips) == 5 and "conv2, N=1, tensure: 60.0" in tips
+    heights = {
+        tip: float(rect.attrib["height"])
+        for rect in picture.iterfind(".//{*}rect")
+        if (tip := rect.findtext("{*}title"))
+    }
+    high, low = heights["conv1, N=1, tensure: 100.0"], heights["conv1, N=1, full im2win NHWC: 50.0"]
+    assert high == pytest.approx(2 * low, abs=0.2)
+    assert len([path for path in picture.iterfind(".//{*}path") if "stroke-dasharray" in path.attrib]) == 1
+    assert bar_chart(made) == bar_chart(made)
+    odd = conv_report(about='<script>"&').to_json()
+    assert ElementTree.fromstring(bar_chart(odd)).findtext("{*}title") == '<script>"&: GFLOP/s'
+
+
 def test_machine() -> None:
     found = describe_machine()
     assert found["cores"] >= 1 and found["memory_bytes"] > 1e8 and found["hardware"].endswith("c")
@@ -154,6 +224,23 @@ def test_documents_are_filled_and_checked(tmp_path: Path, tool: Tool) -> None:
     assert tool(tmp_path, "--check").returncode == 1
 
 
+def test_pictures_are_drawn_shown_and_checked(tmp_path: Path, tool: Tool) -> None:
+    conv_report().save(tmp_path / "results")
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.write_text("<!-- bench:conv -->\n<!-- /bench -->\n")
+    missing = tool(tmp_path, "--check")
+    assert (
+        missing.returncode == 1 and "docs/plots/conv_fast-2c.svg is not what results/ says" in missing.stderr
+    )
+    assert tool(tmp_path).returncode == 0
+    assert "![a model, greedy](plots/conv_fast-2c.svg)" in page.read_text()
+    assert tool(tmp_path, "--check").returncode == 0
+    picture = tmp_path / "docs" / "plots" / "conv_fast-2c.svg"
+    picture.write_text(picture.read_text().replace('height="', 'height="1', 1))  # a bar prettied up by hand
+    assert tool(tmp_path, "--check").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -164,8 +251,8 @@ def test_documents_are_filled_and_checked(tmp_path: Path, tool: Tool) -> None:
             "after <!-- bench:decode --> add a line",
         ),
         (
-            "<!-- bench:decode -->\n<!-- /bench -->\n<!-- bench:conv -->\n<!-- /bench -->",
-            "no full result of 'conv'",
+            "<!-- bench:decode -->\n<!-- /bench -->\n<!-- bench:conv-avx2 -->\n<!-- /bench -->",
+            "no full result of 'conv-avx2'",
         ),
     ],
 )

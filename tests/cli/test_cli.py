@@ -26,7 +26,7 @@ EXAMPLES = [
     *_receipt.VERIFY_EXAMPLES,
     *_receipt.EXPORT_EXAMPLES,
 ]
-SLOW = {"tensure bench decode --quick", "tensure bench prefill --json"}
+SLOW = {"tensure bench decode --quick", "tensure bench conv --only conv9 --batch 8"}
 STAND_INS = {
     "smollm2-135m": "model.gguf",
     "efficientnet-lite0": "image.bundle",
@@ -117,7 +117,7 @@ def test_demo_examples_parse(call: Call) -> None:
         (["plan", "model.gguf", "--fleet", "x.npy"], "UTF-8"),
         (["view", "x.npy"], "UTF-8"),
         (["bench", "decoed"], "Did you mean 'decode'"),
-        (["bench", "conv"], "not built yet"),
+        (["bench", "series"], "not built yet"),
         (["run", "x\x1b[31m", "--prompt", "a"], "known model"),
     ],
 )

@@ -109,6 +109,26 @@ def test_lock_line_that_is_not_one(line: str) -> None:
     assert not lock.LINE.fullmatch(line)
 
 
+def test_peers_may_be_absent_but_their_lock_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`make check` needs no peer; a lock that lacks one, or has a line that is none, is still a fault."""
+    monkeypatch.setattr(lock, "absent", lambda roots: ["openvino"])
+    assert "bench" not in lock.wanted() and not [p for p in lock.problems() if p.startswith("bench")]
+    for path in lock.LOCKS.glob("*.lock"):
+        (tmp_path / path.name).write_text(path.read_text())
+    held = tmp_path / "bench.lock"
+    held.write_text(held.read_text().replace("openvino==", "openvino>="))
+    monkeypatch.setattr(lock, "LOCKS", tmp_path)
+    found = [fault for fault in lock.problems() if fault.startswith("bench")]
+    assert len(found) == 2 and "is not name==version" in found[0]
+    assert found[1] == "bench.lock: openvino is needed and not locked"
+
+
+def test_absent_roots_are_named() -> None:
+    assert lock.absent(["pytest>=9", "no-such-package-anywhere>=1"]) == ["no-such-package-anywhere"]
+
+
 def test_gpu_libraries_stop_the_installation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

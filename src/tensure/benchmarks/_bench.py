@@ -13,7 +13,7 @@ from typing import Final
 
 from tensure.errors import InputError, NotYetError
 
-from . import _decode, _start
+from . import _conv, _conv_paper, _decode, _net, _start
 from ._declare import Benchmark, register
 from ._machine import commit, describe_machine, versions
 from ._measure import measure
@@ -21,15 +21,15 @@ from ._records import Progress, Report, Scope
 
 __all__ = ["bench", "names"]
 
-_LOADED: Final = (_decode, _start)
+MAX_BATCH: Final = 1024
+
+_LOADED: Final = (_conv, _conv_paper, _decode, _net, _start)
 """Importing a file declares its benchmarks."""
 
 #: Names that the command line will know, and what they will measure.
 COMING: Final[Mapping[str, str]] = {
-    "conv": "convolutions in every layout",
     "gemm": "integer matrix products",
     "gemv": "matrix-vector products",
-    "net": "whole convolutional networks",
     "serve": "requests a second and latency of the service",
     "ecc": "protecting weights in place",
     "audit": "what checking a running model costs",
@@ -49,6 +49,8 @@ def bench(
     quick: bool = False,
     threads: int | Sequence[int] | None = None,
     cpu_time: bool = False,
+    batches: Sequence[int] = (),
+    only: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Measure one benchmark beside its peers; outputs are compared before anything is timed.
@@ -56,17 +58,27 @@ def bench(
     Args:
         name: one of `names()`.
         quick: an honest slice of at most a minute: fewer rounds, shorter runs, one number of threads.
-        threads: how many, or several numbers to try; 1 and 2 when left out, as far as there are cores.
+        threads: how many, or several numbers to try; when left out what the benchmark declares, else 1 and 2,
+            as far as there are cores.
         cpu_time: figures from processor time (summed over threads) instead of elapsed time.
+        batches: batch sizes, for a benchmark that has them; what it declares when left out.
+        only: keep the cases whose name has one of these words: `conv9`, `N=1`.
         progress: called with a line of text now and then.
 
     Raises:
-        InputError: no such benchmark; threads that this machine does not have; a model is not installed.
+        InputError: no such benchmark; threads that this machine does not have; batches for what has none; a
+            word that names no case; a model is not installed.
         NotYetError: a benchmark whose issue has not landed.
         EngineError: our own engine stopped.
     """
     declared = _declared(name)
-    scope = Scope(quick, _threads(threads, quick), cpu_time)
+    scope = Scope(
+        quick,
+        _declared_threads(declared, quick) if threads is None else _threads(threads),
+        cpu_time,
+        _batches(declared, batches),
+        tuple(only),
+    )
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     machine = describe_machine()
     found = measure(declared, scope, progress=progress)
@@ -83,6 +95,9 @@ def bench(
             "rounds": slice_ if quick else full,
             "reference": found.reference,
             "engines_in": "processes of their own" if declared.peers else "this process",
+            **({"batches": list(scope.batches)} if scope.batches else {}),
+            **({"only": list(scope.only)} if scope.only else {}),
+            **(declared.settings or {}),
         },
         machine={**machine, "load_average_after": round(os.getloadavg()[0], 2)},
         versions=versions(),
@@ -117,11 +132,27 @@ def _declared(name: str) -> Benchmark:
     )
 
 
-def _threads(asked: int | Sequence[int] | None, quick: bool) -> tuple[int, ...]:
+def _batches(declared: Benchmark, asked: Sequence[int]) -> tuple[int, ...]:
+    if not asked:
+        return declared.batches
+    if not declared.batches:
+        raise InputError(f"bench {declared.name} has no batch size", next_step="leave --batch out")
+    if any(isinstance(n, bool) or not 1 <= n <= MAX_BATCH for n in asked):
+        raise InputError(f"batch {list(asked)!r:.40}", wanted=f"1 to {MAX_BATCH}")
+    return tuple(dict.fromkeys(asked))
+
+
+def _declared_threads(declared: Benchmark, quick: bool) -> tuple[int, ...]:
+    """Those it declares, the first of them in a quick run; else 1 and 2, and the larger in a quick run."""
     cores = len(os.sched_getaffinity(0))
-    if asked is None:
-        both = (1, 2) if cores > 1 else (1,)
-        return both[-1:] if quick else both
+    possible = tuple(n for n in declared.threads or (1, 2) if n <= cores)
+    if not quick:
+        return possible
+    return possible[:1] if declared.threads else possible[-1:]
+
+
+def _threads(asked: int | Sequence[int]) -> tuple[int, ...]:
+    cores = len(os.sched_getaffinity(0))
     wanted = (asked,) if isinstance(asked, int) else tuple(asked)
     if not wanted or any(isinstance(n, bool) or not 1 <= n <= cores for n in wanted):
         raise InputError(f"threads {asked!r:.40}", wanted=f"1 to {cores}, the cores of this machine")

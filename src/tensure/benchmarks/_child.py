@@ -2,8 +2,8 @@
 
 A process each keeps thread pools apart (two OpenMP run-times in one process fight over the cores), makes
 peak memory a property of one engine, and lets an engine crash alone. The child times itself, so the pipe is
-never in a figure. Lines are `{"do": "check" | "run" | "facts" | "limits" | "close", ...}` and answers
-`{"ok": value}` or `{"error": text}`; the first answer says that the engine is set up.
+never in a figure. Lines are `{"do": ..., "case": ...}`, where do is check, run, facts, limits, peak or close,
+and answers `{"ok": value}` or `{"error": text}`; the first answer says that the engine is set up.
 
 Does not know what an engine does (`_serve.py` finds it by name).
 """

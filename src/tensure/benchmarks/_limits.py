@@ -17,7 +17,7 @@ import numpy as np
 from ._records import Json
 from ._text_engine import memory_facts
 
-__all__ = ["Measurement", "bandwidth", "f32_rate", "setup"]
+__all__ = ["Measurement", "bandwidth", "f32_peak", "f32_rate", "setup"]
 
 BUFFER_BYTES: Final = 512 << 20
 """Well beyond any cache of the machines we know, and small beside their memory."""
@@ -69,6 +69,11 @@ def f32_rate(
     return _best(ways, 2.0 * size**3, "FLOP/s", clock)
 
 
+def f32_peak(threads: int = 1, *, clock: Callable[[], float] = time.perf_counter) -> Measurement:
+    """The most f32 operations per second that this process reached; what convolutions are held against."""
+    return f32_rate(threads, clock=clock)
+
+
 def _numpy_max(part: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> object:
     return part.view(np.float32).max()
 
@@ -88,10 +93,14 @@ def _best(
 
 
 class _LimitsEngine:
-    """Both limits for a number of threads, in a process of their own so that the caller needs no torch."""
+    """The limits for a number of threads, in a process of their own so that the caller needs no torch."""
 
     def limits(self, threads: int) -> Json:
         return {"bandwidth": asdict(bandwidth(threads)), "f32": asdict(f32_rate(threads))}
+
+    def peak(self, asked: Json) -> Json:
+        clock = time.process_time if asked["cpu_time"] else time.perf_counter
+        return asdict(f32_peak(asked["threads"], clock=clock))
 
     def facts(self) -> Json:
         return memory_facts()

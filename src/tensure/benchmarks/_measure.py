@@ -11,19 +11,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
+
+from tensure.errors import InputError
 
 from ._declare import Benchmark
 from ._records import (
     OURS,
+    RATES,
     AbsentError,
     Bar,
     Case,
     Engine,
     EngineError,
     Json,
-    Limit,
+    Measured,
     Metric,
     NotMeasured,
     Progress,
@@ -33,7 +36,7 @@ from ._records import (
 )
 from ._statistics import median_ratio, spread
 
-__all__ = ["Measured", "measure"]
+__all__ = ["measure"]
 
 QUICK_S: Final = 40.0
 """From the start of the benchmark; what is under way then has the rest of the minute."""
@@ -41,17 +44,6 @@ FULL_S: Final = 600.0
 """After this a full run begins no round beyond the third of a case, so that it ends on a busy machine too."""
 FEWEST_ROUNDS: Final = 3
 _LATE: Final = "the time of a quick run was over"
-
-
-@dataclass(slots=True)
-class Measured:
-    """What was found, in the order it was found."""
-
-    rows: list[Row] = field(default_factory=list[Row])
-    limits: list[Limit] = field(default_factory=list[Limit])
-    bars: list[Bar] = field(default_factory=list[Bar])
-    not_measured: list[NotMeasured] = field(default_factory=list[NotMeasured])
-    reference: str = OURS
 
 
 def measure(
@@ -68,19 +60,23 @@ def measure(
 
     Raises:
         EngineError: our own engine cannot be set up or stops.
-        TensureError: the cases cannot be made (a model is missing).
+        TensureError: the cases cannot be made (a model is missing), or `scope.only` names none of them.
     """
     say = progress or (lambda _: None)
     deadline = clock() + (QUICK_S if scope.quick else FULL_S)
     found = Measured()
-    cases = benchmark.cases(scope)
+    cases = _wanted(benchmark.cases(scope), scope)
     _measure_limits(benchmark, scope, cases, found, say)
     with ExitStack() as stack:
+        oracle = None
+        if benchmark.oracle is not None:
+            oracle = benchmark.oracle(scope)
+            stack.callback(oracle.close)
         engines = _set_up(benchmark, scope, stack, found, say)
         for number, case in enumerate(cases):
             now = clock()
             late = _late_after(now + (deadline - now) / (len(cases) - number), clock)
-            _one_case(benchmark, scope, case, engines, found, late, say)
+            _one_case(benchmark, scope, case, engines, oracle, found, late, say)
     # Again, since a busy moment at the start would make a limit that is none.
     _measure_limits(benchmark, scope, cases, found, say)
     rates = {limit.threads: limit.rate for limit in found.limits}
@@ -88,7 +84,25 @@ def measure(
         replace(row, of_limit=row.spread.median / rates[row.threads]) if row.threads in rates else row
         for row in found.rows
     ]
+    for item in () if benchmark.bars is None else benchmark.bars(cases, found):
+        if isinstance(item, Bar):
+            found.bars.append(item)
+        else:
+            found.not_measured.append(item)
     return found
+
+
+def _wanted(cases: Sequence[Case], scope: Scope) -> Sequence[Case]:
+    """The cases whose name has one of `scope.only` among its words; all when it names none."""
+    if not scope.only:
+        return cases
+    kept = [case for case in cases if set(case.name.replace(",", " ").split()) & set(scope.only)]
+    if not kept:
+        raise InputError(
+            f"no case is called {', '.join(scope.only)[:80]}",
+            wanted=f"a word of {'; '.join(case.name for case in cases)}"[:400],
+        )
+    return kept
 
 
 def _measure_limits(
@@ -136,11 +150,12 @@ def _one_case(
     scope: Scope,
     case: Case,
     engines: Mapping[str, Engine],
+    oracle: Engine | None,
     found: Measured,
     late: Callable[[], bool],
     say: Progress,
 ) -> None:
-    right = _compare(benchmark, scope, case, engines, found, late, say)
+    right = _compare(benchmark, scope, case, engines, oracle, found, late, say)
     samples: dict[str, list[Timing]] = {name: [] for name in right}
     wanted = benchmark.rounds[1 if scope.quick else 0]
     rounds = wanted if case.rounds is None else min(wanted, case.rounds)
@@ -170,11 +185,16 @@ def _compare(
     scope: Scope,
     case: Case,
     engines: Mapping[str, Engine],
+    oracle: Engine | None,
     found: Measured,
     late: Callable[[], bool],
     say: Progress,
 ) -> dict[str, Engine]:
     """The engines whose output is right, with the reasons against the others noted."""
+    expected = None
+    if oracle is not None:
+        say(f"{case.name}: the right output")
+        expected = oracle.check(case)
     outputs: dict[str, Json] = {}
     for name, engine in engines.items():
         label = f"{name}, {case.name}"
@@ -190,12 +210,14 @@ def _compare(
             if name == OURS and benchmark.peers:
                 raise
             found.not_measured.append(NotMeasured(label, str(error), wrong=name == OURS))
-    reference = benchmark.reference if benchmark.reference in outputs else OURS
+    known = oracle is not None or benchmark.reference in outputs
+    reference = benchmark.reference if known else OURS
     found.reference = reference
     for name in list(outputs):
-        if benchmark.agree is None or name == reference:
+        if benchmark.agree is None or (oracle is None and name == reference):
             continue
-        difference = benchmark.agree(case, name, outputs[reference], outputs[name])
+        right = outputs[reference] if oracle is None else expected
+        difference = benchmark.agree(case, name, right, outputs[name])
         if difference is not None:
             reason = f"not timed, since its output is not that of {reference}: {difference}"
             found.not_measured.append(NotMeasured(f"{name}, {case.name}", reason, wrong=name == OURS))
@@ -265,4 +287,4 @@ def _best_peer_bar(
 def _value(metric: Metric, case: Case, timing: Timing, cpu_time: bool) -> float:
     seconds = timing.cpu_s if cpu_time else timing.wall_s
     seconds = max(seconds, 1e-9)  # a clock that did not tick
-    return case.work / seconds if metric == "tok/s" else 1e3 * seconds / case.work
+    return RATES[metric] * case.work / seconds if metric in RATES else 1e3 * seconds / case.work

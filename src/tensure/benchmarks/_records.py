@@ -19,6 +19,7 @@ from ._statistics import Spread
 __all__ = [
     "FORMAT",
     "OURS",
+    "RATES",
     "AbsentError",
     "Bar",
     "Better",
@@ -27,6 +28,7 @@ __all__ = [
     "EngineError",
     "Json",
     "Limit",
+    "Measured",
     "Metric",
     "NotMeasured",
     "Peer",
@@ -38,12 +40,15 @@ __all__ = [
 ]
 
 Json: TypeAlias = Any
-Metric: TypeAlias = Literal["tok/s", "ms"]
+Metric: TypeAlias = Literal["tok/s", "GFLOP/s", "ms"]
 Better: TypeAlias = Literal["higher", "lower"]
 Progress: TypeAlias = Callable[[str], None]
 
 FORMAT: Final = "tensure/bench/1"
 OURS: Final = "tensure"
+#: Metrics that are work over time, with what a second's units of work are multiplied by. The others are
+#: milliseconds per unit of work.
+RATES: Final[Mapping[Metric, float]] = {"tok/s": 1.0, "GFLOP/s": 1e-9}
 
 
 class EngineError(TensureError):
@@ -56,11 +61,16 @@ class AbsentError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What this run may do: a slice or everything, with how many threads, on which clock."""
+    """What this run may do: a slice or everything, with how many threads, on which clock.
+
+    `batches` is empty for what has no batch; `only` keeps the cases whose name has one of these as a word.
+    """
 
     quick: bool = False
     threads: tuple[int, ...] = (1,)
     cpu_time: bool = False
+    batches: tuple[int, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ class Case:
     Args:
         name: unique in its benchmark; engines and tables use it.
         threads: what every engine is limited to.
-        work: how many units (tokens, calls) one run does.
+        work: how many units (tokens, FLOPs, calls) one run does.
         params: what the engines need to know; plain JSON, since it may cross to another process.
         target: the bar for our median, when an issue names one.
         rounds: a cap below the benchmark's own number, for what takes long.
@@ -185,6 +195,17 @@ class NotMeasured:
     name: str
     reason: str
     wrong: bool = False
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was found, in the order it was found."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    limits: list[Limit] = field(default_factory=list[Limit])
+    bars: list[Bar] = field(default_factory=list[Bar])
+    not_measured: list[NotMeasured] = field(default_factory=list[NotMeasured])
+    reference: str = OURS
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,20 @@ ENGINES: Final[Mapping[str, str]] = {
     "transformers": "_engine_transformers:setup",
     "llama.cpp": "_engine_llama_cpp:setup",
     "limits": "_limits:setup",
+    "conv-reference": "_engine_conv_reference:setup",
+    "conv-tensure": "_engine_conv_tensure:setup",
+    "conv-torch": "_engine_conv_torch:setup",
+    "conv-onnxruntime": "_engine_conv_onnxruntime:setup",
+    "conv-openvino": "_engine_conv_openvino:setup",
+    "conv-onednn": "_engine_conv_onednn:setup",
+    "conv-xnnpack": "_engine_conv_xnnpack:setup",
+    "net-reference": "_engine_net_reference:setup",
+    "net-tensure": "_engine_net_tensure:setup",
+    "net-onnxruntime": "_engine_net_onnxruntime:setup",
+    "net-openvino": "_engine_net_openvino:setup",
+    "net-torch": "_engine_net_torch:setup",
 }
-_REQUESTS: Final = frozenset({"check", "run", "facts", "limits"})
+_REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak"})
 
 
 def serve(setup: Callable[[], object], requests: IO[bytes], answers: IO[bytes]) -> None:

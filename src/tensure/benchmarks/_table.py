@@ -1,19 +1,21 @@
-"""A report as a table: the same columns for the screen and for documents.
+"""A report as tables: the same columns for the screen and for documents.
 
 Works on the report's JSON form, so that a table in a document comes from a file in results/ and from
-nothing else. What was not measured stands below the table, and losses stay in it.
+nothing else. A report of many cases says in its settings that it is shown with a column for each engine
+(`_columns.py`). What was not measured stands below the table, and losses stay in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ._columns import columns
+from ._format import bar_text, emphasised, mega, number, percent
 from ._records import OURS, Json
 
 __all__ = ["markdown", "table"]
 
-_MEGA = 1e6
-_TEXT_COLUMNS = ("case", "engine", "min to max", "bar")
+_TEXT_COLUMNS = ("case", "engine", "min to max", "bar", "memory")
 
 
 def table(report: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
@@ -23,12 +25,12 @@ def table(report: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, list[str]] = {
         "case": [row["case"] for row in rows],
         "engine": [_engine(row) for row in rows],
-        f"{report['metric']}, median": [_number(row["value"]) for row in rows],
-        "min to max": [f"{_number(row['min'])} to {_number(row['max'])}" for row in rows],
+        f"{report['metric']}, median": [number(row["value"]) for row in rows],
+        "min to max": [f"{number(row['min'])} to {number(row['max'])}" for row in rows],
         f"vs {peer}": [_ratio(row, peer) for row in rows],
-        f"of the {_limit_name(report)} limit": [_percent(row["of_limit"]) for row in rows],
-        "weights, MB": [_mega(row.get("weight_bytes")) for row in rows],
-        "peak memory, MB": [_mega(row.get("peak_rss_bytes")) for row in rows],
+        f"of the {_limit_name(report)} limit": [percent(row["of_limit"]) for row in rows],
+        "weights, MB": [mega(row.get("weight_bytes")) for row in rows],
+        "peak memory, MB": [mega(row.get("peak_rss_bytes")) for row in rows],
         "bar": [_bar(report, row) for row in rows],
     }
     kept = {name: cells for name, cells in columns.items() if any(cells)}
@@ -39,17 +41,21 @@ def table(report: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(report: Mapping[str, Json]) -> str:
-    """The table with what it rests on: machine, versions, limits, what is missing."""
-    headings, rows = table(report)
-    rule = [":--" if name in _TEXT_COLUMNS else "--:" for name in headings]
-    grid = [_line(headings), _line(rule), *(_line(_loud(row)) for row in rows)]
+    """The tables with what they rest on: machine, versions, limits, bars over cases, what is missing."""
     metric = report["metric"]
+    if "table" in report.get("settings", {}):
+        grids = [_grid(headings, rows) for headings, rows in columns(report)]
+    else:
+        headings, rows = table(report)
+        grids = [_grid(headings, [_loud(row) for row in rows])]
+    cases = {row["case"] for row in report["rows"]}
     below = [
         _setting(report),
+        *(_bar_over_cases(bar) for bar in report["bars"] if bar["name"] not in cases),
         *(f"Limit, {_threads(item['threads'])}: {_limit(item, metric)}." for item in report["limits"]),
         *(f"Not measured: {item['name']} ({item['reason']})." for item in report["not_measured"]),
     ]
-    return "\n".join([*grid, "", "  \n".join(below), ""])
+    return "\n".join(["\n\n".join(grids), "", "  \n".join(below), ""])
 
 
 def _peer(report: Mapping[str, Json]) -> str:
@@ -77,11 +83,14 @@ def _ratio(row: Mapping[str, Json], peer: str) -> str:
 def _bar(report: Mapping[str, Json], row: Mapping[str, Json]) -> str:
     for bar in report["bars"]:
         if bar["name"] == row["case"] and row["engine"] == OURS:
-            higher = bar["better"] == "higher"
-            met = bar["value"] >= bar["target"] if higher else bar["value"] <= bar["target"]
-            side = "at least" if higher else "at most"
-            return f"{side} {_number(bar['target'])}: {'met' if met else 'missed'}"
+            return bar_text(bar)
     return ""
+
+
+def _bar_over_cases(bar: Mapping[str, Json]) -> str:
+    return (
+        f"{bar['name'][:1].upper()}{bar['name'][1:]}: {number(bar['value'])} {bar['unit']}, {bar_text(bar)}."
+    )
 
 
 def _setting(report: Mapping[str, Json]) -> str:
@@ -89,7 +98,9 @@ def _setting(report: Mapping[str, Json]) -> str:
     rounds = sorted({row["rounds"] for row in report["rows"]})
     kind = "a quick slice" if report["quick"] else "full run"
     clock = "processor time" if report["clock"] == "cpu" else "elapsed time"
-    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
+    packages = ", ".join(_peer_versions(report)) or ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions
+    )
     return (
         f"{report['about'][:1].upper()}{report['about'][1:]}. {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['isa']}, load average {machine['load_average']} before; {packages}; "
@@ -98,33 +109,32 @@ def _setting(report: Mapping[str, Json]) -> str:
     )
 
 
+def _peer_versions(report: Mapping[str, Json]) -> list[str]:
+    """Of the engines that say theirs, where there is a column for each."""
+    if "table" not in report.get("settings", {}):
+        return []
+    found = (row["version"] for row in report["rows"] if row["engine"] != OURS and "version" in row)
+    return [name for name in dict.fromkeys(found) if not name.startswith(OURS)]
+
+
 def _limit(item: Mapping[str, Json], metric: str) -> str:
     rate = f"{item['value'] / 1e9:.1f} G{item['unit']}"
-    return f"{rate} of {item['name']} ({item['how']}) make {_number(item['rate'])} {metric}"
+    made = "" if metric == f"G{item['unit']}" else f" make {number(item['rate'])} {metric}"
+    return f"{rate} of {item['name']} ({item['how']}){made}"
 
 
 def _threads(threads: int) -> str:
     return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
-def _number(value: float) -> str:
-    """Three figures, without an exponent for what people read."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.1e}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2g} %" if value < 0.1 else f"{100 * value:.0f} %"
-
-
-def _mega(value: float | None) -> str:
-    return "" if value is None else f"{value / _MEGA:,.0f}"
+def _grid(headings: list[str], rows: list[list[str]]) -> str:
+    rule = [":--" if name in _TEXT_COLUMNS else "--:" for name in headings]
+    return "\n".join([_line(headings), _line(rule), *map(_line, rows)])
 
 
 def _loud(row: list[str]) -> list[str]:
     """Our own row in bold, in a table that has others."""
-    return [f"**{cell}**" if i == 1 and cell.split(" ")[0] == OURS else cell for i, cell in enumerate(row)]
+    return [emphasised(cell) if i == 1 and cell.split(" ")[0] == OURS else cell for i, cell in enumerate(row)]
 
 
 def _line(cells: list[str]) -> str:

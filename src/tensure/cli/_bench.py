@@ -11,7 +11,7 @@ from ._options import Json, Quiet, Verbose, help_text
 from ._talk import Talk
 
 NAME = "bench"
-EXAMPLES = ("tensure bench", "tensure bench decode --quick", "tensure bench prefill --json")
+EXAMPLES = ("tensure bench", "tensure bench decode --quick", "tensure bench conv --only conv9 --batch 8")
 HELP = help_text(
     "Measure, with the peers that are installed beside us, interleaved in one run.",
     EXAMPLES,
@@ -24,6 +24,12 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="An honest slice of at most 60 s.")] = False,
     threads: Annotated[list[int] | None, typer.Option(help="How many threads; may be given again.")] = None,
     cpu_time: Annotated[bool, typer.Option("--cpu-time", help="Processor time instead of elapsed.")] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size, where there is one; may be given again.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only cases with this word in their name; may be given again.")
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Also write a result file into this folder.")
     ] = None,
@@ -40,7 +46,13 @@ def command(
         talk.result("tensure.bench-names/1", {"names": list(benchmarks.names())})
         return 0
     report = benchmarks.bench(
-        name, quick=quick, threads=threads or None, cpu_time=cpu_time, progress=talk.say
+        name,
+        quick=quick,
+        threads=threads or None,
+        cpu_time=cpu_time,
+        batches=batch or (),
+        only=only or (),
+        progress=talk.say,
     )
     table = report.to_json()
     talk.data(benchmarks.markdown(table))
