@@ -305,10 +305,9 @@ def reached(mask: np.ndarray, w_mask: np.ndarray, conv: Conv) -> np.ndarray:
 
 
 def scatter(x: np.ndarray, value: float, seed: int, num: int = 3) -> np.ndarray:
-    """A copy of x with a value at a few random places."""
+    """A copy of x with a value at its end and at a few random places."""
     changed = x.copy()
-    if x.size:
-        changed.reshape(-1)[np.random.default_rng(seed).integers(0, x.size, num)] = value
+    changed.reshape(-1)[[-1, *np.random.default_rng(seed).integers(0, x.size, num)]] = value
     return changed
 
 
