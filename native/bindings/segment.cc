@@ -98,7 +98,9 @@ class BoundSegment {
     return segment_workspace(steps_, num_threads);
   }
 
-  void run(const std::vector<Input> &inputs, const Output &arena, const Bytes &workspace, int num_threads) const {
+  // Seconds of each step, when timed.
+  std::vector<double> run(const std::vector<Input> &inputs, const Output &arena, const Bytes &workspace, int num_threads,
+                          bool timed) const {
     std::vector<const float *> pointers;
     if (inputs.size() != input_floats_.size()) throw std::invalid_argument("not as many inputs as the segment has");
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -110,12 +112,15 @@ class BoundSegment {
       throw std::invalid_argument("the workspace is too small");
     for (const void *p : {static_cast<const void *>(arena.data()), static_cast<const void *>(workspace.data())})
       if (reinterpret_cast<uintptr_t>(p) % 64) throw std::invalid_argument("the arena or the workspace is not aligned");
+    std::vector<double> seconds(timed ? steps_.size() : 0);
     bool done;
     {
       nb::gil_scoped_release unlocked;
-      done = run_segment(steps_, pointers.data(), arena.data(), workspace.data(), num_threads);
+      done = run_segment(steps_, pointers.data(), arena.data(), workspace.data(), num_threads,
+                         timed ? seconds.data() : nullptr);
     }
     if (!done) throw std::runtime_error("no instruction set is in use");
+    return seconds;
   }
 
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
@@ -185,7 +190,7 @@ void bind_segment(nb::module_ &m) {
       .def("workspace", &BoundSegment::workspace, nb::arg("num_threads"))
       .def("num_steps", &BoundSegment::num_steps)
       .def("run", &BoundSegment::run, nb::arg("inputs").noconvert(), nb::arg("arena").noconvert(),
-           nb::arg("workspace").noconvert(), nb::arg("num_threads"));
+           nb::arg("workspace").noconvert(), nb::arg("num_threads"), nb::arg("timed"));
 }
 
 }  // namespace tensure

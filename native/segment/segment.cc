@@ -2,6 +2,7 @@
 #include "segment/segment.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "common/isa.h"
 #include "common/threads.h"
@@ -185,16 +186,17 @@ int64_t segment_workspace(const std::vector<Step> &steps, int num_threads) {
   return most;
 }
 
-void run_step(const Step &step, const float *const *inputs, float *arena, void *workspace, int num_threads) {
-  const Context context{*kTables[isa_in_use()], inputs, arena, workspace, num_threads};
-  std::visit([&](const auto &known) { run(context, known); }, step);
-}
-
-bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace,
-                 int num_threads) {
+bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace, int num_threads,
+                 double *seconds) {
   if (isa_in_use() < 0) return false;
+  const Context context{*kTables[isa_in_use()], inputs, arena, workspace, num_threads};
+  using Clock = std::chrono::steady_clock;
   with_team(num_threads, [&] {
-    for (const Step &step : steps) run_step(step, inputs, arena, workspace, num_threads);
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const Clock::time_point begin = seconds ? Clock::now() : Clock::time_point();
+      std::visit([&](const auto &step) { run(context, step); }, steps[i]);
+      if (seconds) seconds[i] += std::chrono::duration<double>(Clock::now() - begin).count();
+    }
   });
   return true;
 }

@@ -82,10 +82,8 @@ using Step = std::variant<ConvStep, PoolStep, MeanStep, PointwiseStep, Activatio
 // Bytes of workspace for the whole segment, the steps one after the other.
 int64_t segment_workspace(const std::vector<Step> &steps, int num_threads);
 
-// False, with nothing written, when no instruction set is in use.
-bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace, int num_threads);
-
-// Runs one step alone; what run_segment does for each.
-void run_step(const Step &step, const float *const *inputs, float *arena, void *workspace, int num_threads);
+// False, with nothing written, when no instruction set is in use. With `seconds`, one for each step, adds what each took.
+bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace, int num_threads,
+                 double *seconds = nullptr);
 
 }  // namespace tensure

@@ -7,11 +7,12 @@ no Program and no torch: arrays in, arrays out.
 
 from __future__ import annotations
 
-from tensure.kernels._conv import PackedConv, conv2d, convert_layout, im2win, pack_conv2d
+from tensure.kernels._conv import PackedConv, aligned_bytes, conv2d, convert_layout, im2win, pack_conv2d
 from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._isa import available_isas, built_isas, isa
+from tensure.kernels._segment import ImageShape, Input, Slot, StepList
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +27,11 @@ __all__ = [
     "im2win",
     "im2win_reference",
     "pack_conv2d",
+    "aligned_bytes",
+    "ImageShape",
+    "Input",
+    "Slot",
+    "StepList",
     "ENCODINGS",
     "available_isas",
     "built_isas",

@@ -41,7 +41,16 @@ from tensure.kernels._conv_geometry import (
 )
 from tensure.kernels._isa import native
 
-__all__ = ["PackedConv", "convert_layout", "conv2d", "im2win", "pack_conv2d"]
+__all__ = [
+    "PackedConv",
+    "aligned_bytes",
+    "check_array",
+    "check_threads",
+    "convert_layout",
+    "conv2d",
+    "im2win",
+    "pack_conv2d",
+]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -74,7 +83,7 @@ class PackedConv:
 
     def workspace_bytes(self, shape: Iterable[int], threads: int = 1) -> int:
         """Bytes that `conv2d` works in beside its arguments: what is shared, and a part for each thread."""
-        _check_threads(threads)
+        check_threads(threads)
         sizes = sizes_of(self.layout, tuple(shape), self.conv.in_channels)
         self.conv.out_size(*sizes[1:])
         shared, per_thread = native().conv2d_workspace(self.geometry, sizes, threads)
@@ -111,10 +120,10 @@ def pack_conv2d(
     on = _ALL_SWITCHES if switches is None else _bits(switches)
     if algorithm == "winograd":
         _check_winograd(conv, layout)
-    _check_array("w_OIHW", w_OIHW, conv.weight_shape)
+    check_array("w_OIHW", w_OIHW, conv.weight_shape)
     geometry = _geometry(conv, index[1], index[0], on)
     module = native()
-    data = _aligned(module.conv2d_packed_size(geometry) * 4).view(np.float32)
+    data = aligned_bytes(module.conv2d_packed_size(geometry) * 4).view(np.float32)
     module.conv2d_pack(geometry, w_OIHW, data)
     data.flags.writeable = False
     return PackedConv(conv, algorithm, layout, data, geometry)
@@ -150,18 +159,18 @@ def conv2d(
     chosen = check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(packed, PackedConv):
         raise InputError(f"got {type(packed).__name__}", place="packed", wanted="what pack_conv2d gives")
-    _check_threads(threads)
-    _check_array("x", x)
+    check_threads(threads)
+    check_array("x", x)
     sizes = sizes_of(packed.layout, x.shape, packed.conv.in_channels)
     shape = packed.output_shape(x.shape)
     if bias is not None:
-        _check_array("bias", bias, (packed.conv.out_channels,))
+        check_array("bias", bias, (packed.conv.out_channels,))
     if residual is not None:
-        _check_array("residual", residual, shape)
+        check_array("residual", residual, shape)
     if out is None:
         out = np.empty(shape, np.float32)
     else:
-        _check_array("out", out, shape)
+        check_array("out", out, shape)
         if not out.flags.writeable:
             raise InputError("got a read-only array", place="out", wanted="a writable one")
         for name, other in (("x", x), ("the weights", packed.data), ("bias", bias), ("residual", residual)):
@@ -171,7 +180,7 @@ def conv2d(
                 raise InputError(f"overlaps {name} in memory", place="out", wanted="memory of its own")
     need = packed.workspace_bytes(x.shape, threads)
     if workspace is None:
-        workspace = _aligned(need)
+        workspace = aligned_bytes(need)
     else:
         _check_workspace(workspace, need, (x, packed.data, out))
     native().conv2d(packed.geometry, sizes, x, packed.data, bias, residual, out, chosen, threads, workspace)
@@ -190,8 +199,8 @@ def im2win(x: Floats, conv: Conv, layout: str = "NHWC", *, threads: int = 1) -> 
     Source: the papers' abstracts and reference code for NCHW; the other layouts are our reconstruction.
     """
     index = check_choice("layout", layout, LAYOUTS)
-    _check_threads(threads)
-    _check_array("x", x)
+    check_threads(threads)
+    check_array("x", x)
     images, height, width = sizes_of(layout, x.shape, conv.in_channels)
     rows, _ = conv.out_size(height, width)
     cells = (width + conv.padding[2] + conv.padding[3]) * conv.kernel[0]
@@ -225,8 +234,8 @@ def convert_layout(
         InputError: an argument is not as described.
     """
     numbers = check_choice("source", source, LAYOUTS), check_choice("target", target, LAYOUTS)
-    _check_threads(threads)
-    _check_array("x", x)
+    check_threads(threads)
+    check_array("x", x)
     channel_dim = {"NCHW": 1, "NHWC": 3, "CHWN": 0}.get(source, 1)
     if x.ndim <= channel_dim:
         raise InputError(f"got shape {list(x.shape)}", place="x", wanted=f"the dims of {source}")
@@ -242,7 +251,7 @@ def convert_layout(
     if out is None:
         out = np.empty(shape, np.float32)
     else:
-        _check_array("out", out, shape)
+        check_array("out", out, shape)
         if not out.flags.writeable or np.may_share_memory(x, out):
             raise InputError(
                 "read-only, or overlaps x in memory", place="out", wanted="writable memory of its own"
@@ -271,12 +280,14 @@ def _geometry(conv: Conv, layout: int, algorithm: int, switches: int) -> tuple[i
     return (*sizes, *conv.padding, layout, algorithm, switches)
 
 
-def _check_threads(threads: object) -> None:
+def check_threads(threads: object) -> None:
+    """Refuse what is no number of threads."""
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise InputError(f"got {threads!r}", place="threads", wanted=f"an integer from 1 to {MAX_THREADS}")
 
 
-def _check_array(place: str, array: object, shape: tuple[int, ...] | None = None) -> None:
+def check_array(place: str, array: object, shape: tuple[int, ...] | None = None) -> None:
+    """Refuse what is no float32, contiguous, aligned array of the shape."""
     if not isinstance(array, np.ndarray):
         raise InputError(f"got {type(array).__name__}", place=place, wanted="a numpy array")
     if array.dtype != np.float32:
@@ -309,7 +320,7 @@ def _same_memory(a: Floats, b: Floats) -> bool:
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape
 
 
-def _aligned(nbytes: int) -> Bytes:
+def aligned_bytes(nbytes: int) -> Bytes:
     """Fresh bytes from a multiple of 64 on: a vector that straddles two cache lines loads at half speed."""
     room = np.empty(nbytes + ALIGNMENT, np.uint8)
     skip = -room.ctypes.data % ALIGNMENT

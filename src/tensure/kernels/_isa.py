@@ -17,6 +17,21 @@ from tensure.errors import UnsupportedError
 __all__ = ["available_isas", "built_isas", "isa", "native"]
 
 
+class NativeSegment(Protocol):
+    """The compiled module's list of steps; see tensure.kernels.StepList."""
+
+    def workspace(self, num_threads: int) -> int: ...
+    def num_steps(self) -> int: ...
+    def run(
+        self,
+        inputs: list[NDArray[np.float32]],
+        arena: NDArray[np.float32],
+        workspace: NDArray[np.uint8],
+        num_threads: int,
+        timed: bool,
+    ) -> list[float]: ...
+
+
 class Native(Protocol):
     """What the compiled module (native/bindings) offers."""
 
@@ -24,6 +39,7 @@ class Native(Protocol):
     def isa_asked(self) -> str: ...
     def isas_built(self) -> list[str]: ...
     def isas_available(self) -> list[str]: ...
+    def Segment(self, input_floats: Sequence[int], arena_bytes: int) -> NativeSegment: ...
     def conv2d_packed_size(self, geometry: Sequence[int]) -> int: ...
     def conv2d_pack(
         self, geometry: Sequence[int], w: NDArray[np.float32], packed: NDArray[np.float32]
