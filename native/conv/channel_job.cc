@@ -354,9 +354,12 @@ class ChannelJob {
       tile.last = part == parts - 1;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t p0 = begin + pixels * t / tiles, p1 = begin + pixels * (t + 1) / tiles;
-        const float *x[kMaxPixels];
-        for (int64_t i = p0; i < p1; ++i) x[i - p0] = scratch.x[i] + group_at;
-        tile.x = x;
+        const float *moved[kMaxPixels];
+        tile.x = scratch.x + p0;
+        if (group_at) {
+          for (int64_t i = p0; i < p1; ++i) moved[i - p0] = scratch.x[i] + group_at;
+          tile.x = moved;
+        }
         tile.out_at = scratch.out_at + p0;
         tile.partial = scratch.partial + (p0 - begin) * panel.width;
         if (!hoisted) {

@@ -51,6 +51,21 @@ template <typename V> TENSURE_INLINE void finish(const Epilogue &to, V sum, int6
   }
 }
 
+// The usual activations as two bounds, for ends that go straight from registers to memory; infinities stand for none.
+template <typename V> struct Bounds {
+  V low, high;
+  TENSURE_INLINE explicit Bounds(Activation activation)
+      : low(splat<V>(activation == Activation::none ? -__builtin_inff() : 0.0f)),
+        high(splat<V>(activation == Activation::relu6 ? 6.0f : __builtin_inff())) {}
+  TENSURE_INLINE static bool enough(const Epilogue &to) {
+    return to.channel_stride == 1 && !to.residual && to.activation != Activation::silu;
+  }
+  TENSURE_INLINE V apply(V value) const {
+    value = value < low ? low : value;
+    return value > high ? high : value;
+  }
+};
+
 // --- channel tiles ---
 
 // Any epilogue, of sums laid down as [pixels][vectors * lanes].
@@ -129,19 +144,14 @@ template <typename V, int MR, int NV, bool HOISTED> void channel_tile(const Chan
     return;
   }
   const Epilogue &to = tile.to;
-  if (to.channel_stride == 1 && tile.num_channels == NV * L && !to.residual && to.activation != Activation::silu) {
-    // The usual end, straight from registers. Bounds of infinity stand for "no activation".
-    const V low = splat<V>(to.activation == Activation::none ? -__builtin_inff() : 0.0f);
-    const V high = splat<V>(to.activation == Activation::relu6 ? 6.0f : __builtin_inff());
+  if (tile.num_channels == NV * L && Bounds<V>::enough(to)) {
+    const Bounds<V> bounds(to.activation);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);  // adding -0 changes nothing
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
-        V value = sum[i][j] + bias;
-        value = value < low ? low : value;
-        value = value > high ? high : value;
-        store(to.out + tile.out_at[i] + j * L, value);
+        store(to.out + tile.out_at[i] + j * L, bounds.apply(sum[i][j] + bias));
       }
     }
     return;
@@ -255,19 +265,96 @@ template <int Q, bool BORDER> void depthwise_strip(const DepthwiseRow &row, int6
     depthwise_pixels<Q, false, BORDER>(row, column, channel, static_cast<int>(row.channels - channel));
 }
 
-void depthwise_row(const DepthwiseRow &row) {
-  // The columns whose whole window lies inside the row.
-  int64_t low = (row.pad_left + row.stride_w - 1) / row.stride_w;
-  const int64_t reach = row.width + row.pad_left - (row.kernel_w - 1) * row.dilation_w;  // first column too far, times stride
-  int64_t high = reach <= 0 ? 0 : (reach + row.stride_w - 1) / row.stride_w;
-  if (low > row.end) low = row.end;
-  if (high > row.end) high = row.end;
-  if (high < low) high = low;
+// The same sums in the same order for a filter KW wide, stride S, no dilation: an input vector is loaded once for all of the
+// Q outputs it meets.
+template <int KW, int S, int Q, bool WHOLE, bool BORDER>
+TENSURE_INLINE void sliding_pixels(const DepthwiseRow &row, const Bounds<VecF> *bounds, int64_t column, int64_t channel,
+                                   int part) {
+  constexpr int kColumns = (Q - 1) * S + KW;
+  const auto get = [part](const float *p) TENSURE_LAMBDA_INLINE { return WHOLE ? load<VecF>(p) : load_part(p, part); };
+  const int64_t padded = (row.channels + kLanes - 1) / kLanes * kLanes;
+  const int64_t first = column * S - row.pad_left;
+  VecF sum[Q];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) sum[q] = VecF{};
+  const float *w = row.w + channel;
+  for (int64_t u = 0; u < row.kernel_h; ++u, w += KW * padded) {
+    const int64_t step = row.columns[u];
+    const float *base = row.rows[u] + channel, *p = base + first * step;
+    VecF x[kColumns];
+#pragma GCC unroll 16
+    for (int k = 0; k < kColumns; ++k) {
+      if (BORDER)
+        x[k] = get(first + k < 0 || first + k >= row.width ? row.zeros + channel : base + (first + k) * step);
+      else
+        x[k] = get(p + k * step);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < KW; ++v) {
+      const VecF weight = load<VecF>(w + v * padded);
+#pragma GCC unroll 8
+      for (int q = 0; q < Q; ++q) sum[q] = fused(x[q * S + v], weight, sum[q]);
+    }
+  }
+  if (WHOLE && bounds) {
+    const VecF bias = row.to.bias ? load<VecF>(row.to.bias + channel) : splat<VecF>(-0.0f);
+    float *out = row.to.out + row.out_at + column * row.channels + channel;
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q) store(out + q * row.channels, bounds->apply(sum[q] + bias));
+    return;
+  }
+#pragma GCC unroll 1
+  for (int q = 0; q < Q; ++q)
+    finish(row.to, sum[q], row.out_at + (column + q) * row.channels, static_cast<int>(channel), WHOLE ? kLanes : part);
+}
+
+template <int KW, int S, int Q, bool BORDER>
+void sliding_strip(const DepthwiseRow &row, const Bounds<VecF> *bounds, int64_t column) {
+  int64_t channel = 0;
+  for (; channel + kLanes <= row.channels; channel += kLanes)
+    sliding_pixels<KW, S, Q, true, BORDER>(row, bounds, column, channel, kLanes);
+  if (channel < row.channels)
+    sliding_pixels<KW, S, Q, false, BORDER>(row, bounds, column, channel, static_cast<int>(row.channels - channel));
+}
+
+// The output columns [low, high) whose whole window lies inside the row.
+struct Inside {
+  int64_t low, high;
+};
+Inside inside_of(const DepthwiseRow &row) {
+  const int64_t low = (row.pad_left + row.stride_w - 1) / row.stride_w;
+  const int64_t room = row.width + row.pad_left - (row.kernel_w - 1) * row.dilation_w;
+  const int64_t high = room <= 0 ? 0 : (room + row.stride_w - 1) / row.stride_w;
+  const int64_t begin = low < row.end ? low : row.end;
+  const int64_t end = high < row.end ? high : row.end;
+  return {begin, end > begin ? end : begin};
+}
+
+template <int KW, int S> void sliding_row(const DepthwiseRow &row) {
+  constexpr int Q = kRegisters == 32 || S == 1 ? 4 : 2;
+  const Inside inside = inside_of(row);
+  const Bounds<VecF> common(row.to.activation), *bounds = Bounds<VecF>::enough(row.to) ? &common : nullptr;
+  const int64_t count = row.end - row.begin;
   int64_t column = row.begin;
-  for (; column < low; ++column) depthwise_strip<1, true>(row, column);
-  for (; column + 6 <= high; column += 6) depthwise_strip<6, false>(row, column);
-  for (; column + 2 <= high; column += 2) depthwise_strip<2, false>(row, column);
-  for (; column < high; ++column) depthwise_strip<1, false>(row, column);
+  for (int64_t left = count; left >= Q; left -= Q, column += Q) {
+    if (column >= inside.low && column + Q <= inside.high)
+      sliding_strip<KW, S, Q, false>(row, bounds, column);
+    else
+      sliding_strip<KW, S, Q, true>(row, bounds, column);
+  }
+  for (; column < row.end; ++column) sliding_strip<KW, S, 1, true>(row, bounds, column);
+}
+
+void depthwise_row(const DepthwiseRow &row) {
+  if (row.dilation_w == 1 && row.stride_w <= 2) {
+    if (row.kernel_w == 3) return row.stride_w == 1 ? sliding_row<3, 1>(row) : sliding_row<3, 2>(row);
+    if (row.kernel_w == 5) return row.stride_w == 1 ? sliding_row<5, 1>(row) : sliding_row<5, 2>(row);
+  }
+  const Inside inside = inside_of(row);
+  int64_t column = row.begin;
+  for (; column < inside.low; ++column) depthwise_strip<1, true>(row, column);
+  for (; column + 6 <= inside.high; column += 6) depthwise_strip<6, false>(row, column);
+  for (; column < inside.high; ++column) depthwise_strip<1, false>(row, column);
   for (; column < row.end; ++column) depthwise_strip<1, true>(row, column);
 }
 

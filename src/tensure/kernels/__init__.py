@@ -8,7 +8,7 @@ no Program and no torch: arrays in, arrays out.
 from __future__ import annotations
 
 from tensure.kernels._conv import PackedConv, aligned_bytes, conv2d, convert_layout, im2win, pack_conv2d
-from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv
+from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._isa import available_isas, built_isas, isa
@@ -28,6 +28,7 @@ __all__ = [
     "im2win_reference",
     "pack_conv2d",
     "aligned_bytes",
+    "image_shape",
     "ImageShape",
     "Input",
     "Slot",

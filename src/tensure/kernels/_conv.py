@@ -36,7 +36,7 @@ from tensure.kernels._conv_geometry import (
     SWITCHES,
     Conv,
     check_choice,
-    shape_of,
+    image_shape,
     sizes_of,
 )
 from tensure.kernels._isa import native
@@ -79,7 +79,7 @@ class PackedConv:
     def output_shape(self, shape: Iterable[int]) -> tuple[int, ...]:
         """The shape of the output for an x of this shape."""
         images, height, width = sizes_of(self.layout, tuple(shape), self.conv.in_channels)
-        return shape_of(self.layout, images, self.conv.out_channels, *self.conv.out_size(height, width))
+        return image_shape(self.layout, images, self.conv.out_channels, *self.conv.out_size(height, width))
 
     def workspace_bytes(self, shape: Iterable[int], threads: int = 1) -> int:
         """Bytes that `conv2d` works in beside its arguments: what is shared, and a part for each thread."""
@@ -204,7 +204,7 @@ def im2win(x: Floats, conv: Conv, layout: str = "NHWC", *, threads: int = 1) -> 
     images, height, width = sizes_of(layout, x.shape, conv.in_channels)
     rows, _ = conv.out_size(height, width)
     cells = (width + conv.padding[2] + conv.padding[3]) * conv.kernel[0]
-    out = np.empty(shape_of(layout, images, conv.in_channels, rows, cells), np.float32)
+    out = np.empty(image_shape(layout, images, conv.in_channels, rows, cells), np.float32)
     geometry = _geometry(conv, index, ALGORITHMS.index("im2win"), _ALL_SWITCHES)
     native().im2win(geometry, (images, height, width), x, out, threads)
     return out
@@ -247,7 +247,7 @@ def convert_layout(
         raise InputError(
             f"got {num_images!r}", place="num_images", wanted=f"{lanes + 1} to {held}, what x holds"
         )
-    shape = shape_of(target, images, channels, height, width)
+    shape = image_shape(target, images, channels, height, width)
     if out is None:
         out = np.empty(shape, np.float32)
     else:

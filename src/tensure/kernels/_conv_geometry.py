@@ -19,7 +19,16 @@ from typing import Final
 
 from tensure.errors import InputError, LimitError, UnsupportedError
 
-__all__ = ["ACTIVATIONS", "ALGORITHMS", "LAYOUTS", "SWITCHES", "Conv", "check_choice", "shape_of", "sizes_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "ALGORITHMS",
+    "LAYOUTS",
+    "SWITCHES",
+    "Conv",
+    "check_choice",
+    "image_shape",
+    "sizes_of",
+]
 
 LAYOUTS: Final = ("NCHW", "NHWC", "CHWN", "CHWN8", "CHWN16")
 ALGORITHMS: Final = ("direct", "im2win", "im2win_full", "im2col", "winograd")
@@ -121,7 +130,7 @@ def check_choice(place: str, value: object, known: Sequence[str]) -> int:
     return known.index(str(value))
 
 
-def shape_of(layout: str, num_images: int, channels: int, height: int, width: int) -> tuple[int, ...]:
+def image_shape(layout: str, num_images: int, channels: int, height: int, width: int) -> tuple[int, ...]:
     """The array shape of images in a layout."""
     if layout == "NCHW":
         return (num_images, channels, height, width)

@@ -166,7 +166,10 @@ class StepList:
         spread: bool = False,
         activation: str = "none",
     ) -> None:
-        """The sum a + b ("add") or product a * b ("mul"); with `spread`, b holds one number for each image and channel."""
+        """The sum a + b ("add") or product a * b ("mul").
+
+        With `spread`, b holds one number for each image and channel, in the same layout.
+        """
         multiply = check_choice("kind", kind, ("add", "mul")) == 1
         chosen = check_choice("activation", activation, ACTIVATIONS)
         self._add("add_pointwise", image.numbers(), spread, multiply, chosen, _ref(a), _ref(b), _ref(out))
