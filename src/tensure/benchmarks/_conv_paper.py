@@ -21,7 +21,7 @@ __all__ = ["conv_ablation", "conv_paper", "memory_bars"]
 
 ALGORITHMS: Final = {"direct": "direct", "im2win": "im2win", "im2win_full": "full im2win"}
 ABLATION_LAYERS: Final = ("conv3", "conv5", "conv9", "conv12")
-QUICK_LAYERS: Final = ("conv9", "conv12")
+QUICK_LAYERS: Final = ("conv9",)
 MEGABYTE: Final = 1 << 20
 GROWTH_MB: Final = 1.0
 FORMULA_SHARE: Final = 0.05
