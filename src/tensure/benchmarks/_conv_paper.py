@@ -122,7 +122,7 @@ def conv_paper(scope: Scope) -> Engine:
     limits=peak_limits(),
     threads=(1, 2),
     batches=(1,),
-    settings={"table": "columns", "tolerance": STRICT},
+    settings={"table": "ablation", "tolerance": STRICT},
 )
 def conv_ablation(scope: Scope) -> Engine:
     """The direct convolution with everything on."""
