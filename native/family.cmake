@@ -1,6 +1,6 @@
-# tensure_kernel_family(NAME): compile native/NAME/{NAME.cc,target.cc} and native/bindings/NAME.cc into _native.
+# tensure_kernel_family(NAME [FILES...]): compile native/NAME/{NAME.cc,target.cc,FILES} and native/bindings/NAME.cc into _native.
 #
-# NAME.cc (dispatch, threads) is built for the platform's baseline. target.cc is built once for each instruction set, with
+# NAME.cc (dispatch, threads) and FILES are built for the platform's baseline. target.cc is built once for each instruction set, with
 # that set's flags and TENSURE_ISA / TENSURE_VECTOR_BYTES defined. -ffp-contract=off: a multiply and an add stay two roundings, so that
 # every instruction set gives the same bits; a family that wants fused multiply-adds says so in its own folder.
 
@@ -24,9 +24,13 @@ endif()
 
 function(tensure_kernel_family name)
   set(folder "${CMAKE_SOURCE_DIR}/native/${name}")
-  target_sources(_native PRIVATE "${folder}/${name}.cc" "${CMAKE_SOURCE_DIR}/native/bindings/${name}.cc")
+  set(baseline "${folder}/${name}.cc")
+  foreach(file IN LISTS ARGN)
+    list(APPEND baseline "${folder}/${file}")
+  endforeach()
+  target_sources(_native PRIVATE ${baseline} "${CMAKE_SOURCE_DIR}/native/bindings/${name}.cc")
   if(OpenMP_CXX_FOUND)
-    set_source_files_properties("${folder}/${name}.cc" PROPERTIES COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
+    set_source_files_properties(${baseline} PROPERTIES COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
     target_link_libraries(_native PRIVATE OpenMP::OpenMP_CXX)
   endif()
   foreach(isa IN LISTS TENSURE_ISAS)

@@ -11,7 +11,9 @@
 namespace nb = nanobind;
 
 namespace tensure {
+void bind_conv(nb::module_ &m);
 void bind_dequantize(nb::module_ &m);
+void bind_segment(nb::module_ &m);
 }
 
 NB_MODULE(_native, m) {
@@ -32,5 +34,7 @@ NB_MODULE(_native, m) {
       if (tensure::isas().items[i].available) names.emplace_back(tensure::isas().items[i].name);
     return names;
   });
+  tensure::bind_conv(m);
   tensure::bind_dequantize(m);
+  tensure::bind_segment(m);
 }

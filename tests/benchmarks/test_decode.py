@@ -135,7 +135,7 @@ def test_limits_are_the_best_of_all_tries() -> None:
 
 
 def test_names_and_what_is_to_come() -> None:
-    assert {"conv", "conv-paper", "decode", "prefill", "start"} <= set(names())
+    assert {"conv", "conv-paper", "decode", "prefill", "net", "start"} <= set(names())
     with pytest.raises(NotYetError, match=r"bench series is not built yet.*time series"):
         bench("series")
     with pytest.raises(InputError, match="Did you mean 'decode'"):

@@ -34,6 +34,11 @@ ENGINES: Final[Mapping[str, str]] = {
     "conv-openvino": "_engine_conv_openvino:setup",
     "conv-onednn": "_engine_conv_onednn:setup",
     "conv-xnnpack": "_engine_conv_xnnpack:setup",
+    "net-reference": "_engine_net_reference:setup",
+    "net-tensure": "_engine_net_tensure:setup",
+    "net-onnxruntime": "_engine_net_onnxruntime:setup",
+    "net-openvino": "_engine_net_openvino:setup",
+    "net-torch": "_engine_net_torch:setup",
 }
 _REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak"})
 

@@ -7,7 +7,29 @@ no Program and no torch: arrays in, arrays out.
 
 from __future__ import annotations
 
+from tensure.kernels._conv import PackedConv, conv2d, convert_layout, im2win, pack_conv2d
+from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv
+from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._isa import available_isas, built_isas, isa
 
-__all__ = ["ENCODINGS", "available_isas", "built_isas", "dequantize", "dequantize_reference", "isa"]
+__all__ = [
+    "ACTIVATIONS",
+    "ALGORITHMS",
+    "LAYOUTS",
+    "SWITCHES",
+    "Conv",
+    "PackedConv",
+    "conv2d",
+    "conv2d_reference",
+    "convert_layout",
+    "im2win",
+    "im2win_reference",
+    "pack_conv2d",
+    "ENCODINGS",
+    "available_isas",
+    "built_isas",
+    "dequantize",
+    "dequantize_reference",
+    "isa",
+]

@@ -6,6 +6,7 @@ person can act on. Knows no kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,43 @@ class Native(Protocol):
     def isa_asked(self) -> str: ...
     def isas_built(self) -> list[str]: ...
     def isas_available(self) -> list[str]: ...
+    def conv2d_packed_size(self, geometry: Sequence[int]) -> int: ...
+    def conv2d_pack(
+        self, geometry: Sequence[int], w: NDArray[np.float32], packed: NDArray[np.float32]
+    ) -> None: ...
+    def conv2d_workspace(
+        self, geometry: Sequence[int], shape: Sequence[int], num_threads: int
+    ) -> tuple[int, int]: ...
+    def conv2d(
+        self,
+        geometry: Sequence[int],
+        shape: Sequence[int],
+        x: NDArray[np.float32],
+        packed: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        residual: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        activation: int,
+        num_threads: int,
+        workspace: NDArray[np.uint8],
+    ) -> None: ...
+    def im2win(
+        self,
+        geometry: Sequence[int],
+        shape: Sequence[int],
+        x: NDArray[np.float32],
+        out: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
+    def convert_layout(
+        self,
+        source: int,
+        target: int,
+        shape: Sequence[int],
+        x: NDArray[np.float32],
+        out: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
     def dequantize_q4_0(
         self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
     ) -> None: ...

@@ -1,5 +1,7 @@
 # The compiled module (native/bindings). Only files of this room import it.
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,36 @@ def isa() -> str: ...
 def isa_asked() -> str: ...
 def isas_built() -> list[str]: ...
 def isas_available() -> list[str]: ...
+def conv2d_packed_size(geometry: Sequence[int]) -> int: ...
+def conv2d_pack(geometry: Sequence[int], w: NDArray[np.float32], packed: NDArray[np.float32]) -> None: ...
+def conv2d_workspace(geometry: Sequence[int], shape: Sequence[int], num_threads: int) -> tuple[int, int]: ...
+def conv2d(
+    geometry: Sequence[int],
+    shape: Sequence[int],
+    x: NDArray[np.float32],
+    packed: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    residual: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+    activation: int,
+    num_threads: int,
+    workspace: NDArray[np.uint8],
+) -> None: ...
+def im2win(
+    geometry: Sequence[int],
+    shape: Sequence[int],
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def convert_layout(
+    source: int,
+    target: int,
+    shape: Sequence[int],
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
 def dequantize_q4_0(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int) -> None: ...
 def dequantize_q4_1(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int) -> None: ...
 def dequantize_q8_0(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int) -> None: ...

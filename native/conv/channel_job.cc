@@ -1,0 +1,403 @@
+// Convolution with output channels in the lanes: NCHW and NHWC by direct and im2win, and im2col in every layout.
+//
+//   for block of output pixels (images, rows, columns; threads share these, and panels when blocks are few)
+//     stage or im2win the block's input, or point into x
+//     for panel of output channels          the panel's weights stay in L2 ...
+//       for part of the products            ... in parts, when a panel is larger than that
+//         for tile of pixels                one call of a register tile
+//
+// Blocks and parts only decide when a product is added, never in which order: an output's sum is one chain.
+#include "common/cache.h"
+#include "common/threads.h"
+#include "conv/jobs.h"
+
+namespace tensure {
+namespace {
+
+constexpr int64_t kStagingBytes = 320 << 10;
+constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kFewPixels = 96;
+
+int64_t cell_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? conv.in_channels : 1; }
+int64_t planes_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? 1 : conv.in_channels; }
+
+// Floats of the thread's copy of a block's input.
+int64_t staging_floats(const Conv2d &conv, Source source, int64_t images, int64_t rows, int64_t columns) {
+  const int64_t in_columns = columns_reached(conv, columns);
+  switch (source) {
+    case Source::staged: return images * conv.in_channels * rows_reached(conv, rows) * in_columns;
+    case Source::fused: return images * conv.in_channels * rows * in_columns * conv.kernel_h;
+    default: return 0;
+  }
+}
+
+Blocks choose_blocks(const Conv2d &conv, Source source, const Sizes &s, int num_threads) {
+  Blocks b{1, s.out_height, s.out_width, s.num_images, 1, 1};
+  if (conv.switches & kCacheBlock) {
+    const int64_t weight_bytes = 4 * num_products(conv) * conv.out_channels;
+    int64_t target = kFewPixels;
+    if (weight_bytes > l2_bytes() / 2) {
+      // Weights come from L3 once a block: make blocks as large as their input fits beside a panel.
+      const int64_t pixel_bytes = 4 * conv.in_channels * conv.stride_h * conv.stride_w;
+      target = std::clamp<int64_t>(kStagingBytes / pixel_bytes, kFewPixels, 1024);
+    }
+    const bool copies = source == Source::staged || source == Source::fused;
+    if (copies) target = std::max<int64_t>(target, 8 * s.out_width);  // rows of a block share what they copy
+    // Two threads want several blocks each, or one waits for the other.
+    const int64_t pixels = s.num_images * s.out_height * s.out_width;
+    if (num_threads > 1) target = std::clamp<int64_t>(pixels / (4 * num_threads), std::min(kFewPixels, target), target);
+    if (s.out_width >= target) {
+      b.rows = 1;
+      b.column_blocks = ceil_div(s.out_width, target);
+      b.columns = ceil_div(s.out_width, b.column_blocks);
+    } else {
+      b.rows = std::clamp<int64_t>(target / s.out_width, 1, s.out_height);
+      if (b.rows == s.out_height) b.images = std::clamp<int64_t>(target / (b.rows * s.out_width), 1, s.num_images);
+    }
+    if (copies) {
+      const auto bytes = [&] { return 4 * staging_floats(conv, source, b.images, b.rows, b.columns); };
+      while (bytes() > kStagingBytes && b.images > 1) b.images = ceil_div(b.images, 2);
+      while (bytes() > kStagingBytes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
+      while (bytes() > kStagingBytes && b.columns > 16) b.columns = ceil_div(b.columns, 2);
+    }
+    b.image_blocks = ceil_div(s.num_images, b.images);
+    b.images = ceil_div(s.num_images, b.image_blocks);
+    b.row_blocks = ceil_div(s.out_height, b.rows);
+    b.rows = ceil_div(s.out_height, b.row_blocks);
+    b.column_blocks = ceil_div(s.out_width, b.columns);
+    b.columns = ceil_div(s.out_width, b.column_blocks);
+  }
+  return b;
+}
+
+// A 1x1 convolution of stride 1 without padding is one matrix product: all pixels of all images are one long row.
+bool is_product(const Conv2d &conv) {
+  return conv.layout == Layout::nhwc && conv.kernel_h == 1 && conv.kernel_w == 1 && conv.stride_h == 1 &&
+         conv.stride_w == 1 && !has_padding(conv) && conv.algorithm == ConvAlgorithm::direct;
+}
+
+Sizes flattened(const Conv2d &conv, const Sizes &s) {
+  if (!is_product(conv)) return s;
+  const int64_t pixels = s.num_images * s.height * s.width;
+  return {1, 1, pixels, 1, pixels};
+}
+
+struct Scratch {
+  const float **x;
+  int64_t *out_at, *pixel_row, *pixel_column;
+  float *partial, *staging;
+};
+
+// Products of one part of a panel.
+int64_t part_products(const Conv2d &conv, int64_t width) {
+  const bool whole = !(conv.switches & kCacheBlock) || !(conv.switches & kHoist);
+  return whole ? num_products(conv) : std::max<int64_t>(kPanelBytes / (4 * width), 64);
+}
+bool is_split(const Conv2d &conv, const TileShape &shape) {
+  return part_products(conv, shape.max_vectors * shape.lanes) < num_products(conv);
+}
+
+Scratch carve(Carver &carver, const Conv2d &conv, Source source, const Blocks &b, const TileShape &shape) {
+  Scratch s{};
+  const int64_t pixels = b.max_pixels();
+  s.x = carver.take<const float *>(pixels);
+  s.out_at = carver.take<int64_t>(pixels);
+  if (!(conv.switches & kHoist)) {
+    s.pixel_row = carver.take<int64_t>(pixels);
+    s.pixel_column = carver.take<int64_t>(pixels);
+  }
+  if (is_split(conv, shape)) s.partial = carver.take<float>(pixels * shape.max_vectors * shape.lanes);
+  s.staging = carver.take<float>(staging_floats(conv, source, b.images, b.rows, b.columns));
+  return s;
+}
+
+class ChannelJob {
+ public:
+  ChannelJob(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run)
+      : conv_(conv),
+        table_(table),
+        sizes_(sizes),
+        run_(run),
+        source_(source_of(conv)),
+        shape_(tile_shape(conv, table)),
+        panels_(channel_panels(conv, shape_)),
+        blocks_(choose_blocks(conv, source_, sizes, run.num_threads)),
+        products_(num_products(conv)),
+        in_(planes(conv.layout, run.num_images, conv.in_channels, run.height, run.width)),
+        out_(planes(conv.layout, run.num_images, conv.out_channels, sizes.out_height, sizes.out_width)) {
+    if (is_product(conv)) {
+      in_ = planes(conv.layout, 1, conv.in_channels, 1, sizes.width);
+      out_ = planes(conv.layout, 1, conv.out_channels, 1, sizes.width);
+    }
+  }
+
+  Workspace workspace() const {
+    Carver shared(nullptr), thread(nullptr);
+    shared.take<int64_t>(products_);
+    shared.take<float>(whole_floats());
+    carve(thread, conv_, source_, blocks_, shape_);
+    return {shared.used(), thread.used()};
+  }
+
+  void run() {
+    const Workspace need = workspace();
+    Carver shared(run_.workspace);
+    int64_t *offsets = shared.take<int64_t>(products_);
+    float *whole = shared.take<float>(whole_floats());
+    set_strides();
+    fill_offsets(offsets);
+    offsets_ = offsets;
+    whole_ = whole;
+    if (source_ == Source::whole) fill_whole(whole);
+    char *threads = static_cast<char *>(run_.workspace) + need.shared;
+    const bool coalesce = conv_.switches & kCoalesce;
+    // Panels become tasks of their own when there are too few blocks to go round.
+    const int64_t wanted = run_.num_threads == 1 || !coalesce ? 1 : ceil_div(4 * run_.num_threads, blocks_.count());
+    const int64_t num_panels = static_cast<int64_t>(panels_.size());
+    const int64_t parts = std::min(num_panels, wanted);
+    const auto task = [&](int64_t index, int thread) {
+      Carver carver(threads + thread * need.per_thread);
+      const Scratch scratch = carve(carver, conv_, source_, blocks_, shape_);
+      const int64_t part = index % parts;
+      block(index / parts, num_panels * part / parts, num_panels * (part + 1) / parts, scratch);
+    };
+    if (coalesce) {
+      for_each_task(blocks_.count() * parts, run_.num_threads, task);
+    } else {
+      const int64_t per_image = blocks_.row_blocks * blocks_.column_blocks;
+      for_each_task(blocks_.image_blocks, run_.num_threads, [&](int64_t image, int thread) {
+        for (int64_t i = 0; i < per_image; ++i) task(image * per_image + i, thread);
+      });
+    }
+  }
+
+ private:
+  int64_t whole_floats() const {
+    if (source_ != Source::whole) return 0;
+    if (conv_.algorithm == ConvAlgorithm::im2col)
+      return sizes_.num_images * sizes_.out_height * sizes_.out_width * conv_.groups * products_;
+    return im2win_size(conv_, run_.num_images, run_.height, run_.width);
+  }
+
+  // Strides of what the windows are read from: between planes, output rows' first windows, columns, and cells of a column.
+  void set_strides() {
+    const int64_t cell = cell_of(conv_);
+    const bool one_plane = conv_.layout == Layout::nhwc;  // a cell then holds all channels, one after the other
+    window_columns_ = source_ == Source::staged || source_ == Source::fused ? columns_reached(conv_, blocks_.columns)
+                                                                            : im2win_row_cells(conv_, run_.width);
+    switch (source_) {
+      case Source::in_place:
+        at_ = in_.at;
+        row_step_ = at_.row * conv_.stride_h;
+        column_step_ = at_.column * conv_.stride_w;
+        image_step_ = in_.image;
+        break;
+      case Source::staged: {
+        const int64_t rows = rows_reached(conv_, blocks_.rows);
+        const int64_t plane = rows * window_columns_ * cell;
+        at_ = {one_plane ? 1 : plane, window_columns_ * cell, cell, cell};
+        row_step_ = at_.row * conv_.stride_h;
+        column_step_ = at_.column * conv_.stride_w;
+        image_step_ = planes_of(conv_) * plane;
+        break;
+      }
+      case Source::fused:
+      case Source::whole: {
+        if (conv_.algorithm == ConvAlgorithm::im2col) {
+          at_ = {1, 0, 0, 1};
+          column_step_ = conv_.groups * products_;
+          row_step_ = column_step_ * sizes_.out_width;
+          image_step_ = row_step_ * sizes_.out_height;
+          break;
+        }
+        const int64_t rows = source_ == Source::fused ? blocks_.rows : sizes_.out_height;
+        const int64_t column = conv_.kernel_h * cell, plane = rows * window_columns_ * column;
+        at_ = {one_plane ? 1 : plane, window_columns_ * column, column, cell};
+        row_step_ = at_.row;
+        column_step_ = column * conv_.stride_w;
+        image_step_ = planes_of(conv_) * plane;
+        break;
+      }
+    }
+  }
+
+  void fill_offsets(int64_t *offset) const {
+    if (conv_.algorithm == ConvAlgorithm::im2col) {
+      for (int64_t k = 0; k < products_; ++k) offset[k] = k;
+      return;
+    }
+    const bool windows = source_ == Source::fused || source_ == Source::whole;
+    const int64_t u_step = windows ? at_.cell : conv_.dilation_h * at_.row;
+    const int64_t v_step = conv_.dilation_w * at_.column;
+    for_each_product(conv_, [&](int64_t u, int64_t v, int64_t r) {
+      *offset++ = u * u_step + v * v_step + r * at_.channel;
+    });
+  }
+
+  void fill_whole(float *whole) const {
+    if (conv_.algorithm == ConvAlgorithm::im2win_full) {
+      im2win(conv_, run_.num_images, run_.height, run_.width, run_.x, whole, run_.num_threads);
+      return;
+    }
+    const int64_t rows = sizes_.num_images * sizes_.out_height, lanes = in_.at.cell;
+    const int64_t block = layout_block(conv_.layout);
+    const int64_t R = group_in(conv_), H = conv_.kernel_h, W = conv_.kernel_w;
+    for_each_task(rows, run_.num_threads, [&](int64_t index, int) {
+      const int64_t n = index / sizes_.out_height, m = index % sizes_.out_height;
+      const float *image = image_of(run_.x, in_, n, lanes, block);
+      float *to = whole + index * row_step_;
+      const int64_t channel = conv_.layout == Layout::nhwc ? 1 : in_.at.channel;
+      for (int64_t l = 0; l < sizes_.out_width; ++l)
+        for (int64_t g = 0; g < conv_.groups; ++g) {
+          const auto put = [&](int64_t u, int64_t v, int64_t r) {
+            const int64_t y = m * conv_.stride_h + u * conv_.dilation_h - conv_.pad_top;
+            const int64_t x = l * conv_.stride_w + v * conv_.dilation_w - conv_.pad_left;
+            const bool outside = y < 0 || y >= run_.height || x < 0 || x >= run_.width;
+            *to++ = outside ? 0.0f : image[y * in_.at.row + x * in_.at.column + (g * R + r) * channel];
+          };
+          if (conv_.layout == Layout::nhwc) {
+            for (int64_t u = 0; u < H; ++u)
+              for (int64_t v = 0; v < W; ++v)
+                for (int64_t r = 0; r < R; ++r) put(u, v, r);
+          } else {
+            for (int64_t r = 0; r < R; ++r)
+              for (int64_t u = 0; u < H; ++u)
+                for (int64_t v = 0; v < W; ++v) put(u, v, r);
+          }
+        }
+    });
+  }
+
+  // Where image n begins; for layouts with image lanes, its lane.
+  template <typename T> static T *image_of(T *x, const Planes &p, int64_t n, int64_t lanes, int64_t block) {
+    return block ? x + n / block * p.image + n % lanes : x + n * p.image;
+  }
+
+  void block(int64_t index, int64_t first_panel, int64_t last_panel, const Scratch &scratch) const {
+    const int64_t column_block = index % blocks_.column_blocks;
+    const int64_t row_block = index / blocks_.column_blocks % blocks_.row_blocks;
+    const int64_t image_block = index / blocks_.column_blocks / blocks_.row_blocks;
+    const int64_t n0 = image_block * blocks_.images, m0 = row_block * blocks_.rows, l0 = column_block * blocks_.columns;
+    const int64_t images = std::min(blocks_.images, sizes_.num_images - n0);
+    const int64_t rows = std::min(blocks_.rows, sizes_.out_height - m0);
+    const int64_t columns = std::min(blocks_.columns, sizes_.out_width - l0);
+    if (images <= 0 || rows <= 0 || columns <= 0) return;
+    const bool copied = source_ == Source::staged || source_ == Source::fused;
+    const float *base = copied ? scratch.staging : source_ == Source::whole ? whole_ : run_.x;
+    if (copied) copy_input(n0, images, m0, rows, l0, columns, scratch.staging);
+    int64_t pixel = 0;
+    const int64_t lanes = out_.at.cell, lane_block = layout_block(conv_.layout);
+    for (int64_t i = 0; i < images; ++i)
+      for (int64_t m = 0; m < rows; ++m) {
+        const float *x = copied ? base + i * image_step_ + m * row_step_
+                                : base + (n0 + i) * image_step_ + (m0 + m) * row_step_ + l0 * column_step_;
+        const int64_t out = (lane_block ? (n0 + i) / lane_block * out_.image + (n0 + i) % lanes : (n0 + i) * out_.image) +
+                            (m0 + m) * out_.at.row + l0 * out_.at.column;
+        for (int64_t l = 0; l < columns; ++l, ++pixel) {
+          scratch.x[pixel] = x + l * column_step_;
+          scratch.out_at[pixel] = out + l * out_.at.column;
+          if (scratch.pixel_row) {
+            const int64_t rows_before = copied ? i * rows_reached(conv_, blocks_.rows) : (n0 + i) * run_.height;
+            scratch.pixel_row[pixel] = rows_before + (copied ? m : m0 + m) * conv_.stride_h;
+            scratch.pixel_column[pixel] = (copied ? l : l0 + l) * conv_.stride_w;
+          }
+        }
+      }
+    if (conv_.switches & kReorder) {
+      for (int64_t p = first_panel; p < last_panel; ++p) panel(panels_[p], 0, pixel, scratch, base);
+      return;
+    }
+    const int64_t few = shape_.max_pixels[shape_.max_vectors];
+    for (int64_t begin = 0; begin < pixel; begin += few)
+      for (int64_t p = first_panel; p < last_panel; ++p)
+        panel(panels_[p], begin, std::min(pixel, begin + few), scratch, base);
+  }
+
+  void copy_input(int64_t n0, int64_t images, int64_t m0, int64_t rows, int64_t l0, int64_t columns, float *staging) const {
+    const int64_t cell = cell_of(conv_);
+    for (int64_t i = 0; i < images; ++i) {
+      const float *image = run_.x + (n0 + i) * in_.image;
+      float *to = staging + i * image_step_;
+      const int64_t left = l0 * conv_.stride_w - conv_.pad_left, in_columns = columns_reached(conv_, columns);
+      if (source_ == Source::staged)
+        stage(in_, image, run_.height, run_.width, m0 * conv_.stride_h - conv_.pad_top, rows_reached(conv_, rows), left,
+              in_columns, at_, cell, to);
+      else
+        im2win_rows(conv_, in_, image, run_.height, run_.width, m0, rows, left, in_columns, at_, cell, to);
+    }
+  }
+
+  void panel(const Panel &panel, int64_t begin, int64_t end, const Scratch &scratch, const float *base) const {
+    const int vectors = panel.width / shape_.lanes;
+    const int64_t most = shape_.max_pixels[vectors];
+    const int64_t pixels = end - begin, tiles = ceil_div(pixels, most);
+    const int64_t group_at = panel.group * group_in(conv_) *
+                             (conv_.algorithm == ConvAlgorithm::im2col ? conv_.kernel_h * conv_.kernel_w : at_.channel);
+    const bool hoisted = conv_.switches & kHoist;
+    const int64_t part_most = tiles > 1 ? part_products(conv_, panel.width) : products_;
+    const int64_t parts = ceil_div(products_, part_most);
+    const int64_t channel_stride = conv_.layout == Layout::nhwc ? 1 : out_.at.channel;
+    Unhoisted indices{base + group_at, nullptr, nullptr, conv_.kernel_h, conv_.kernel_w, group_in(conv_),
+                      conv_.dilation_h, conv_.dilation_w, at_.row, at_.column};
+    ChannelTile tile{};
+    tile.num_channels = panel.channels;
+    tile.to = {run_.bias ? run_.bias + panel.channel : nullptr,
+               run_.residual ? run_.residual + panel.channel * channel_stride : nullptr,
+               run_.out + panel.channel * channel_stride, channel_stride, run_.activation};
+    const ChannelKernel *kernels = shape_.scalar ? table_.scalar[hoisted][vectors] : table_.channel[hoisted][vectors];
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t k0 = products_ * part / parts, k1 = products_ * (part + 1) / parts;
+      tile.offsets = offsets_ + k0;
+      tile.num_products = k1 - k0;
+      tile.w = run_.packed + panel.at * products_ + k0 * panel.width;
+      tile.first = part == 0;
+      tile.last = part == parts - 1;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t p0 = begin + pixels * t / tiles, p1 = begin + pixels * (t + 1) / tiles;
+        const float *x[kMaxPixels];
+        for (int64_t i = p0; i < p1; ++i) x[i - p0] = scratch.x[i] + group_at;
+        tile.x = x;
+        tile.out_at = scratch.out_at + p0;
+        tile.partial = scratch.partial + (p0 - begin) * panel.width;
+        if (!hoisted) {
+          indices.pixel_row = scratch.pixel_row + p0;
+          indices.pixel_column = scratch.pixel_column + p0;
+          tile.unhoisted = &indices;
+        }
+        kernels[p1 - p0](tile);
+      }
+    }
+  }
+
+  const Conv2d &conv_;
+  const ConvTable &table_;
+  const Sizes sizes_;
+  const Conv2dRun &run_;
+  const Source source_;
+  const TileShape shape_;
+  const std::vector<Panel> panels_;
+  const Blocks blocks_;
+  const int64_t products_;
+  Planes in_, out_;
+  const int64_t *offsets_ = nullptr;
+  const float *whole_ = nullptr;
+  Strides at_{};
+  int64_t window_columns_ = 0, row_step_ = 0, column_step_ = 0, image_step_ = 0;
+};
+
+}  // namespace
+
+Workspace channel_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads) {
+  Conv2dRun run{};
+  run.num_images = sizes.num_images;
+  run.height = sizes.height;
+  run.width = sizes.width;
+  run.num_threads = num_threads;
+  return ChannelJob(conv, table, flattened(conv, sizes), run).workspace();
+}
+
+void run_channel_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run) {
+  ChannelJob(conv, table, flattened(conv, sizes), run).run();
+}
+
+}  // namespace tensure

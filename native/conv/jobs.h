@@ -1,0 +1,60 @@
+// The loops around the register tiles, one for each way of running: blocks, panels, threads, staging.
+#pragma once
+
+#include "conv/pack.h"
+
+namespace tensure {
+
+// Where a job's windows come from.
+enum class Source {
+  in_place,  // x itself
+  staged,    // a copy of a block's input with its padding, in the thread's workspace
+  fused,     // im2win rows of a block, in the thread's workspace
+  whole,     // im2win or im2col of everything, in the shared workspace
+};
+Source source_of(const Conv2d &conv);
+
+// How the output is cut: blocks of rows of one image, or of several whole images, and of columns.
+struct Blocks {
+  int64_t images, rows, columns;            // of a block
+  int64_t image_blocks, row_blocks, column_blocks;
+  int64_t count() const { return image_blocks * row_blocks * column_blocks; }
+  int64_t max_pixels() const { return images * rows * columns; }
+};
+
+struct Sizes {
+  int64_t num_images, height, width, out_height, out_width;
+};
+
+Workspace channel_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads);
+void run_channel_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
+
+Workspace image_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads);
+void run_image_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
+
+Workspace winograd_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads);
+void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
+
+Workspace depthwise_workspace(const Conv2d &conv, const Sizes &sizes, int num_threads);
+void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
+
+// The whole im2win tensor of one image (NCHW, NHWC) or one block of images; see im2win() in conv.h.
+int64_t im2win_row_cells(const Conv2d &conv, int64_t width);
+
+// Cuts a workspace into aligned pieces; with a null base it only adds up.
+class Carver {
+ public:
+  explicit Carver(void *base) : base_(static_cast<char *>(base)) {}
+  template <typename T> T *take(int64_t count) {
+    T *piece = base_ ? reinterpret_cast<T *>(base_ + used_) : nullptr;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char *base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace tensure
