@@ -17,7 +17,7 @@ from tests.benchmarks.fakes import FULL, QUICK
 from tensure import kernels
 from tensure.benchmarks import _conv, _conv_engine, _conv_paper, _engine_conv_tensure, _onednn
 from tensure.benchmarks._conv import LOOSE, PEER_NAMES, PEERS, STRICT, agreement, cases_of
-from tensure.benchmarks._conv_cases import LAYERS, Floats, Problem, layer, problem_of
+from tensure.benchmarks._conv_cases import LAYERS, LAYOUTS, Floats, Problem, layer, problem_of
 from tensure.benchmarks._conv_engine import ConvEngine, growth_of, poisoned
 from tensure.benchmarks._declare import register
 from tensure.benchmarks._engine_conv_reference import Reference
@@ -378,14 +378,16 @@ def test_our_engine_reuses_output_and_workspace(monkeypatch: pytest.MonkeyPatch)
         "conv2d": lambda x, packed, out, workspace, threads: calls.append((out, workspace)),
     }
     for name, fake in fakes.items():
-        monkeypatch.setattr(kernels, name, fake, raising=False)
+        monkeypatch.setattr(kernels, name, fake)
     model = _engine_conv_tensure.TensureConv("im2win_full", "NCHW", frozenset({"hoist"}))
     call = model.prepare(SMALL, *SMALL.inputs(), 1)
     for _ in range(3):
         call()
-    assert packs == [{"algorithm": "im2win_full", "layout": "NCHW", "switches": frozenset({"hoist"})}]
+    on = set(kernels.SWITCHES) - {"hoist"}
+    assert packs == [{"algorithm": "im2win_full", "layout": "NCHW", "switches": on}]
     (first, none), (second, workspace), (_, again) = calls
     assert first is second and none is None and workspace is again and workspace.nbytes == 40
+    assert workspace.ctypes.data % 64 == 0
     facts = model.facts()
     assert facts["computes"] == "im2win_full NCHW, without hoist" and facts["workspace_bytes"] == 40
     assert facts["formula_bytes"] == SMALL.im2win_bytes
@@ -394,6 +396,28 @@ def test_our_engine_reuses_output_and_workspace(monkeypatch: pytest.MonkeyPatch)
     assert eight.facts()["formula_bytes"] == 4 * SMALL.im2win_bytes  # two images take the room of eight
     with pytest.raises(InputError, match="switch 'hoists'"):
         _engine_conv_tensure.setup("direct", "NHWC", "hoists")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("algorithm", ["direct", "im2win", "im2win_full", "im2col"])
+def test_our_own_variants_are_judged_and_timed(
+    algorithm: str, layout: str, expected: tuple[Path, dict[str, Any]]
+) -> None:
+    path, wanted = expected
+    engine = _engine_conv_tensure.setup(algorithm, layout)
+    assert agreement({})(CASE, "tensure", wanted, engine.check(as_json(SMALL, path))) is None
+    assert engine.run(as_json(SMALL, path))["wall_s"] > 0
+    facts = engine.facts()
+    if algorithm == "im2win_full":
+        assert 0.5 < facts["workspace_bytes"] / facts["formula_bytes"] < 4  # tiny: mostly padding
+
+
+def test_switches_of_the_ablation_leave_the_result_alone(expected: tuple[Path, dict[str, Any]]) -> None:
+    path, wanted = expected
+    for switch in kernels.SWITCHES:
+        engine = _engine_conv_tensure.setup("direct", "NHWC", switch)
+        assert agreement({})(CASE, "tensure", wanted, engine.check(as_json(SMALL, path))) is None
+        assert engine.facts()["computes"] == f"direct NHWC, without {switch}"
 
 
 def test_every_named_peer_is_declared_once() -> None:

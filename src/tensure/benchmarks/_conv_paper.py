@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from tensure.kernels import SWITCHES
+
 from ._conv import PEERS, STRICT, agreement, cases_of, conv_child, oracle, peak_limits
-from ._conv_cases import LAYERS, LAYOUTS, SWITCHES
+from ._conv_cases import LAYERS, LAYOUTS
 from ._declare import benchmark
 from ._records import Bar, Case, Engine, Measured, NotMeasured, Peer, Row, Scope
 
@@ -53,10 +55,7 @@ def _variants() -> list[Peer]:
 
 
 def _ablation() -> list[Peer]:
-    made = [_variant(f"direct without {switch}", "direct", "NHWC", switch) for switch in SWITCHES]
-    made.append(_variant("im2win", "im2win", "NHWC"))
-    made += [_variant(f"im2win without {switch}", "im2win", "NHWC", switch) for switch in SWITCHES]
-    return made
+    return [_variant(f"direct without {switch}", "direct", "NHWC", switch) for switch in SWITCHES]
 
 
 def memory_bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMeasured]:
@@ -111,7 +110,7 @@ def conv_paper(scope: Scope) -> Engine:
 
 @benchmark(
     "conv-ablation",
-    about="direct convolution and fused im2win in NHWC, with one optimisation switched off at a time",
+    about="direct convolution in NHWC, with one optimisation switched off at a time",
     metric="GFLOP/s",
     better="higher",
     cases=cases_of(ABLATION_LAYERS, QUICK_LAYERS),
