@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.benchmarks.fakes import FULL, QUICK
 
-from tensure.benchmarks import _conv, _conv_engine, _conv_paper
+from tensure import kernels
+from tensure.benchmarks import _conv, _conv_engine, _conv_paper, _engine_conv_tensure, _onednn
 from tensure.benchmarks._conv import LOOSE, PEER_NAMES, PEERS, STRICT, agreement, cases_of
-from tensure.benchmarks._conv_cases import LAYERS, Floats, Problem, layer, problem_of
+from tensure.benchmarks._conv_cases import LAYERS, LAYOUTS, Floats, Problem, layer, problem_of
 from tensure.benchmarks._conv_engine import ConvEngine, growth_of, poisoned
+from tensure.benchmarks._declare import register
 from tensure.benchmarks._engine_conv_reference import Reference
-from tensure.benchmarks._records import Bar, Case, Limit, Measured, NotMeasured, Peer, Row
+from tensure.benchmarks._records import Bar, Case, EngineError, Limit, Measured, NotMeasured, Peer, Row
 from tensure.benchmarks._statistics import spread
 from tensure.errors import InputError
 
@@ -319,6 +322,102 @@ def test_memory_bars(growth: int, full: float, met: list[bool]) -> None:
 
 
 # --- peers --------------------------------------------------------------------------------------------------
+
+
+def test_declared_bars_are_those_that_were_asked_for() -> None:
+    cases, found = conv_rows(lambda name: 1.1)
+    made = {
+        name: bars(cases, found)
+        for name in ("conv", "conv-winograd", "conv-avx2")
+        if (bars := register()[name].bars) is not None
+    }
+    assert len(made["conv"]) == 12 + 8 + 2 and len(made["conv-avx2"]) == 4
+    assert [(item.name, item.target) for item in made["conv-winograd"] if isinstance(item, Bar)] == [
+        ("ratio to the best peer, N=1: geometric mean", 1.8),
+        ("ratio to the best peer, N=8: geometric mean", 1.6),
+    ]
+
+
+def test_peer_that_is_absent_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(_conv, "find_spec", lambda name: None)
+    monkeypatch.setattr(_onednn, "distribution", none)
+    reasons = {peer.name: str(peer.available()) for peer in PEERS}
+    assert all("is not installed (`make bench` installs it" in reason for reason in reasons.values())
+    assert reasons["oneDNN any"].startswith("onednn-cpu-gomp")
+    with pytest.raises(EngineError, match="onednn-cpu-gomp is not installed"):
+        _onednn.OneDnn(_onednn.ANY)
+
+
+class Packed:
+    """What `pack_conv2d` gives, as far as the engine looks."""
+
+    nbytes = 99
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return SMALL.out_shape
+
+    def workspace_bytes(self, shape: Sequence[int], threads: int) -> int:
+        return 40
+
+
+def test_our_engine_reuses_output_and_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, Any]] = []
+    packs: list[dict[str, Any]] = []
+
+    def pack(w: Any, conv: Any, **how: Any) -> Packed:
+        packs.append(how)
+        return Packed()
+
+    fakes = {
+        "Conv": lambda *words, **named: (words, named),
+        "pack_conv2d": pack,
+        "convert_layout": lambda x, source, target, **more: x,
+        "conv2d": lambda x, packed, out, workspace, threads: calls.append((out, workspace)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(kernels, name, fake)
+    model = _engine_conv_tensure.TensureConv("im2win_full", "NCHW", frozenset({"hoist"}))
+    call = model.prepare(SMALL, *SMALL.inputs(), 1)
+    for _ in range(3):
+        call()
+    on = set(kernels.SWITCHES) - {"hoist"}
+    assert packs == [{"algorithm": "im2win_full", "layout": "NCHW", "switches": on}]
+    (first, none), (second, workspace), (_, again) = calls
+    assert first is second and none is None and workspace is again and workspace.nbytes == 40
+    assert workspace.ctypes.data % 64 == 0
+    facts = model.facts()
+    assert facts["computes"] == "im2win_full NCHW, without hoist" and facts["workspace_bytes"] == 40
+    assert facts["formula_bytes"] == SMALL.im2win_bytes
+    eight = _engine_conv_tensure.TensureConv("im2win_full", "CHWN8", frozenset())
+    eight.prepare(SMALL, *SMALL.inputs(), 1)
+    assert eight.facts()["formula_bytes"] == 4 * SMALL.im2win_bytes  # two images take the room of eight
+    with pytest.raises(InputError, match="switch 'hoists'"):
+        _engine_conv_tensure.setup("direct", "NHWC", "hoists")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("algorithm", ["direct", "im2win", "im2win_full", "im2col"])
+def test_our_own_variants_are_judged_and_timed(
+    algorithm: str, layout: str, expected: tuple[Path, dict[str, Any]]
+) -> None:
+    path, wanted = expected
+    engine = _engine_conv_tensure.setup(algorithm, layout)
+    assert agreement({})(CASE, "tensure", wanted, engine.check(as_json(SMALL, path))) is None
+    assert engine.run(as_json(SMALL, path))["wall_s"] > 0
+    facts = engine.facts()
+    if algorithm == "im2win_full":
+        assert 0.5 < facts["workspace_bytes"] / facts["formula_bytes"] < 4  # tiny: mostly padding
+
+
+def test_switches_of_the_ablation_leave_the_result_alone(expected: tuple[Path, dict[str, Any]]) -> None:
+    path, wanted = expected
+    for switch in kernels.SWITCHES:
+        engine = _engine_conv_tensure.setup("direct", "NHWC", switch)
+        assert agreement({})(CASE, "tensure", wanted, engine.check(as_json(SMALL, path))) is None
+        assert engine.facts()["computes"] == f"direct NHWC, without {switch}"
 
 
 def test_every_named_peer_is_declared_once() -> None:

@@ -146,8 +146,22 @@ def test_paper_tables_have_ratios_of_layouts_and_memory() -> None:
     assert "| conv1, N=1 |  |  | 3.50 |" in text
     assert "| conv1, N=1 | 2.00 | 1.00 | 1.10 | 1.20 | 4.00 | 0.25 | 0.50 |  |  |" in text
     assert "vs best peer" not in text
-    alone = markdown(conv_report("columns").to_json())
-    assert "NHWC over NCHW" not in alone and "| conv2, N=1 | 60 | **80** |  |" in alone
+
+
+def test_ablation_is_over_the_same_algorithm_with_everything_on() -> None:
+    def made(engine: str, value: float, **ratios: float) -> Row:
+        return Row("conv9, N=1", engine, 1, "GFLOP/s", spread([value]), 0.5, ratios, None, {})
+
+    rows = [
+        made("tensure", 100.0),
+        made("direct without hoist", 50.0, tensure=0.5),
+        made("im2win", 80.0, tensure=0.8),
+        made("im2win without hoist", 60.0, tensure=0.6, im2win=0.75),
+    ]
+    text = markdown(conv_report("ablation", rows=rows).to_json())
+    assert "| conv9, N=1 | **100** | 50 | 80 | 60 |" in text
+    assert "| left of the whole | direct without hoist | im2win without hoist |" in text
+    assert "| conv9, N=1 | 0.50 | 0.75 |" in text and "NHWC over NCHW" not in text
 
 
 def test_picture_has_a_bar_for_each_figure_and_the_limit() -> None:

@@ -1,8 +1,8 @@
 """A report of many cases and engines: a row for each case and a column for each engine.
 
 `settings.table` of the report names the view: `matrix` (with our share of the limit and our ratio to the best
-peer), `columns` (the figures alone) or `paper` (the figures, the ratio of layouts, the memory). Works on the
-report's JSON form.
+peer), `ablation` (the figures, and what is left of them without a part) or `paper` (the figures, the ratio of
+layouts, the memory). Works on the report's JSON form.
 """
 
 from __future__ import annotations
@@ -81,6 +81,20 @@ def _layout_ratios(report: Mapping[str, Json]) -> Grid:
     return ["NHWC over NCHW", *_WIDE], rows
 
 
+def _left(report: Mapping[str, Json]) -> Grid:
+    """What is left of the figure with everything on: `A without x` over `A`, or over ours without one."""
+    names = [name for name in engines_of(report) if " without " in name]
+    rows = []
+    for case, engines in _by_case(report).items():
+        cells = []
+        for name in names:
+            whole = name.partition(" without ")[0]
+            cells.append(_ratio(engines.get(name), whole if whole in engines else OURS))
+        if any(cells):
+            rows.append([case, *cells])
+    return ["left of the whole", *names], rows
+
+
 def _memory(report: Mapping[str, Json]) -> Grid:
     """The whole im2win buffer in NHWC beside its formula, im2col's, and the footprint with all tensors."""
     headings = [
@@ -125,6 +139,6 @@ def _mega(value: float | None) -> str:
 
 _VIEWS: Final[Mapping[str, Sequence[Callable[[Mapping[str, Json]], Grid]]]] = {
     "matrix": (_matrix,),
-    "columns": (_figures,),
+    "ablation": (_figures, _left),
     "paper": (_figures, _layout_ratios, _memory),
 }

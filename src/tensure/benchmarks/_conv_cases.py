@@ -19,7 +19,7 @@ from tensure.errors import InputError
 
 from ._records import Case, Json, Scope
 
-__all__ = ["LAYERS", "LAYOUTS", "SWITCHES", "Floats", "Problem", "conv_cases", "layer", "problem_of"]
+__all__ = ["LAYERS", "LAYOUTS", "Floats", "Problem", "conv_cases", "layer", "problem_of"]
 
 Floats = npt.NDArray[np.float32]
 _FLOAT_BYTES: Final = 4
@@ -109,8 +109,6 @@ _SHAPES: Final = {
 }
 LAYERS: Final = tuple(_SHAPES)
 LAYOUTS: Final = ("NCHW", "NHWC", "CHWN", "CHWN8")
-SWITCHES: Final = ("vectorise", "hoist", "register_block", "reorder", "cache_block", "coalesce")
-"""The papers' optimisations, as `pack_conv2d` can leave them out."""
 
 
 def layer(name: str, n: int) -> Problem:

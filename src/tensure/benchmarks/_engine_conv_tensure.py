@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tensure import kernels
 from tensure.errors import InputError
 
-from ._conv_cases import SWITCHES, Floats, Problem
+from ._conv_cases import Floats, Problem
 from ._conv_engine import ConvEngine, poisoned
 from ._records import Json
 
@@ -24,6 +25,8 @@ __all__ = ["setup"]
 AUTO: Final = ("direct", "NHWC")
 """What `auto` stands for until layers are measured and chosen one by one."""
 _NCHW: Final = "NCHW"
+_ALIGNMENT: Final = 64
+"""What `conv2d` asks of a workspace."""
 
 
 class TensureConv:
@@ -43,7 +46,7 @@ class TensureConv:
             kernel=(problem.kernel, problem.kernel),
             stride=(problem.stride, problem.stride),
         )
-        switches = self._disabled or None
+        switches = set(kernels.SWITCHES) - self._disabled if self._disabled else None
         packed = kernels.pack_conv2d(
             w_OIHW, conv, algorithm=self._algorithm, layout=self._layout, switches=switches
         )
@@ -52,12 +55,12 @@ class TensureConv:
         self._out = out = poisoned(packed.output_shape(x.shape))
         needed = int(packed.workspace_bytes(x.shape, threads))
         self._facts = {"weight_bytes": packed.nbytes, "workspace_bytes": needed, **self._formula(problem)}
-        held: list[Floats] = []
+        held: list[npt.NDArray[np.uint8]] = []
 
         def call() -> None:
             kernels.conv2d(x, packed, out=out, workspace=held[0] if held else None, threads=threads)
             if needed and not held:
-                held.append(np.empty(-(-needed // 4), np.float32))
+                held.append(_aligned(needed))
 
         return call
 
@@ -88,11 +91,17 @@ class TensureConv:
         return {"formula_bytes": known[self._algorithm]} if self._algorithm in known else {}
 
 
+def _aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
+    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNMENT
+    return raw[begin : begin + num_bytes]
+
+
 def setup(algorithm: str = "auto", layout: str = "", *disabled: str) -> ConvEngine:
     """The engine for an algorithm, a layout and the switches that are off."""
     if algorithm == "auto":
         algorithm, layout = AUTO
-    unknown = set(disabled) - set(SWITCHES)
+    unknown = set(disabled) - set(kernels.SWITCHES)
     if unknown:
-        raise InputError(f"switch {sorted(unknown)[0]!r}", wanted=", ".join(SWITCHES))
+        raise InputError(f"switch {sorted(unknown)[0]!r}", wanted=", ".join(kernels.SWITCHES))
     return ConvEngine(TensureConv(algorithm, layout, frozenset(disabled)))

@@ -15,7 +15,7 @@ from ._records import OURS, Json
 
 __all__ = ["markdown", "table"]
 
-_TEXT_COLUMNS = ("case", "engine", "min to max", "bar", "memory")
+_TEXT_COLUMNS = ("case", "engine", "min to max", "bar")
 
 
 def table(report: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
@@ -128,7 +128,7 @@ def _threads(threads: int) -> str:
 
 
 def _grid(headings: list[str], rows: list[list[str]]) -> str:
-    rule = [":--" if name in _TEXT_COLUMNS else "--:" for name in headings]
+    rule = [":--" if i == 0 or name in _TEXT_COLUMNS else "--:" for i, name in enumerate(headings)]
     return "\n".join([_line(headings), _line(rule), *map(_line, rows)])
 
 
