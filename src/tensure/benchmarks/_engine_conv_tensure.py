@@ -15,18 +15,16 @@ import numpy.typing as npt
 
 from tensure import kernels
 from tensure.errors import InputError
+from tensure.planning import ConvProblem, MachineNumbers, TuningCache, choose_conv
 
 from ._conv_cases import Floats, Problem
-from ._conv_engine import ConvEngine, poisoned
+from ._conv_engine import ConvEngine
 from ._records import Json
 
 __all__ = ["setup"]
 
-AUTO: Final = ("direct", "NHWC")
-"""What `auto` stands for until layers are measured and chosen one by one."""
+AUTO: Final = "auto"
 _NCHW: Final = "NCHW"
-_ALIGNMENT: Final = 64
-"""What `conv2d` asks of a workspace."""
 
 
 class TensureConv:
@@ -34,25 +32,34 @@ class TensureConv:
 
     def __init__(self, algorithm: str, layout: str, disabled: frozenset[str]) -> None:
         self._algorithm, self._layout, self._disabled = algorithm, layout, disabled
+        self._chosen = (algorithm, layout)
         self._n = 0
         self._out = np.empty((0,), np.float32)
         self._facts: dict[str, Json] = {}
 
     def prepare(self, problem: Problem, x_NCHW: Floats, w_OIHW: Floats, threads: int) -> Callable[[], object]:
         """The first call brings its own workspace, so that its growth is seen; the later ones reuse one."""
+        algorithm, layout = self._algorithm, self._layout
         conv = kernels.Conv(
             problem.in_channels,
             problem.out_channels,
             kernel=(problem.kernel, problem.kernel),
             stride=(problem.stride, problem.stride),
         )
+        if algorithm == AUTO:
+            # A short measurement of the most promising ways, as a network is planned; outside every figure.
+            asked = ConvProblem(conv, problem.n, x_NCHW.shape[2], x_NCHW.shape[3])
+            choice = choose_conv(
+                asked, MachineNumbers(), threads=threads, measure=TuningCache(threads=threads).measure
+            )
+            algorithm, layout = choice.candidate.algorithm, choice.candidate.layout
+        self._chosen = (algorithm, layout)
         switches = set(kernels.SWITCHES) - self._disabled if self._disabled else None
-        packed = kernels.pack_conv2d(
-            w_OIHW, conv, algorithm=self._algorithm, layout=self._layout, switches=switches
-        )
-        x = kernels.convert_layout(x_NCHW, _NCHW, self._layout, threads=threads)
+        packed = kernels.pack_conv2d(w_OIHW, conv, algorithm=algorithm, layout=layout, switches=switches)
+        x = kernels.convert_layout(x_NCHW, _NCHW, layout, threads=threads)
         self._n = problem.n
-        self._out = out = poisoned(packed.output_shape(x.shape))
+        self._out = out = kernels.aligned_floats(packed.output_shape(x.shape))
+        out.fill(np.nan)
         needed = int(packed.workspace_bytes(x.shape, threads))
         self._facts = {"weight_bytes": packed.nbytes, "workspace_bytes": needed, **self._formula(problem)}
         held: list[npt.NDArray[np.uint8]] = []
@@ -60,14 +67,15 @@ class TensureConv:
         def call() -> None:
             kernels.conv2d(x, packed, out=out, workspace=held[0] if held else None, threads=threads)
             if needed and not held:
-                held.append(_aligned(needed))
+                held.append(kernels.aligned_bytes(needed))
 
         return call
 
     def output(self) -> Floats:
         """From the layout back to NCHW."""
-        num_images = self._n if self._layout.startswith("CHWN") and self._layout != "CHWN" else None
-        return kernels.convert_layout(self._out, self._layout, _NCHW, num_images=num_images)
+        layout = self._chosen[1]
+        num_images = self._n if layout in ("CHWN8", "CHWN16") else None
+        return kernels.convert_layout(self._out, layout, _NCHW, num_images=num_images)
 
     def release(self) -> None:
         """Everything goes with the call, but the output."""
@@ -77,30 +85,24 @@ class TensureConv:
         """Algorithm, layout, instruction set, and the memory that was asked for."""
         without = f", without {', '.join(sorted(self._disabled))}" if self._disabled else ""
         return {
-            "computes": f"{self._algorithm} {self._layout}{without}",
-            "algorithm": self._algorithm,
-            "layout": self._layout,
+            "computes": f"{' '.join(self._chosen)}{without}",
+            "algorithm": self._chosen[0],
+            "layout": self._chosen[1],
             "version": f"tensure {kernels.isa()}",
             **self._facts,
         }
 
     def _formula(self, problem: Problem) -> dict[str, Json]:
-        if self._layout == "CHWN8":  # images come in eights
-            problem = replace(problem, n=-(-problem.n // 8) * 8)
+        algorithm, layout = self._chosen
+        if layout in ("CHWN8", "CHWN16"):  # images come in eights or sixteens
+            lanes = int(layout.removeprefix("CHWN"))
+            problem = replace(problem, n=-(-problem.n // lanes) * lanes)
         known = {"direct": 0, "im2win_full": problem.im2win_bytes, "im2col": problem.im2col_bytes}
-        return {"formula_bytes": known[self._algorithm]} if self._algorithm in known else {}
+        return {"formula_bytes": known[algorithm]} if algorithm in known else {}
 
 
-def _aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
-    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    begin = -raw.ctypes.data % _ALIGNMENT
-    return raw[begin : begin + num_bytes]
-
-
-def setup(algorithm: str = "auto", layout: str = "", *disabled: str) -> ConvEngine:
+def setup(algorithm: str = AUTO, layout: str = "", *disabled: str) -> ConvEngine:
     """The engine for an algorithm, a layout and the switches that are off."""
-    if algorithm == "auto":
-        algorithm, layout = AUTO
     unknown = set(disabled) - set(kernels.SWITCHES)
     if unknown:
         raise InputError(f"switch {sorted(unknown)[0]!r}", wanted=", ".join(kernels.SWITCHES))

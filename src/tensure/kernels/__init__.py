@@ -7,7 +7,15 @@ no Program and no torch: arrays in, arrays out.
 
 from __future__ import annotations
 
-from tensure.kernels._conv import PackedConv, aligned_bytes, conv2d, convert_layout, im2win, pack_conv2d
+from tensure.kernels._conv import (
+    PackedConv,
+    aligned_bytes,
+    aligned_floats,
+    conv2d,
+    convert_layout,
+    im2win,
+    pack_conv2d,
+)
 from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
@@ -28,6 +36,7 @@ __all__ = [
     "im2win_reference",
     "pack_conv2d",
     "aligned_bytes",
+    "aligned_floats",
     "image_shape",
     "ImageShape",
     "Input",

@@ -21,6 +21,7 @@ The definition beside it is `conv2d_reference` (`_conv_reference.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +45,7 @@ from tensure.kernels._isa import native
 __all__ = [
     "PackedConv",
     "aligned_bytes",
+    "aligned_floats",
     "check_array",
     "check_threads",
     "convert_layout",
@@ -70,6 +72,18 @@ class PackedConv:
     data: Floats
     geometry: tuple[int, ...]
     """What the compiled module calls this convolution."""
+
+    @classmethod
+    def of(cls, data: Floats, conv: Conv, algorithm: str, layout: str) -> PackedConv:
+        """Weights that `pack_conv2d` packed before, for this very instruction set.
+
+        Raises:
+            InputError: not as many floats as this convolution packs into.
+            UnsupportedError: no such algorithm or layout, or not for this convolution.
+        """
+        geometry = _checked_geometry(conv, algorithm, layout, None)
+        check_array("data", data, (native().conv2d_packed_size(geometry),))
+        return cls(conv, algorithm, layout, data, geometry)
 
     @property
     def nbytes(self) -> int:
@@ -112,16 +126,8 @@ def pack_conv2d(
         InputError: the weights are not those of `conv`.
         UnsupportedError: no such algorithm or layout, or not for this convolution.
     """
-    index = check_choice("algorithm", algorithm, ALGORITHMS), check_choice("layout", layout, LAYOUTS)
-    if switches is not None and (algorithm, layout) != ("direct", "NHWC"):
-        raise UnsupportedError(
-            f"switches for {algorithm} in {layout}", place="switches", wanted="direct in NHWC"
-        )
-    on = _ALL_SWITCHES if switches is None else _bits(switches)
-    if algorithm == "winograd":
-        _check_winograd(conv, layout)
+    geometry = _checked_geometry(conv, algorithm, layout, switches)
     check_array("w_OIHW", w_OIHW, conv.weight_shape)
-    geometry = _geometry(conv, index[1], index[0], on)
     module = native()
     data = aligned_bytes(module.conv2d_packed_size(geometry) * 4).view(np.float32)
     module.conv2d_pack(geometry, w_OIHW, data)
@@ -168,7 +174,7 @@ def conv2d(
     if residual is not None:
         check_array("residual", residual, shape)
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = aligned_floats(shape)
     else:
         check_array("out", out, shape)
         if not out.flags.writeable:
@@ -249,7 +255,7 @@ def convert_layout(
         )
     shape = image_shape(target, images, channels, height, width)
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = aligned_floats(shape)
     else:
         check_array("out", out, shape)
         if not out.flags.writeable or np.may_share_memory(x, out):
@@ -258,6 +264,20 @@ def convert_layout(
             )
     native().convert_layout(*numbers, (images, channels, height, width), x, out, threads)
     return out
+
+
+def _checked_geometry(
+    conv: Conv, algorithm: str, layout: str, switches: Iterable[str] | None
+) -> tuple[int, ...]:
+    index = check_choice("algorithm", algorithm, ALGORITHMS), check_choice("layout", layout, LAYOUTS)
+    if switches is not None and (algorithm, layout) != ("direct", "NHWC"):
+        raise UnsupportedError(
+            f"switches for {algorithm} in {layout}", place="switches", wanted="direct in NHWC"
+        )
+    on = _ALL_SWITCHES if switches is None else _bits(switches)
+    if algorithm == "winograd":
+        _check_winograd(conv, layout)
+    return _geometry(conv, index[1], index[0], on)
 
 
 def _bits(switches: Iterable[str]) -> int:
@@ -318,6 +338,11 @@ def _check_workspace(workspace: object, need: int, others: Iterable[Floats]) -> 
 
 def _same_memory(a: Floats, b: Floats) -> bool:
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape
+
+
+def aligned_floats(shape: tuple[int, ...]) -> Floats:
+    """A fresh float32 array from a multiple of 64 on."""
+    return aligned_bytes(4 * math.prod(shape)).view(np.float32).reshape(shape)
 
 
 def aligned_bytes(nbytes: int) -> Bytes:

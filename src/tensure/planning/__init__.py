@@ -1,13 +1,25 @@
 """Where and when: generators that turn a Program into a Plan, and a Plan's parts into what kernels run.
 
 `host_plan` puts all of a Program on one machine. `plan_segment` fuses the ops of one entry into the steps a
-single call of the kernels can run, over one arena.
+single call of the kernels can run, over one arena; `plan_layouts` does so with the algorithm and layout of
+every convolution chosen.
 """
 
 from __future__ import annotations
 
 from ._arena import arena_faults
+from ._conv_choice import (
+    Accuracy,
+    Candidate,
+    Choice,
+    ConvProblem,
+    MachineNumbers,
+    candidates,
+    choose_conv,
+    predict_s,
+)
 from ._host import host_plan
+from ._layouts import LayoutPlan, plan_layouts
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import (
     Activation,
@@ -31,10 +43,25 @@ from ._steps import (
     fold_norm,
     writes,
 )
+from ._tuning import TuningCache, default_cache_path, measure_conv, measure_move
 
 __all__ = [
     "host_plan",
     "plan_segment",
+    "plan_layouts",
+    "choose_conv",
+    "candidates",
+    "predict_s",
+    "measure_conv",
+    "measure_move",
+    "default_cache_path",
+    "Accuracy",
+    "Candidate",
+    "Choice",
+    "ConvProblem",
+    "LayoutPlan",
+    "MachineNumbers",
+    "TuningCache",
     "arena_faults",
     "fold_norm",
     "writes",

@@ -4,8 +4,8 @@
 
 `filled` is the share of a register tile's lanes and rows that carry results. The model only orders
 candidates; `choose_conv` times the first few and takes the fastest, so that a wrong constant costs a
-measurement and no more. Measured
-times are kept by machine, instruction set, threads, library version and shape (`_tuning.py`). Knows the numbers of a machine, not how anything is timed: the measure is handed in.
+measurement and no more. Measured times are kept by machine, instruction set, threads, library version and
+shape (`_tuning.py`). Knows the numbers of a machine, not how anything is timed: the measure is handed in.
 
 Accuracy classes: "strict" (sums in a fixed order, fused) never meets Winograd; "1e-4" may, and says so.
 """
@@ -139,7 +139,8 @@ def candidates(
     found = [
         Candidate(algorithm, layout)
         for layout in (layouts or ("NHWC", "NCHW", *LANE_LAYOUTS))
-        for algorithm in ("direct", "im2win")
+        # Windows one row high are the image itself: im2win would be direct and a copy.
+        for algorithm in (("direct", "im2win") if conv.kernel[0] > 1 else ("direct",))
     ]
     fits = (conv.kernel, conv.stride, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
     if accuracy == "1e-4" and fits and (layouts is None or "NHWC" in layouts):

@@ -1,9 +1,9 @@
 """Algorithm and layout of every convolution of an entry: the cheapest path through the steps.
 
-Each step that makes an image may make it in any of the layouts; an operand that lies otherwise is moved first,
-at a cost. Walking the steps in order, a state is the layout of every image that is still read later; of all
-ways to reach a state only the cheapest is kept, so that the last state's cost is the least of all (up to
-MAX_STATES, beyond which the dearest states are dropped). Costs come from `choose_conv` and from measured
+Each step that makes an image may make it in any of the layouts; an operand that lies otherwise is moved
+first, at a cost. Walking the steps in order, a state is the layout of every image that is still read later;
+of all ways to reach a state only the cheapest is kept, so that the last state's cost is the least of all (up
+to MAX_STATES, beyond which the dearest states are dropped). Costs come from `choose_conv` and from measured
 moves; steps that are no convolution cost their bytes.
 
 Knows planned steps and prices. Does not know how a price is found, nor how a step is run.
@@ -56,10 +56,8 @@ class LayoutPlan:
     def explain(self) -> str:
         """The choices in words, then the segment."""
         basis = "measured" if self.measured else "predicted, nothing was measured"
-        lines = [
-            f"{len(self.choices)} convolutions, {1e3 * self.seconds:.3g} ms for the path ({basis}), "
-            f"{1e3 * self.plain_seconds:.3g} ms for NHWC throughout"
-        ]
+        found, plain = f"{1e3 * self.seconds:.3g} ms", f"{1e3 * self.plain_seconds:.3g} ms"
+        lines = [f"{len(self.choices)} convolutions: {found} ({basis}), {plain} for NHWC throughout"]
         lines += [f"  {name}: {choice.reason}" for name, choice in self.choices.items()]
         return "\n".join(lines) + "\n" + self.segment.explain()
 

@@ -1,8 +1,8 @@
 """Measured seconds of convolutions on this machine, kept in a JSON file between runs.
 
-A time is a property of a machine (its processor's name), an instruction set, a number of threads, a version of
-the kernels and a problem; the file's keys hold all of them. A file that is missing, broken or from elsewhere
-is simply no help: times are then measured again. Knows how to time a candidate. Does not choose.
+A time is a property of a machine (its processor's name), an instruction set, a number of threads, a version
+of the kernels and a problem; the file's keys hold all of them. A file that is missing, broken or from
+elsewhere is simply no help: times are then measured again. Knows how to time a candidate. Does not choose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from tensure import kernels
 from tensure.bundle import write_file_atomic
 from tensure.errors import TensureError
-from tensure.kernels import aligned_bytes, conv2d, pack_conv2d
+from tensure.kernels import aligned_bytes, aligned_floats, conv2d, pack_conv2d
 
 from ._conv_choice import Candidate, ConvProblem
 
@@ -30,7 +30,7 @@ FORMAT: Final = "tensure/tuning/1"
 MAX_FILE_BYTES: Final = 16 << 20
 MAX_ENTRIES: Final = 100_000
 BUDGET_S: Final = 0.012
-"""Of one candidate, beyond the first run: enough for a stable minimum of short layers, and two runs of long ones."""
+"""Of one candidate, beyond the first run: a stable minimum of short layers, and two runs of long ones."""
 MIN_RUNS, MAX_RUNS = 2, 20
 
 
@@ -128,9 +128,9 @@ def measure_move(
 
 def _floats(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Ordinary numbers: zeros may be quicker than what will really run, and subnormals slower."""
-    found = aligned_bytes(4 * math.prod(shape)).view(np.float32)
-    found[:] = 0.5
-    return found.reshape(shape)
+    found = aligned_floats(shape)
+    found.fill(0.5)
+    return found
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -150,8 +150,8 @@ class SegmentExecution:
         num_images, channels, height, width = x.shape
         window = step.window
         conv = Conv(
-            x.shape[1],
-            w_OIHW.shape[0],
+            channels,
+            len(w_OIHW),
             window.kernel,
             window.stride,
             window.padding,
