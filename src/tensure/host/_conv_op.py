@@ -1,9 +1,9 @@
 """`torch.ops.tensure.conv2d`: our convolution as a torch op, and a module that stands in for torch.nn.Conv2d.
 
-Tensors reach the kernels as they lie in memory, without copies and without linking libtorch: a channels_last
-tensor is NHWC, a contiguous one NCHW. The op has a meaning on fake tensors, so that torch.export and
-torch.compile see through it; it has no derivative. It runs on as many threads as torch.get_num_threads() says.
-Importing this file registers the op.
+Tensors reach the kernels as they lie in memory, without copies and without linking libtorch: a
+channels_last tensor is NHWC, a contiguous one NCHW. The op has a meaning on fake tensors, so that
+torch.export and torch.compile see through it; it has no derivative. It runs on as many threads as
+torch.get_num_threads() says. Importing this file registers the op.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SCHEMA: Final = (
     "conv2d(Tensor x, Tensor packed, Tensor? bias, Tensor? residual, int[] sizes, str algorithm, str layout, "
     "str activation, str isa) -> Tensor"
 )
-_LIBRARY: Final = torch.library.Library("tensure", "DEF")
+_LIBRARY: Final = torch.library.Library("tensure", "DEF")  # type: ignore[no-untyped-call]
 _FORMATS: Final = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 # What NHWC calls first, second, ... of an [N, C, H, W] tensor.
 _ORDERS: Final = {"NHWC": (0, 2, 3, 1), "NCHW": (0, 1, 2, 3)}
@@ -87,7 +87,7 @@ class PackedConv2d(torch.nn.Module):
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """activation(conv(x) + bias + residual); x is [N, C, H, W], brought into the layout where it is not."""
+        """Give activation(conv(x) + bias + residual); x [N, C, H, W] is copied only if it lies otherwise."""
         form = _FORMATS[self.layout]
         x = x.contiguous(memory_format=form)
         if residual is not None:
@@ -186,9 +186,8 @@ def _order(layout: str) -> tuple[int, ...]:
 
 
 def _sizes(conv: kernels.Conv) -> list[int]:
-    return [
-        conv.in_channels, conv.out_channels, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation, conv.groups,
-    ]  # fmt: skip
+    windows = (*conv.kernel, *conv.stride, *conv.padding, *conv.dilation)
+    return [conv.in_channels, conv.out_channels, *windows, conv.groups]
 
 
 def _conv(sizes: Sequence[int]) -> kernels.Conv:
@@ -205,6 +204,6 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(down), int(across)
 
 
-_LIBRARY.define(_SCHEMA)
-_LIBRARY.impl("conv2d", _conv2d, "CPU")
+_LIBRARY.define(_SCHEMA)  # type: ignore[no-untyped-call]
+_LIBRARY.impl("conv2d", _conv2d, "CPU")  # type: ignore[no-untyped-call]
 torch.library.register_fake("tensure::conv2d", _fake_conv2d, lib=_LIBRARY)

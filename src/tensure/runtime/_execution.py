@@ -1,23 +1,35 @@
 """A Program with its weights in memory, running on this machine.
 
-Knows how to load weights once (each block is checked as it is read) and to run an entry. Does not know
-bundles, receipts or what the numbers mean. torch is imported when the first weight is loaded, not before.
+An entry without states whose every step has a kernel runs as one planned segment of our kernels; any other
+runs through torch, op by op. Knows how to load weights once (each block is checked as it is read) and to run
+an entry. Does not know bundles, receipts or what the numbers mean. torch is imported when it is first
+needed, not before.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from tensure.errors import UnsupportedError
+from tensure.planning import plan_layouts
 from tensure.program import Program, Weights
 
+from ._machine import num_threads
+from ._segment_execution import KERNEL_ACTIVATIONS, SegmentExecution
 from ._tensors import Array, to_array, to_tensor
 
 if TYPE_CHECKING:
     import torch
 
+    from tensure.host import Runner
+
 __all__ = ["HostExecution", "States"]
+
+MAX_SEGMENTS: Final = 8
+"""Of one Program at different sizes, each with packed weights of its own."""
 
 States: TypeAlias = "dict[str, torch.Tensor]"
 
@@ -34,15 +46,46 @@ class HostExecution:
         # back, that made decoding ten times slower (0.70 s a token for 0.066, two threads on one free core).
         # It is read once, when torch is loaded; a choice of the caller's stands.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._program = program
+        self._weights = weights
+        self._arrays: dict[str, Array] | None = None
+        self._segments: dict[tuple[str, tuple[tuple[str, int], ...]], SegmentExecution | None] = {}
+
+    @cached_property
+    def _runner(self) -> Runner:
         from tensure.host import Runner, load_weights
 
-        self._program = program
-        self._runner = Runner(program, load_weights(weights))
+        return Runner(self._program, load_weights(self._weights))
 
     def run(self, entry: str, params: Mapping[str, int], inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of one call; states start at zero and are dropped."""
+        segment = self._segment(entry, params)
+        if segment is not None:
+            return dict(segment.run(inputs, num_threads()))
         outputs, _ = self.step(entry, params, inputs, self.zero_states(entry, params), in_place=True)
         return outputs
+
+    def _segment(self, entry: str, params: Mapping[str, int]) -> SegmentExecution | None:
+        """The entry at these parameters as one segment, or None when a step of it has no kernel."""
+        key = (entry, tuple(sorted(params.items())))
+        if key not in self._segments:
+            if len(self._segments) >= MAX_SEGMENTS:
+                self._segments.pop(next(iter(self._segments)))
+            self._segments[key] = self._planned(entry, params)
+        return self._segments[key]
+
+    def _planned(self, entry: str, params: Mapping[str, int]) -> SegmentExecution | None:
+        if self._program.entry(entry).states:
+            return None
+        try:
+            found = plan_layouts(
+                self._program, entry, params, threads=num_threads(), activations=KERNEL_ACTIVATIONS
+            )
+            if self._arrays is None:
+                self._arrays = {name: stored.decode() for name, stored in self._weights.items()}
+            return SegmentExecution(found.segment, self._arrays, algorithms=found.algorithms)
+        except UnsupportedError:
+            return None
 
     def step(
         self,

@@ -6,6 +6,7 @@ Knows what can be read from the system and measured in about half a second. Does
 from __future__ import annotations
 
 import os
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from tensure.bundle import Device, Fleet, Kernels
 
-__all__ = ["host_fleet", "kernels_claim", "num_cores", "read_bandwidth"]
+__all__ = ["host_fleet", "kernels_claim", "num_cores", "num_threads", "read_bandwidth"]
 
 
 def host_fleet(name: str = "host") -> Fleet:
@@ -50,6 +51,15 @@ def read_bandwidth(num_bytes: int = 256 << 20, seconds: float = 0.3) -> float:
 def num_cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def num_threads() -> int:
+    """Threads to compute with: torch's number once torch is loaded, else OMP_NUM_THREADS, else all cores."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(asked), num_cores()) if asked.isdecimal() and 0 < int(asked) else num_cores()
 
 
 def kernels_claim() -> Kernels:
