@@ -59,7 +59,7 @@ def num_threads() -> int:
     if torch is not None:
         return int(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(asked), num_cores()) if asked.isdecimal() and 0 < int(asked) else num_cores()
+    return min(int(asked), num_cores()) if asked.isdecimal() and int(asked) > 0 else num_cores()
 
 
 def kernels_claim() -> Kernels:
