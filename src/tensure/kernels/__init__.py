@@ -8,6 +8,14 @@ no Program and no torch: arrays in, arrays out.
 from __future__ import annotations
 
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
-from tensure.kernels._isa import available_isas, built_isas, isa
+from tensure.kernels._isa import available_isas, built_isas, features, isa
 
-__all__ = ["ENCODINGS", "available_isas", "built_isas", "dequantize", "dequantize_reference", "isa"]
+__all__ = [
+    "ENCODINGS",
+    "available_isas",
+    "built_isas",
+    "dequantize",
+    "dequantize_reference",
+    "features",
+    "isa",
+]

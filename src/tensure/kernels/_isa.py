@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tensure.errors import UnsupportedError
 
-__all__ = ["available_isas", "built_isas", "isa", "native"]
+__all__ = ["available_isas", "built_isas", "features", "isa", "native"]
 
 
 class Native(Protocol):
@@ -21,6 +21,9 @@ class Native(Protocol):
 
     def isa(self) -> str: ...
     def isa_asked(self) -> str: ...
+    def features(self) -> list[str]: ...
+    def features_asked(self) -> str: ...
+    def features_understood(self) -> bool: ...
     def isas_built(self) -> list[str]: ...
     def isas_available(self) -> list[str]: ...
     def dequantize_q4_0(
@@ -55,9 +58,23 @@ def built_isas() -> tuple[str, ...]:
     return tuple(_load().isas_built())
 
 
+def features() -> tuple[str, ...]:
+    """What kernels may use beyond the instruction set: "vnni" (8-bit dot products), "bf16" (bfloat16 ones).
+
+    TENSURE_FEATURES=-vnni,-bf16 takes them away, for tests and comparisons.
+    """
+    return tuple(native().features())
+
+
 def native() -> Native:
     """The compiled module, once an instruction set is in use."""
     module = _load()
+    if not module.features_understood():
+        raise UnsupportedError(
+            f"TENSURE_FEATURES={module.features_asked()!r} cannot be read",
+            wanted="-vnni, -bf16, or both with a comma between",
+            next_step="Unset TENSURE_FEATURES, or set it to one of these",
+        )
     if not module.isa():
         asked = module.isa_asked()
         runs = ", ".join(module.isas_available()) or "none"
