@@ -12,6 +12,7 @@ namespace nb = nanobind;
 
 namespace tensure {
 void bind_dequantize(nb::module_ &m);
+void bind_gemv(nb::module_ &m);
 }
 
 NB_MODULE(_native, m) {
@@ -41,4 +42,5 @@ NB_MODULE(_native, m) {
     return names;
   });
   tensure::bind_dequantize(m);
+  tensure::bind_gemv(m);
 }

@@ -6,6 +6,7 @@ person can act on. Knows no kernel.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +37,36 @@ class Native(Protocol):
         self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
     ) -> None: ...
     def dequantize_has_threads(self) -> bool: ...
+    def gemv_exact(
+        self,
+        format: int,
+        num_rows: int,
+        num_cols: int,
+        group: int,
+        q: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minimums: NDArray[np.uint8],
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
+    def gemv_quantize(self, x: NDArray[np.float32], activations: NDArray[np.uint8]) -> None: ...
+    def gemv_fast(
+        self,
+        format: int,
+        num_rows: int,
+        num_cols: int,
+        group: int,
+        q: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minimums: NDArray[np.uint8],
+        activations: NDArray[np.uint8],
+        y: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
+    def gemv_activation_bytes(self, num_cols: int, batch: int) -> int: ...
+    def gemv_exact_is_fused(self) -> bool: ...
+    def gemv_read(self, data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...
 
 
 def isa() -> str:
@@ -66,6 +97,7 @@ def features() -> tuple[str, ...]:
     return tuple(native().features())
 
 
+@cache  # what is in use is decided when the module is loaded, and asking takes as long as a small kernel
 def native() -> Native:
     """The compiled module, once an instruction set is in use."""
     module = _load()

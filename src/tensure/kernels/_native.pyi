@@ -14,3 +14,31 @@ def dequantize_q4_0(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_thr
 def dequantize_q4_1(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int) -> None: ...
 def dequantize_q8_0(blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int) -> None: ...
 def dequantize_has_threads() -> bool: ...
+def gemv_exact(
+    format: int,
+    num_rows: int,
+    num_cols: int,
+    group: int,
+    q: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    minimums: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def gemv_quantize(x: NDArray[np.float32], activations: NDArray[np.uint8]) -> None: ...
+def gemv_fast(
+    format: int,
+    num_rows: int,
+    num_cols: int,
+    group: int,
+    q: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    minimums: NDArray[np.uint8],
+    activations: NDArray[np.uint8],
+    y: NDArray[np.float32],
+    num_threads: int,
+) -> None: ...
+def gemv_activation_bytes(num_cols: int, batch: int) -> int: ...
+def gemv_exact_is_fused() -> bool: ...
+def gemv_read(data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...
