@@ -135,7 +135,7 @@ def test_limits_are_the_best_of_all_tries() -> None:
 
 
 def test_names_and_what_is_to_come() -> None:
-    assert names() == ("decode", "prefill", "start")
+    assert {"decode", "prefill", "start"} <= set(names())
     with pytest.raises(NotYetError, match=r"bench conv is not built yet.*convolutions"):
         bench("conv")
     with pytest.raises(InputError, match="Did you mean 'decode'"):

@@ -13,7 +13,7 @@ from typing import Final
 
 from tensure.errors import InputError, NotYetError
 
-from . import _decode, _start
+from . import _decode, _gemv, _start
 from ._declare import Benchmark, register
 from ._machine import commit, describe_machine, versions
 from ._measure import measure
@@ -21,14 +21,13 @@ from ._records import Progress, Report, Scope
 
 __all__ = ["bench", "names"]
 
-_LOADED: Final = (_decode, _start)
+_LOADED: Final = (_decode, _start, _gemv)
 """Importing a file declares its benchmarks."""
 
 #: Names that the command line will know, and what they will measure.
 COMING: Final[Mapping[str, str]] = {
     "conv": "convolutions in every layout",
     "gemm": "integer matrix products",
-    "gemv": "matrix-vector products",
     "net": "whole convolutional networks",
     "serve": "requests a second and latency of the service",
     "ecc": "protecting weights in place",

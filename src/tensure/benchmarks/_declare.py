@@ -35,7 +35,7 @@ class Benchmark:
     Args:
         name: what `tensure bench` is asked for.
         about: one sentence for the report: the setting of the measurement.
-        metric: "tok/s" is work over time, "ms" is time per unit of work.
+        metric: "tok/s" and "GB/s" are work over time, "ms" is time per unit of work.
         setup: our engine.
         cases: what to time, given the scope.
         peers: the engines beside ours, in the order they take turns.

@@ -17,6 +17,7 @@ from typing import Final
 from ._declare import Benchmark
 from ._records import (
     OURS,
+    RATES,
     AbsentError,
     Bar,
     Case,
@@ -30,6 +31,7 @@ from ._records import (
     Row,
     Scope,
     Timing,
+    share_name,
 )
 from ._statistics import median_ratio, spread
 
@@ -88,7 +90,16 @@ def measure(
         replace(row, of_limit=row.spread.median / rates[row.threads]) if row.threads in rates else row
         for row in found.rows
     ]
+    _share_bars(cases, found)
     return found
+
+
+def _share_bars(cases: Sequence[Case], found: Measured) -> None:
+    """The bars on our share of the limit; without a limit there is none to meet."""
+    shares = {case.name: case.share for case in cases if case.share is not None}
+    for row in found.rows:
+        if row.engine == OURS and row.case in shares and row.of_limit is not None:
+            found.bars.append(Bar(share_name(row.case), row.of_limit, "x", shares[row.case], "higher"))
 
 
 def _measure_limits(
@@ -265,4 +276,5 @@ def _best_peer_bar(
 def _value(metric: Metric, case: Case, timing: Timing, cpu_time: bool) -> float:
     seconds = timing.cpu_s if cpu_time else timing.wall_s
     seconds = max(seconds, 1e-9)  # a clock that did not tick
-    return case.work / seconds if metric == "tok/s" else 1e3 * seconds / case.work
+    rate = RATES.get(metric)
+    return 1e3 * seconds / case.work if rate is None else case.work / rate / seconds

@@ -19,6 +19,7 @@ from ._statistics import Spread
 __all__ = [
     "FORMAT",
     "OURS",
+    "RATES",
     "AbsentError",
     "Bar",
     "Better",
@@ -35,12 +36,16 @@ __all__ = [
     "Row",
     "Scope",
     "Timing",
+    "share_name",
 ]
 
 Json: TypeAlias = Any
-Metric: TypeAlias = Literal["tok/s", "ms"]
+Metric: TypeAlias = Literal["tok/s", "GB/s", "ms"]
 Better: TypeAlias = Literal["higher", "lower"]
 Progress: TypeAlias = Callable[[str], None]
+
+#: Units of work a second that make one of the metric; what is not here is milliseconds a unit of work.
+RATES: Final[Mapping[Metric, float]] = {"tok/s": 1.0, "GB/s": 1e9}
 
 FORMAT: Final = "tensure/bench/1"
 OURS: Final = "tensure"
@@ -73,6 +78,7 @@ class Case:
         work: how many units (tokens, calls) one run does.
         params: what the engines need to know; plain JSON, since it may cross to another process.
         target: the bar for our median, when an issue names one.
+        share: the bar for our median as a share of the machine's limit.
         rounds: a cap below the benchmark's own number, for what takes long.
     """
 
@@ -82,6 +88,7 @@ class Case:
     params: Mapping[str, Json] = field(default_factory=dict[str, Json])
     target: float | None = None
     rounds: int | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,11 @@ class Bar:
     def met(self) -> bool:
         """Whether the value is as good as asked; a value that is no number is not."""
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
+
+
+def share_name(case: str) -> str:
+    """The name of the bar on a case's share of the limit."""
+    return f"{case}: share of the limit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ._records import OURS, Json
+from ._records import OURS, Json, share_name
 
 __all__ = ["markdown", "table"]
 
@@ -81,6 +81,9 @@ def _bar(report: Mapping[str, Json], row: Mapping[str, Json]) -> str:
             met = bar["value"] >= bar["target"] if higher else bar["value"] <= bar["target"]
             side = "at least" if higher else "at most"
             return f"{side} {_number(bar['target'])}: {'met' if met else 'missed'}"
+        if bar["name"] == share_name(row["case"]) and row["engine"] == OURS:
+            met = bar["value"] >= bar["target"]
+            return f"at least {_percent(bar['target'])} of the limit: {'met' if met else 'missed'}"
     return ""
 
 
