@@ -14,6 +14,7 @@ namespace tensure {
 void bind_conv(nb::module_ &m);
 void bind_dequantize(nb::module_ &m);
 void bind_segment(nb::module_ &m);
+void bind_gemv(nb::module_ &m);
 }
 
 NB_MODULE(_native, m) {
@@ -23,6 +24,14 @@ NB_MODULE(_native, m) {
     return std::string(index < 0 ? "" : tensure::isas().items[index].name);
   });
   m.def("isa_asked", [] { return std::string(tensure::isa_asked()); });
+  m.def("features", [] {
+    std::vector<std::string> names;
+    if (tensure::cpu_has_vnni()) names.emplace_back("vnni");
+    if (tensure::cpu_has_bf16()) names.emplace_back("bf16");
+    return names;
+  });
+  m.def("features_asked", [] { return std::string(tensure::features_asked()); });
+  m.def("features_understood", [] { return tensure::features_understood(); });
   m.def("isas_built", [] {
     std::vector<std::string> names;
     for (int i = 0; i < tensure::isas().count; ++i) names.emplace_back(tensure::isas().items[i].name);
@@ -37,4 +46,5 @@ NB_MODULE(_native, m) {
   tensure::bind_conv(m);
   tensure::bind_dequantize(m);
   tensure::bind_segment(m);
+  tensure::bind_gemv(m);
 }

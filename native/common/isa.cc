@@ -1,5 +1,6 @@
 #include "common/isa.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
@@ -7,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace tensure {
@@ -46,6 +49,45 @@ int level() {
 
 #endif
 
+struct Features {
+  bool vnni = false, bf16 = false;
+};
+
+// What the processor has, in the encoding of the instruction set called `name`.
+Features detect([[maybe_unused]] const std::string &name) {
+  Features has;
+#if defined(__x86_64__)
+  const Regs seven = cpuid(7, 0), more = cpuid(7, 1);
+  if (name == "v4") {
+    has.vnni = seven.c & 1u << 11;  // AVX512_VNNI; v4 says that the registers are saved
+    has.bf16 = more.a & 1u << 5;    // AVX512_BF16
+  } else if (name == "v3") {
+    has.vnni = more.a & 1u << 4;  // AVX-VNNI
+  }
+#elif defined(__aarch64__) && defined(__linux__)
+  has.vnni = getauxval(AT_HWCAP) & 1ul << 20;   // HWCAP_ASIMDDP
+  has.bf16 = getauxval(AT_HWCAP2) & 1ul << 14;  // HWCAP2_BF16
+#endif
+  return has;
+}
+
+// Takes away what a list such as "-vnni,-bf16" names; false when it holds anything else.
+bool take_away(const std::string &list, Features &from) {
+  for (size_t begin = 0; begin < list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    const std::string word = list.substr(begin, end - begin);
+    if (word == "-vnni") {
+      from.vnni = false;
+    } else if (word == "-bf16") {
+      from.bf16 = false;
+    } else {
+      return false;
+    }
+    begin = end + 1;
+  }
+  return true;
+}
+
 struct State {
 #if defined(__x86_64__)
   Isa items[3] = {{"v2", level() >= 2}, {"v3", level() >= 3}, {"v4", level() >= 4}};
@@ -54,17 +96,23 @@ struct State {
 #else
   Isa items[1] = {{"base", true}};
 #endif
-  std::string asked;
+  std::string asked, features_asked;
   int in_use = -1;
+  Features features;
+  bool features_understood = true;
 
   State() {
     if (const char *text = std::getenv("TENSURE_ISA")) asked = text;
+    if (const char *text = std::getenv("TENSURE_FEATURES")) features_asked = text;
     int index = 0;
     for (const Isa &isa : items) {
       // Without a wish the last one that runs is the widest.
       if (isa.available && (asked.empty() || asked == isa.name)) in_use = index;
       ++index;
     }
+    if (in_use >= 0) features = detect(items[in_use].name);
+    features_understood = take_away(features_asked, features);
+    if (!features_understood) in_use = -1;
   }
 };
 
@@ -78,5 +126,9 @@ const State &state() {
 IsaList isas() { return {state().items, static_cast<int>(std::size(state().items))}; }
 int isa_in_use() { return state().in_use; }
 const char *isa_asked() { return state().asked.c_str(); }
+bool cpu_has_vnni() { return state().in_use >= 0 && state().features.vnni; }
+bool cpu_has_bf16() { return state().in_use >= 0 && state().features.bf16; }
+const char *features_asked() { return state().features_asked.c_str(); }
+bool features_understood() { return state().features_understood; }
 
 }  // namespace tensure

@@ -25,6 +25,22 @@ int isa_in_use();
 // What TENSURE_ISA held when the module was loaded; "" when unset.
 const char *isa_asked();
 
+// Instructions that belong to no x86-64 level and not to the aarch64 baseline. A kernel holds a small function for one of them
+// in the object of the level in use, and asks here before it calls it.
+//
+//   vnni   8-bit dot products: AVX512_VNNI where v4 is in use, AVX-VNNI where v3 is, dotprod (sdot) on NEON
+//   bf16   bfloat16 dot products: AVX512_BF16 where v4 is in use, bf16 (bfdot) on NEON
+//
+// True only if the processor has it in the encoding of the set in use, so a narrower set that TENSURE_ISA forces takes it
+// away. TENSURE_FEATURES=-vnni or =-vnni,-bf16 takes it away too. A word in that list that is not one of these leaves
+// nothing in use (isa_in_use() is -1), as a TENSURE_ISA that cannot be honoured does.
+bool cpu_has_vnni();
+bool cpu_has_bf16();
+
+// What TENSURE_FEATURES held when the module was loaded, and whether it could be read.
+const char *features_asked();
+bool features_understood();
+
 }  // namespace tensure
 
 // Expands F(index, name) for every set of this build, in the order of isas().

@@ -1,12 +1,18 @@
 // The body of the family, written once and compiled by target.cc for every instruction set.
 //
 // Everything here has internal linkage, and no standard template is used: an inline function compiled with one set's flags
-// must never be the copy that the linker keeps for all. Vectors are the compiler's own (vector_size), so the text holds no
-// intrinsics; TENSURE_VECTOR_BYTES is the width of a float vector.
+// must never be the copy that the linker keeps for all. Vectors are the compiler's own (vector_size), so the text holds
+// intrinsics only where GCC needs help; TENSURE_VECTOR_BYTES is the width of a float vector.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
+
+#include "common/half-inl.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -15,32 +21,26 @@ static_assert(16 % kLanes == 0, "half a block must be whole vectors");
 
 typedef float VecF __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
-typedef uint8_t VecU8 __attribute__((vector_size(kLanes)));
-typedef int8_t VecI8 __attribute__((vector_size(kLanes)));
 
-inline float bits_to_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
+// kLanes bytes at p as integers. GCC 12 takes __builtin_convertvector from 8 to 32 bits apart into scalars, which is several
+// times as slow; hence the intrinsics.
+inline VecI unsigned_bytes(const uint8_t *p) {
+#if defined(__AVX512F__)
+  return (VecI)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+#elif defined(__AVX2__)
+  return (VecI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+#elif defined(__SSE4_1__)
+  return (VecI)_mm_cvtepu8_epi32(_mm_loadu_si32(p));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, VecI);
+#endif
 }
+inline VecI signed_bytes(const uint8_t *p) { return unsigned_bytes(p) << 24 >> 24; }
 
-// IEEE half, little-endian in memory, to float: exact for every bit pattern, NaN payloads kept.
-inline float load_half(const uint8_t *p) {
-  const uint32_t h = static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8;
-  const uint32_t sign = (h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 31u;
-  const uint32_t fraction = h & 0x3ffu;
-  if (exponent == 0) {
-    // Subnormal or zero: fraction * 2^-24 is exact, and normal as a float, so a flush-to-zero mode cannot touch it.
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  if (exponent == 31) return bits_to_float(sign | 0x7f800000u | fraction << 13);
-  return bits_to_float(sign | (exponent + (127 - 15)) << 23 | fraction << 13);
-}
-
-inline VecF widen(VecU8 v) { return __builtin_convertvector(__builtin_convertvector(v, VecI), VecF); }
-inline VecF widen(VecI8 v) { return __builtin_convertvector(__builtin_convertvector(v, VecI), VecF); }
+inline VecF to_floats(VecI v) { return __builtin_convertvector(v, VecF); }
 
 inline void store(float *out, VecF v) { memcpy(out, &v, sizeof v); }
 
@@ -48,10 +48,9 @@ void q4_0(const uint8_t *block, int64_t num_blocks, float *out) {
   for (int64_t b = 0; b < num_blocks; ++b, block += 18, out += 32) {
     const float scale = load_half(block);
     for (int i = 0; i < 16; i += kLanes) {
-      VecU8 pair;
-      memcpy(&pair, block + 2 + i, sizeof pair);
-      store(out + i, (widen(pair & 15) - 8.0f) * scale);
-      store(out + 16 + i, (widen(pair >> 4) - 8.0f) * scale);
+      const VecI pair = unsigned_bytes(block + 2 + i);
+      store(out + i, (to_floats(pair & 15) - 8.0f) * scale);
+      store(out + 16 + i, (to_floats(pair >> 4) - 8.0f) * scale);
     }
   }
 }
@@ -61,10 +60,9 @@ void q4_1(const uint8_t *block, int64_t num_blocks, float *out) {
     const float scale = load_half(block);
     const float least = load_half(block + 2);
     for (int i = 0; i < 16; i += kLanes) {
-      VecU8 pair;
-      memcpy(&pair, block + 4 + i, sizeof pair);
-      store(out + i, widen(pair & 15) * scale + least);
-      store(out + 16 + i, widen(pair >> 4) * scale + least);
+      const VecI pair = unsigned_bytes(block + 4 + i);
+      store(out + i, to_floats(pair & 15) * scale + least);
+      store(out + 16 + i, to_floats(pair >> 4) * scale + least);
     }
   }
 }
@@ -72,11 +70,7 @@ void q4_1(const uint8_t *block, int64_t num_blocks, float *out) {
 void q8_0(const uint8_t *block, int64_t num_blocks, float *out) {
   for (int64_t b = 0; b < num_blocks; ++b, block += 34, out += 32) {
     const float scale = load_half(block);
-    for (int i = 0; i < 32; i += kLanes) {
-      VecI8 q;
-      memcpy(&q, block + 2 + i, sizeof q);
-      store(out + i, widen(q) * scale);
-    }
+    for (int i = 0; i < 32; i += kLanes) store(out + i, to_floats(signed_bytes(block + 2 + i)) * scale);
   }
 }
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from tensure.errors import InputError, NotYetError
 
-from . import _conv, _conv_paper, _decode, _net, _start
+from . import _conv, _conv_paper, _decode, _gemv, _net, _start
 from ._declare import Benchmark, register
 from ._machine import commit, describe_machine, versions
 from ._measure import measure
@@ -23,13 +23,12 @@ __all__ = ["bench", "names"]
 
 MAX_BATCH: Final = 1024
 
-_LOADED: Final = (_conv, _conv_paper, _decode, _net, _start)
+_LOADED: Final = (_conv, _conv_paper, _decode, _gemv, _net, _start)
 """Importing a file declares its benchmarks."""
 
 #: Names that the command line will know, and what they will measure.
 COMING: Final[Mapping[str, str]] = {
     "gemm": "integer matrix products",
-    "gemv": "matrix-vector products",
     "serve": "requests a second and latency of the service",
     "ecc": "protecting weights in place",
     "audit": "what checking a running model costs",

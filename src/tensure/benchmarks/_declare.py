@@ -51,7 +51,7 @@ class Benchmark:
     Args:
         name: what `tensure bench` is asked for.
         about: one sentence for the report: the setting of the measurement.
-        metric: "tok/s" and "GFLOP/s" are work over time, "ms" is time per unit of work.
+        metric: "tok/s", "GFLOP/s" and "GB/s" are work over time, "ms" is time per unit of work.
         setup: our engine.
         cases: what to time, given the scope.
         peers: the engines beside ours, in the order they take turns.

@@ -1,7 +1,8 @@
 """What this machine allows at most, measured: bytes read from memory and f32 operations, a second.
 
 A limit is the best of several ways and of several tries: whatever computes slower than this is not limited
-by the machine. Knows numpy's and torch's simplest loops. Does not know what a model needs.
+by the machine. Knows numpy's and torch's simplest loops and our own reader of memory. Does not know what a
+model needs.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+
+from tensure.errors import TensureError
 
 from ._records import Json
 from ._text_engine import memory_facts
@@ -50,6 +55,7 @@ def bandwidth(
             "torch max": tensor.max,
             "numpy or-reduction of 64-bit words": lambda: list(pool.map(np.bitwise_or.reduce, parts)),
             "numpy max": lambda: list(pool.map(_numpy_max, parts)),
+            **_own_readers(array.view(np.uint8), threads),
         }
         return _best(ways, array.nbytes, "B/s", clock)
 
@@ -72,6 +78,23 @@ def f32_rate(
 def f32_peak(threads: int = 1, *, clock: Callable[[], float] = time.perf_counter) -> Measurement:
     """The most f32 operations per second that this process reached; what convolutions are held against."""
     return f32_rate(threads, clock=clock)
+
+
+def _own_readers(data: NDArray[np.uint8], threads: int) -> dict[str, Callable[[], object]]:
+    """`kernels.read_memory` in several ways; nothing where the C++ part does not run."""
+    from tensure import kernels
+
+    try:
+        kernels.isa()
+    except TensureError:
+        return {}
+    return {
+        f"own reader, {streams} stream{'' if streams == 1 else 's'}, {prefetch} bytes ahead": partial(
+            kernels.read_memory, data, streams=streams, prefetch=prefetch, threads=threads
+        )
+        for streams in (1, 2, 8)
+        for prefetch in (0, 2048, 4096)
+    }
 
 
 def _numpy_max(part: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> object:

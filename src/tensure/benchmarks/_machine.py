@@ -21,7 +21,9 @@ from ._records import Json
 __all__ = ["commit", "describe_machine", "hardware_slug", "versions"]
 
 _PACKAGES: Final = ("tensure", "torch", "transformers", "numpy", "cryptography")
-_POOL_SETTINGS: Final = re.compile(r"(?:OMP|GOMP|KMP|MKL|OPENBLAS|GGML)_[A-Z_]{1,40}\Z|TENSURE_ISA\Z")
+_POOL_SETTINGS: Final = re.compile(
+    r"(?:OMP|GOMP|KMP|MKL|OPENBLAS|GGML)_[A-Z_]{1,40}\Z|TENSURE_(?:ISA|FEATURES)\Z"
+)
 
 
 def describe_machine() -> dict[str, Json]:

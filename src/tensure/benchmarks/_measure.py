@@ -33,6 +33,7 @@ from ._records import (
     Row,
     Scope,
     Timing,
+    share_name,
 )
 from ._statistics import median_ratio, spread
 
@@ -89,6 +90,7 @@ def measure(
             found.bars.append(item)
         else:
             found.not_measured.append(item)
+    _share_bars(cases, found)
     return found
 
 
@@ -103,6 +105,14 @@ def _wanted(cases: Sequence[Case], scope: Scope) -> Sequence[Case]:
             wanted=f"a word of {'; '.join(case.name for case in cases)}"[:400],
         )
     return kept
+
+
+def _share_bars(cases: Sequence[Case], found: Measured) -> None:
+    """The bars on our share of the limit; without a limit there is none to meet."""
+    shares = {case.name: case.share for case in cases if case.share is not None}
+    for row in found.rows:
+        if row.engine == OURS and row.case in shares and row.of_limit is not None:
+            found.bars.append(Bar(share_name(row.case), row.of_limit, "x", shares[row.case], "higher"))
 
 
 def _measure_limits(

@@ -37,10 +37,11 @@ __all__ = [
     "Row",
     "Scope",
     "Timing",
+    "share_name",
 ]
 
 Json: TypeAlias = Any
-Metric: TypeAlias = Literal["tok/s", "GFLOP/s", "ms"]
+Metric: TypeAlias = Literal["tok/s", "GFLOP/s", "GB/s", "ms"]
 Better: TypeAlias = Literal["higher", "lower"]
 Progress: TypeAlias = Callable[[str], None]
 
@@ -48,7 +49,7 @@ FORMAT: Final = "tensure/bench/1"
 OURS: Final = "tensure"
 #: Metrics that are work over time, with what a second's units of work are multiplied by. The others are
 #: milliseconds per unit of work.
-RATES: Final[Mapping[Metric, float]] = {"tok/s": 1.0, "GFLOP/s": 1e-9}
+RATES: Final[Mapping[Metric, float]] = {"tok/s": 1.0, "GFLOP/s": 1e-9, "GB/s": 1e-9}
 
 
 class EngineError(TensureError):
@@ -83,6 +84,7 @@ class Case:
         work: how many units (tokens, FLOPs, calls) one run does.
         params: what the engines need to know; plain JSON, since it may cross to another process.
         target: the bar for our median, when an issue names one.
+        share: the bar for our median as a share of the machine's limit.
         rounds: a cap below the benchmark's own number, for what takes long.
     """
 
@@ -92,6 +94,7 @@ class Case:
     params: Mapping[str, Json] = field(default_factory=dict[str, Json])
     target: float | None = None
     rounds: int | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,11 @@ class Bar:
     def met(self) -> bool:
         """Whether the value is as good as asked; a value that is no number is not."""
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
+
+
+def share_name(case: str) -> str:
+    """The name of the bar on a case's share of the limit."""
+    return f"{case}: share of the limit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ ENGINES: Final[Mapping[str, str]] = {
     "tensure": "_engine_tensure:setup",
     "transformers": "_engine_transformers:setup",
     "llama.cpp": "_engine_llama_cpp:setup",
+    "gemv": "_engine_gemv:setup",
+    "gemv torch": "_engine_gemv:setup_torch",
     "limits": "_limits:setup",
     "conv-reference": "_engine_conv_reference:setup",
     "conv-tensure": "_engine_conv_tensure:setup",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ._columns import columns
 from ._format import bar_text, emphasised, mega, number, percent
-from ._records import OURS, Json
+from ._records import OURS, Json, share_name
 
 __all__ = ["markdown", "table"]
 
@@ -84,6 +84,9 @@ def _bar(report: Mapping[str, Json], row: Mapping[str, Json]) -> str:
     for bar in report["bars"]:
         if bar["name"] == row["case"] and row["engine"] == OURS:
             return bar_text(bar)
+        if bar["name"] == share_name(row["case"]) and row["engine"] == OURS:
+            met = bar["value"] >= bar["target"]
+            return f"at least {percent(bar['target'])} of the limit: {'met' if met else 'missed'}"
     return ""
 
 

@@ -19,7 +19,21 @@ from tensure.kernels._conv import (
 from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
-from tensure.kernels._isa import available_isas, built_isas, isa
+from tensure.kernels._gemv import (
+    ARITHMETICS,
+    GEMV_FORMATS,
+    Activations,
+    GemvWeights,
+    exact_is_fused,
+    gemv,
+    map_gguf,
+    pack_int4,
+    pack_int8,
+    quantize_activations,
+    read_memory,
+)
+from tensure.kernels._gemv_reference import decode_weights, gemv_reference
+from tensure.kernels._isa import available_isas, built_isas, features, isa
 from tensure.kernels._segment import ImageShape, Input, Slot, StepList
 
 __all__ = [
@@ -48,4 +62,18 @@ __all__ = [
     "dequantize",
     "dequantize_reference",
     "isa",
+    "ARITHMETICS",
+    "GEMV_FORMATS",
+    "Activations",
+    "GemvWeights",
+    "decode_weights",
+    "exact_is_fused",
+    "features",
+    "gemv",
+    "gemv_reference",
+    "map_gguf",
+    "pack_int4",
+    "pack_int8",
+    "quantize_activations",
+    "read_memory",
 ]

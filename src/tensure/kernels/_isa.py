@@ -7,6 +7,7 @@ person can act on. Knows no kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tensure.errors import UnsupportedError
 
-__all__ = ["available_isas", "built_isas", "isa", "native"]
+__all__ = ["available_isas", "built_isas", "features", "isa", "native"]
 
 
 class NativeSegment(Protocol):
@@ -37,6 +38,9 @@ class Native(Protocol):
 
     def isa(self) -> str: ...
     def isa_asked(self) -> str: ...
+    def features(self) -> list[str]: ...
+    def features_asked(self) -> str: ...
+    def features_understood(self) -> bool: ...
     def isas_built(self) -> list[str]: ...
     def isas_available(self) -> list[str]: ...
     def Segment(self, input_floats: Sequence[int], arena_bytes: int) -> NativeSegment: ...
@@ -87,6 +91,36 @@ class Native(Protocol):
         self, blocks: NDArray[np.uint8], out: NDArray[np.float32], num_threads: int
     ) -> None: ...
     def dequantize_has_threads(self) -> bool: ...
+    def gemv_exact(
+        self,
+        format: int,
+        num_rows: int,
+        num_cols: int,
+        group: int,
+        q: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minimums: NDArray[np.uint8],
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
+    def gemv_quantize(self, x: NDArray[np.float32], activations: NDArray[np.uint8]) -> None: ...
+    def gemv_fast(
+        self,
+        format: int,
+        num_rows: int,
+        num_cols: int,
+        group: int,
+        q: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minimums: NDArray[np.uint8],
+        activations: NDArray[np.uint8],
+        y: NDArray[np.float32],
+        num_threads: int,
+    ) -> None: ...
+    def gemv_activation_bytes(self, num_cols: int, batch: int) -> int: ...
+    def gemv_exact_is_fused(self) -> bool: ...
+    def gemv_read(self, data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...
 
 
 def isa() -> str:
@@ -109,9 +143,24 @@ def built_isas() -> tuple[str, ...]:
     return tuple(_load().isas_built())
 
 
+def features() -> tuple[str, ...]:
+    """What kernels may use beyond the instruction set: "vnni" (8-bit dot products), "bf16" (bfloat16 ones).
+
+    TENSURE_FEATURES=-vnni,-bf16 takes them away, for tests and comparisons.
+    """
+    return tuple(native().features())
+
+
+@cache  # what is in use is decided when the module is loaded, and asking takes as long as a small kernel
 def native() -> Native:
     """The compiled module, once an instruction set is in use."""
     module = _load()
+    if not module.features_understood():
+        raise UnsupportedError(
+            f"TENSURE_FEATURES={module.features_asked()!r} cannot be read",
+            wanted="-vnni, -bf16, or both with a comma between",
+            next_step="Unset TENSURE_FEATURES, or set it to one of these",
+        )
     if not module.isa():
         asked = module.isa_asked()
         runs = ", ".join(module.isas_available()) or "none"

@@ -1,0 +1,48 @@
+// What one instruction set offers to gemv.cc, and the layout of quantised activations. All single-threaded.
+#pragma once
+
+#include "gemv/gemv.h"
+
+namespace tensure {
+
+// Activations of one row of x, rounded to 8 bits in groups of 32. Columns are filled with zeros to a multiple of 256, so that
+// every format finds whole groups.
+struct GemvActivations {
+  int64_t cols, groups;      // filled up
+  int64_t lanes, total, scale, sum, bytes;  // offsets behind the int8 values; bytes of one row of x
+};
+
+static inline GemvActivations gemv_activations(int64_t num_cols) {
+  GemvActivations a;
+  a.cols = (num_cols + 255) / 256 * 256;
+  a.groups = a.cols / 32;
+  a.lanes = a.cols;                    // int32 [groups][8]: -8 * sum of four neighbours
+  a.total = a.lanes + 32 * a.groups;   // int32 [groups]: -8 * sum of the group
+  a.scale = a.total + 4 * a.groups;    // float [groups]
+  a.sum = a.scale + 4 * a.groups;      // float [groups]: scale * sum of the group
+  a.bytes = (a.sum + 4 * a.groups + 63) / 64 * 64;
+  return a;
+}
+
+// Rows row_begin to row_end of y; row_begin is a multiple of 16.
+struct GemvJob {
+  GemvWeights weights;
+  const float *x;              // exact
+  int64_t x_stride;
+  const uint8_t *activations;  // fast
+  int64_t batch;
+  float *y;
+  int64_t y_stride;
+};
+using GemvKernel = void (*)(const GemvJob &job, int64_t row_begin, int64_t row_end);
+
+struct GemvTable {
+  bool fused;
+  GemvKernel exact;
+  GemvKernel fast;
+  GemvKernel fast_vnni;  // for cpu_has_vnni(); null when this set has no such instruction
+  void (*quantize)(const float *x, int64_t num_cols, uint8_t *activations);
+  uint64_t (*read)(const uint8_t *data, int64_t bytes, int streams, int64_t prefetch);
+};
+
+}  // namespace tensure
