@@ -31,6 +31,10 @@ constexpr int kRegisters = 16;
 #define TENSURE_INLINE inline __attribute__((always_inline))
 #define TENSURE_LAMBDA_INLINE __attribute__((always_inline))
 
+template <typename T> struct Plain { typedef T type; };
+template <typename T> struct Plain<T &> { typedef T type; };
+template <typename T> using plain = typename Plain<T>::type;
+
 // Scalars go through the same names, so that a kernel can be compiled without vectors (the ablation does).
 template <typename V> struct Lanes;
 template <> struct Lanes<VecF> { static constexpr int count = kLanes; };
@@ -105,8 +109,12 @@ TENSURE_INLINE Vec8 load_part_8(const float *p, int n) {
 TENSURE_INLINE void store_part(float *p, Vec8 v, int n) {
   _mm256_mask_storeu_ps(p, static_cast<__mmask8>((1u << n) - 1), v);
 }
+TENSURE_INLINE Vec8 lower_half(VecF v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+constexpr bool kHasHalf = true;
 #else
 typedef VecF Vec8;
+TENSURE_INLINE VecF lower_half(VecF v) { return v; }
+constexpr bool kHasHalf = false;
 #endif
 
 template <typename V> TENSURE_INLINE V load_part_of(const float *p, int n) {

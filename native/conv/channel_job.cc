@@ -328,7 +328,8 @@ class ChannelJob {
   }
 
   void panel(const Panel &panel, int64_t begin, int64_t end, const Scratch &scratch, const float *base) const {
-    const int vectors = panel.width / shape_.lanes;
+    const int vectors = static_cast<int>(ceil_div(panel.width, shape_.lanes));
+    const bool half = panel.width % shape_.lanes;
     const int64_t most = shape_.max_pixels[vectors];
     const int64_t pixels = end - begin, tiles = ceil_div(pixels, most);
     const int64_t group_at = panel.group * group_in(conv_) *
@@ -344,7 +345,9 @@ class ChannelJob {
     tile.to = {run_.bias ? run_.bias + panel.channel : nullptr,
                run_.residual ? run_.residual + panel.channel * channel_stride : nullptr,
                run_.out + panel.channel * channel_stride, channel_stride, run_.activation};
-    const ChannelKernel *kernels = shape_.scalar ? table_.scalar[hoisted][vectors] : table_.channel[hoisted][vectors];
+    const ChannelKernel *kernels = half            ? table_.channel_half[vectors - 1]
+                                   : shape_.scalar ? table_.scalar[hoisted][vectors]
+                                                   : table_.channel[hoisted][vectors];
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t k0 = products_ * part / parts, k1 = products_ * (part + 1) / parts;
       tile.offsets = offsets_ + k0;

@@ -68,16 +68,24 @@ template <typename V> struct Bounds {
 
 // --- channel tiles ---
 
-// Any epilogue, of sums laid down as [pixels][vectors * lanes].
-template <typename V> __attribute__((noinline)) void finish_tile(const ChannelTile &tile, const float *sums, int pixels, int vectors) {
+// The accumulators of a tile: MR pixels times NV vectors, and with HALF half a vector more.
+template <typename V, int MR, int NV, bool HALF> struct Sums {
+  static constexpr int kWidth = NV * Lanes<V>::count + (HALF ? 8 : 0);
+  V whole[MR][NV];
+  Vec8 half[HALF ? MR : 1];
+};
+
+// Any epilogue, of sums laid down as [pixels][width] with room for a vector behind them.
+template <typename V> __attribute__((noinline)) void finish_tile(const ChannelTile &tile, const float *sums, int pixels, int width) {
   constexpr int L = Lanes<V>::count;
   for (int i = 0; i < pixels; ++i)
-    for (int j = 0; j < vectors && j * L < tile.num_channels; ++j)
-      finish(tile.to, load<V>(sums + (i * vectors + j) * L), tile.out_at[i], j * L, tile.num_channels - j * L);
+    for (int j = 0; j < tile.num_channels; j += L)
+      finish(tile.to, load<V>(sums + i * width + j), tile.out_at[i], j, tile.num_channels - j);
 }
 
 // The sums, addresses worked out beforehand: one offset a product, one base a pixel.
-template <typename V, int MR, int NV> TENSURE_INLINE void add_products(const ChannelTile &tile, V (&sum)[MR][NV]) {
+template <typename V, int MR, int NV, bool HALF>
+TENSURE_INLINE void add_products(const ChannelTile &tile, Sums<V, MR, NV, HALF> &sum) {
   constexpr int L = Lanes<V>::count;
   const float *x[MR];
 #pragma GCC unroll 16
@@ -89,20 +97,23 @@ template <typename V, int MR, int NV> TENSURE_INLINE void add_products(const Cha
     V weights[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) weights[j] = load<V>(w + L * j);
+    Vec8 half_weights;
+    if constexpr (HALF) half_weights = load<Vec8>(w + L * NV);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const V value = splat<V>(x[i][at]);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) sum[i][j] = fused(value, weights[j], sum[i][j]);
+      for (int j = 0; j < NV; ++j) sum.whole[i][j] = fused(value, weights[j], sum.whole[i][j]);
+      if constexpr (HALF) sum.half[i] = fused(lower_half(value), half_weights, sum.half[i]);
     }
-    w += L * NV;
+    w += sum.kWidth;
   }
 }
 
 // The same sums in the same order with every address worked out from indices for every product (NHWC). The empty
 // assembly statements keep the compiler from hoisting what this variant exists to leave in the loop.
 template <typename V, int MR, int NV>
-TENSURE_INLINE void add_products_unhoisted(const ChannelTile &tile, V (&sum)[MR][NV]) {
+TENSURE_INLINE void add_products_unhoisted(const ChannelTile &tile, Sums<V, MR, NV, false> &sum) {
   constexpr int L = Lanes<V>::count;
   const tensure::Unhoisted &at = *tile.unhoisted;
   for (int64_t u = 0; u < at.kernel_h; ++u)
@@ -120,48 +131,52 @@ TENSURE_INLINE void add_products_unhoisted(const ChannelTile &tile, V (&sum)[MR]
           __asm__ volatile("" : "+r"(row), "+r"(column));
           const V value = splat<V>(at.x[row * at.row + column * at.column + r]);
 #pragma GCC unroll 4
-          for (int j = 0; j < NV; ++j) sum[i][j] = fused(value, weights[j], sum[i][j]);
+          for (int j = 0; j < NV; ++j) sum.whole[i][j] = fused(value, weights[j], sum.whole[i][j]);
         }
       }
 }
 
-template <typename V, int MR, int NV, bool HOISTED> void channel_tile(const ChannelTile &tile) {
-  constexpr int L = Lanes<V>::count;
-  V sum[MR][NV];
+template <typename V, int MR, int NV, bool HOISTED, bool HALF = false> void channel_tile(const ChannelTile &tile) {
+  constexpr int L = Lanes<V>::count, W = Sums<V, MR, NV, HALF>::kWidth;
+  Sums<V, MR, NV, HALF> sum;
+  const auto each = [&sum](float *at, auto f) TENSURE_LAMBDA_INLINE {
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) sum[i][j] = tile.first ? splat<V>(0.0f) : load<V>(tile.partial + (i * NV + j) * L);
+      for (int j = 0; j < NV; ++j) f(at + i * W + j * L, sum.whole[i][j]);
+      if constexpr (HALF) f(at + i * W + NV * L, sum.half[i]);
+    }
+  };
+  if (tile.first)
+    each(nullptr, [](float *, auto &v) TENSURE_LAMBDA_INLINE { v = plain<decltype(v)>{}; });
+  else
+    each(tile.partial, [](float *p, auto &v) TENSURE_LAMBDA_INLINE { v = load<plain<decltype(v)>>(p); });
   if constexpr (HOISTED)
-    add_products<V, MR, NV>(tile, sum);
+    add_products<V, MR, NV, HALF>(tile, sum);
   else
     add_products_unhoisted<V, MR, NV>(tile, sum);
-  if (!tile.last) {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) store(tile.partial + (i * NV + j) * L, sum[i][j]);
-    return;
-  }
+  const auto put = [](float *p, const auto &v) TENSURE_LAMBDA_INLINE { store(p, v); };
+  if (!tile.last) return each(tile.partial, put);
   const Epilogue &to = tile.to;
-  if (tile.num_channels == NV * L && Bounds<V>::enough(to)) {
+  if (tile.num_channels == W && Bounds<V>::enough(to)) {
     const Bounds<V> bounds(to.activation);
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);  // adding -0 changes nothing
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        store(to.out + tile.out_at[i] + j * L, bounds.apply(sum[i][j] + bias));
-      }
+      for (int i = 0; i < MR; ++i) store(to.out + tile.out_at[i] + j * L, bounds.apply(sum.whole[i][j] + bias));
+    }
+    if constexpr (HALF) {
+      const Bounds<Vec8> half_bounds(to.activation);
+      const Vec8 bias = to.bias ? load<Vec8>(to.bias + NV * L) : splat<Vec8>(-0.0f);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) store(to.out + tile.out_at[i] + NV * L, half_bounds.apply(sum.half[i] + bias));
     }
     return;
   }
-  float spilled[MR * NV * L];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store(spilled + (i * NV + j) * L, sum[i][j]);
-  finish_tile<V>(tile, spilled, MR, NV);
+  float spilled[MR * W + L];
+  each(spilled, put);
+  finish_tile<V>(tile, spilled, MR, W);
 }
 
 // --- image tiles ---
@@ -392,9 +407,15 @@ constexpr int kSpare = 1;
 #else
 constexpr int kSpare = 2;
 #endif
+// More than ten windows would keep their addresses on the stack where there are 16 general registers.
+#if defined(__x86_64__)
+constexpr int kMostPixels = 10;
+#else
+constexpr int kMostPixels = tensure::kMaxPixels;
+#endif
 constexpr int largest(int vectors) {
   int pixels = 0;
-  while ((pixels + 1) * vectors + vectors + kSpare <= kRegisters && pixels < tensure::kMaxPixels) ++pixels;
+  while ((pixels + 1) * vectors + vectors + kSpare <= kRegisters && pixels < kMostPixels) ++pixels;
   return pixels;
 }
 constexpr int kTileVectors = kRegisters == 32 ? 4 : 3;
@@ -406,6 +427,13 @@ template <typename V, int NV, int MR, int MOST> constexpr void fill_pixels(tensu
     hoisted[MR] = channel_tile<V, MR, NV, true>;
     unhoisted[MR] = channel_tile<V, MR, NV, false>;
     fill_pixels<V, NV, MR - 1>(hoisted, unhoisted);
+  }
+}
+// Tiles of whole vectors and a half; as wide as the next whole number of vectors, they hold as many pixels.
+template <int NV, int MR> constexpr void fill_half(tensure::ChannelKernel (&kernels)[tensure::kMaxPixels + 1]) {
+  if constexpr (MR > 0 && kHasHalf) {
+    kernels[MR] = channel_tile<VecF, MR, NV, true, true>;
+    fill_half<NV, MR - 1>(kernels);
   }
 }
 template <typename V, int FR, int NC> constexpr void fill_columns(tensure::ImageKernel (&row)[tensure::kMaxColumns + 1]) {
@@ -430,6 +458,10 @@ constexpr ConvTable make_table() {
   fill_pixels<VecF, 2, largest(2)>(table.channel[1][2], table.channel[0][2]);
   fill_pixels<VecF, 3, largest(3)>(table.channel[1][3], table.channel[0][3]);
   if constexpr (kTileVectors >= 4) fill_pixels<VecF, 4, largest(4)>(table.channel[1][4], table.channel[0][4]);
+  table.has_half = kHasHalf;
+  fill_half<1, largest(2)>(table.channel_half[1]);
+  fill_half<2, largest(3)>(table.channel_half[2]);
+  fill_half<3, largest(4)>(table.channel_half[3]);
   fill_pixels<float, 1, tensure::kScalarPixels>(table.scalar[1][1], table.scalar[0][1]);
   fill_pixels<float, 2, tensure::kScalarPixels>(table.scalar[1][2], table.scalar[0][2]);
   fill_pixels<float, 3, tensure::kScalarPixels>(table.scalar[1][3], table.scalar[0][3]);

@@ -42,12 +42,15 @@ void pack_depthwise(const Conv2d &conv, const ConvTable &table, const float *w, 
     for (int64_t t = 0; t < taps; ++t) packed[t * padded + c] = w[c * taps + t];
 }
 
-void append_panels(std::vector<Panel> &panels, int64_t group, int64_t first, int64_t channels, int lanes, int most) {
+void append_panels(std::vector<Panel> &panels, int64_t group, int64_t first, int64_t channels, int lanes, int most,
+                   bool has_half) {
   const int64_t vectors = ceil_div(channels, lanes), count = ceil_div(vectors, most);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = vectors * i / count * lanes;
     const int64_t end = std::min(vectors * (i + 1) / count * lanes, channels);
-    const int width = static_cast<int>(round_up(end - begin, lanes));
+    // Half a vector fewer where half of the last one would be empty; a lone half has no tile.
+    int width = static_cast<int>(round_up(end - begin, lanes));
+    if (has_half && width > lanes && end - begin <= width - lanes / 2) width -= lanes / 2;
     const int64_t at = panels.empty() ? 0 : panels.back().at + panels.back().width;
     panels.push_back({group, first + begin, static_cast<int>(end - begin), width, at});
   }
@@ -58,6 +61,7 @@ void append_panels(std::vector<Panel> &panels, int64_t group, int64_t first, int
 TileShape tile_shape(const Conv2d &conv, const ConvTable &table) {
   TileShape shape{};
   shape.scalar = !(conv.switches & kVectorise);
+  shape.has_half = table.has_half && conv.switches == kAllSwitches;
   shape.lanes = shape.scalar ? 1 : table.lanes;
   shape.max_vectors = shape.scalar ? kScalarVectors : table.max_vectors;
   for (int i = 1; i <= kMaxVectors; ++i) shape.max_pixels[i] = shape.scalar ? kScalarPixels : table.max_pixels[i];
@@ -71,14 +75,15 @@ TileShape tile_shape(const Conv2d &conv, const ConvTable &table) {
 std::vector<Panel> channel_panels(const Conv2d &conv, const TileShape &shape) {
   std::vector<Panel> panels;
   for (int64_t g = 0; g < conv.groups; ++g)
-    append_panels(panels, g, g * group_out(conv), group_out(conv), shape.lanes, shape.max_vectors);
+    append_panels(panels, g, g * group_out(conv), group_out(conv), shape.lanes, shape.max_vectors,
+                  shape.has_half);
   return panels;
 }
 
 std::vector<Panel> image_panels(const Conv2d &conv, const ConvTable &table) {
   std::vector<Panel> panels;
   for (int64_t g = 0; g < conv.groups; ++g)
-    append_panels(panels, g, g * group_out(conv), group_out(conv), 1, table.max_filters);
+    append_panels(panels, g, g * group_out(conv), group_out(conv), 1, table.max_filters, false);
   return panels;
 }
 

@@ -12,6 +12,7 @@ namespace tensure {
 // Which register tile a channel job runs with, given the switches.
 struct TileShape {
   bool scalar;
+  bool has_half;  // a panel's last vector may be half as wide
   int lanes, max_vectors;
   int max_pixels[kMaxVectors + 1];
 };

@@ -95,6 +95,8 @@ struct ConvTable {
   int max_vectors;
   int max_pixels[kMaxVectors + 1];
   ChannelKernel channel[2][kMaxVectors + 1][kMaxPixels + 1];
+  bool has_half;  // whether there are tiles of whole vectors and a half (8 lanes more), and these:
+  ChannelKernel channel_half[kMaxVectors][kMaxPixels + 1];
   ChannelKernel scalar[2][kScalarVectors + 1][kScalarPixels + 1];
   int max_filters, max_columns;
   ImageKernel image[kMaxFilters + 1][kMaxColumns + 1];

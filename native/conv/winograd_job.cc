@@ -84,7 +84,8 @@ void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &s
     const int64_t part = task % parts;
     for (int64_t p = num_panels * part / parts; p < num_panels * (part + 1) / parts; ++p) {
       const Panel &panel = panels[p];
-      const int vectors = panel.width / tiles.lanes;
+      const int vectors = static_cast<int>(ceil_div(panel.width, tiles.lanes));
+      const ChannelKernel *kernels = panel.width % tiles.lanes ? table.channel_half[vectors - 1] : table.channel[1][vectors];
       const int64_t most = tiles.max_pixels[vectors], num_tiles = ceil_div(count, most);
       ChannelTile tile{};
       tile.offsets = offsets;
@@ -100,7 +101,7 @@ void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &s
           const int64_t begin = count * t / num_tiles, end = count * (t + 1) / num_tiles;
           tile.x = scratch.x + begin;
           tile.out_at = scratch.out_at + begin;
-          table.channel[1][vectors][end - begin](tile);
+          kernels[end - begin](tile);
         }
       }
       for (int64_t i = 0; i < count; ++i) {

@@ -4,16 +4,19 @@ from ._generation import Generation, Message, Timing
 from ._image import ImageRecipe, load_image, prepare_image
 from ._machine import host_fleet, read_bandwidth
 from ._receipt_book import SignedReceipt
+from ._segment_execution import KERNEL_ACTIVATIONS, SegmentExecution
 from ._session import Session
 from ._tensors import Array
 
 __all__ = [
+    "KERNEL_ACTIVATIONS",
     "Array",
     "Classification",
     "Generation",
     "ImageRecipe",
     "Label",
     "Message",
+    "SegmentExecution",
     "Session",
     "SignedReceipt",
     "Timing",
