@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ._arena import arena_faults
 from ._conv_choice import (
+    ACCURACIES,
     Accuracy,
     Candidate,
     Choice,
@@ -19,7 +20,8 @@ from ._conv_choice import (
     predict_s,
 )
 from ._host import host_plan
-from ._layouts import LayoutPlan, plan_layouts
+from ._kernel_notes import kernels_noted, note_kernels
+from ._layouts import LAYOUTS, LayoutPlan, plan_layouts
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import (
     Activation,
@@ -49,6 +51,8 @@ __all__ = [
     "host_plan",
     "plan_segment",
     "plan_layouts",
+    "note_kernels",
+    "kernels_noted",
     "choose_conv",
     "candidates",
     "predict_s",
@@ -65,7 +69,9 @@ __all__ = [
     "arena_faults",
     "fold_norm",
     "writes",
+    "ACCURACIES",
     "ACTIVATIONS",
+    "LAYOUTS",
     "Activation",
     "ActivationStep",
     "AdaptivePoolStep",

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Accuracy: TypeAlias = Literal["strict", "1e-4"]
-ACCURACIES: Final = ("strict", "1e-4")
+ACCURACIES: Final[tuple[Accuracy, ...]] = ("strict", "1e-4")
 
 LANE_LAYOUTS: Final = {"CHWN": 1, "CHWN8": 8, "CHWN16": 16}
 NUM_MEASURED: Final = 3

@@ -12,7 +12,7 @@ Knows planned steps and prices. Does not know how a price is found, nor how a st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from tensure.kernels import Conv
@@ -22,9 +22,11 @@ from ._conv_choice import Accuracy, Choice, ConvProblem, MachineNumbers, Measure
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import ConvStep, Layout, MeanStep, MoveStep, PoolStep, Segment, Step
 
-__all__ = ["LayoutPlan", "MoveCost", "plan_layouts"]
+__all__ = ["LAYOUTS", "LayoutPlan", "MoveCost", "plan_layouts"]
 
 MAX_STATES: Final = 256
+HOPELESS: Final = 1.3
+"""A layout that the model puts this far behind NHWC is not measured."""
 LAYOUTS: Final[tuple[Layout, ...]] = ("NHWC", "NCHW", "CHWN")
 
 MoveCost: TypeAlias = Callable[[str, str, tuple[int, int, int, int]], float]
@@ -140,8 +142,9 @@ def _extend(path: _Path, step: Step, layout: Layout | None, prices: _Prices) -> 
     settled: Layout = layout or (lies.get(reads[0], "NCHW") if reads else "NCHW")
     for name in reads:
         found = lies.get(name, "NCHW")  # inputs and weights are row-major
-        # A mean reads any layout but CHWN where it lies.
-        wanted = found if isinstance(step, MeanStep) and found != "CHWN" else settled
+        wanted = settled
+        if isinstance(step, MeanStep):
+            wanted = "NHWC" if found == "CHWN" else found  # read where it lies, but for CHWN
         if found != wanted:
             seconds += prices.move(name, found, wanted)
             lies[name] = wanted  # moved once, read again for nothing
@@ -180,15 +183,31 @@ class _Prices:
         problem = self._problem(step)
         key = (problem.key(), layout)
         if key not in self._known:
-            self._known[key] = choose_conv(
-                problem,
-                self._machine,
-                threads=self._threads,
-                accuracy=self._accuracy,
-                layouts=(layout,),
-                measure=self._measure if self._worth(problem, layout) else None,
-            )
+            self._known[key] = self._choose(step, problem, layout)
         return self._known[key]
+
+    def _choose(self, step: ConvStep, problem: ConvProblem, layout: Layout) -> Choice:
+        by_model = self._by(problem, layout, None)
+        if self._measure is None:
+            return by_model
+        if layout == "NHWC":
+            return self._by(problem, layout, self._measure)
+        base = self._by(problem, "NHWC", None)
+        if by_model.seconds <= HOPELESS * base.seconds:
+            return self._by(problem, layout, self._measure)
+        # Not measured, but on the scale of what was.
+        seconds = self.choice(step, "NHWC").seconds * by_model.seconds / base.seconds
+        return replace(by_model, seconds=seconds)
+
+    def _by(self, problem: ConvProblem, layout: Layout, measure: Measure | None) -> Choice:
+        return choose_conv(
+            problem,
+            self._machine,
+            threads=self._threads,
+            accuracy=self._accuracy,
+            layouts=(layout,),
+            measure=measure,
+        )
 
     def step(self, step: Step, layout: Layout) -> float:
         """Of the step by itself."""
@@ -211,18 +230,6 @@ class _Prices:
         if self._move_cost is not None:
             return self._move_cost(source, target, (n, c, h, w))
         return 4.0 * stored.nbytes / self._machine.memory_bytes_per_s / self._threads
-
-    def _worth(self, problem: ConvProblem, layout: Layout) -> bool:
-        """Whether a layout could win at all: what the model puts far behind NHWC is not measured."""
-        if self._measure is None or layout == "NHWC":
-            return True
-        alone = {
-            each: choose_conv(
-                problem, self._machine, threads=self._threads, accuracy=self._accuracy, layouts=(each,)
-            ).seconds
-            for each in ("NHWC", layout)
-        }
-        return alone[layout] <= 1.3 * alone["NHWC"]
 
     def _problem(self, step: ConvStep) -> ConvProblem:
         x, out = self._base.values[step.x], self._base.values[step.out]

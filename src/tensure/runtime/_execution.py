@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tensure.errors import UnsupportedError
-from tensure.planning import plan_layouts
+from tensure.planning import LAYOUTS, ConvStep, Layout, Segment, kernels_noted, plan_layouts, plan_segment
 from tensure.program import Program, Weights
 
 from ._machine import num_threads
@@ -24,6 +24,7 @@ from ._tensors import Array, to_array, to_tensor
 if TYPE_CHECKING:
     import torch
 
+    from tensure.bundle import Plan
     from tensure.host import Runner
 
 __all__ = ["HostExecution", "States"]
@@ -41,13 +42,14 @@ class HostExecution:
         DamageError: a block of the weights is not what was signed.
     """
 
-    def __init__(self, program: Program, weights: Weights) -> None:
+    def __init__(self, program: Program, weights: Weights, plan: Plan | None = None) -> None:
         # libgomp's threads spin while they wait. Where others use the processors too, or a quota holds them
         # back, that made decoding ten times slower (0.70 s a token for 0.066, two threads on one free core).
         # It is read once, when torch is loaded; a choice of the caller's stands.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._program = program
         self._weights = weights
+        self._plan = plan
         self._arrays: dict[str, Array] | None = None
         self._segments: dict[tuple[str, tuple[tuple[str, int], ...]], SegmentExecution | None] = {}
 
@@ -56,6 +58,14 @@ class HostExecution:
         from tensure.host import Runner, load_weights
 
         return Runner(self._program, load_weights(self._weights))
+
+    def load(self) -> None:
+        """Read every weight now, so that damage shows before the first run."""
+        if self._arrays is None and "_runner" not in self.__dict__:
+            for label, entry in self._program.entries.items():
+                if not entry.params and self._segment(label, {}) is not None:
+                    return
+            _ = self._runner
 
     def run(self, entry: str, params: Mapping[str, int], inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of one call; states start at zero and are dropped."""
@@ -78,14 +88,32 @@ class HostExecution:
         if self._program.entry(entry).states:
             return None
         try:
+            segment, algorithms = self._chosen(entry, params)
+            if self._arrays is None:
+                self._arrays = {name: stored.decode() for name, stored in self._weights.items()}
+            return SegmentExecution(segment, self._arrays, algorithms=algorithms)
+        except UnsupportedError:
+            return None
+
+    def _chosen(self, entry: str, params: Mapping[str, int]) -> tuple[Segment, dict[str, str]]:
+        """The segment with the kernels that the plan notes; chosen here where it notes none."""
+        noted = {} if self._plan is None else kernels_noted(self._plan, entry)
+        if not noted:
             found = plan_layouts(
                 self._program, entry, params, threads=num_threads(), activations=KERNEL_ACTIVATIONS
             )
-            if self._arrays is None:
-                self._arrays = {name: stored.decode() for name, stored in self._weights.items()}
-            return SegmentExecution(found.segment, self._arrays, algorithms=found.algorithms)
-        except UnsupportedError:
-            return None
+            return found.segment, found.algorithms
+        # A note may stand at a value that no convolution makes, or ask for a layout that images between steps
+        # never have: it is advice, and is passed over.
+        plain = plan_segment(self._program, entry, params, activations=KERNEL_ACTIVATIONS)
+        made = {step.out for step in plain.steps if isinstance(step, ConvStep)}
+        layouts: dict[str, Layout] = {}
+        for name, candidate in noted.items():
+            for layout in LAYOUTS:
+                if name in made and candidate.layout == layout:
+                    layouts[name] = layout
+        segment = plan_segment(self._program, entry, params, layouts=layouts, activations=KERNEL_ACTIVATIONS)
+        return segment, {name: noted[name].algorithm for name in layouts}
 
     def step(
         self,

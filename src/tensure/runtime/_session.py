@@ -171,7 +171,7 @@ class Session:
 
     def load(self) -> Self:
         """Load the weights now rather than at the first run; returns the session."""
-        _ = self._execution
+        self._execution.load()
         return self
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Session:
 
     @cached_property
     def _execution(self) -> HostExecution:
-        return HostExecution(self.program, self._folder.weights)
+        return HostExecution(self.program, self._folder.weights, self.plan)
 
     @cached_property
     def _text_side(self) -> TextSide:
