@@ -21,6 +21,10 @@ from hypothesis import settings
 ALLOWED_SKIPS = Path(__file__).with_name("allowed-skips.txt")
 PROFILE = os.environ.get("TENSURE_TEST_PROFILE", "ci" if os.environ.get("CI") else "dev")
 
+# Before any OpenMP runtime is loaded: threads that wait sleep. Spinning, a few workers on two cores cost thrice
+# the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 settings.register_profile("dev", deadline=None, derandomize=False, print_blob=True)
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, database=None)
 settings.register_profile("nightly", deadline=None, derandomize=False, print_blob=True, max_examples=1000)

@@ -115,7 +115,7 @@ template <typename F> void for_each_task(int64_t num_tasks, int num_threads, F f
 }
 
 // Calls f() on the calling thread, with a team of OpenMP's threads behind every for_each_task in it.
-template <typename F> void with_team(int num_threads, F f) {
+template <typename F> void with_team([[maybe_unused]] int num_threads, F f) {
 #if defined(_OPENMP)
   if (num_threads > 1 && !Team::current()) {
     Team *team = nullptr;

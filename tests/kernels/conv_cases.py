@@ -208,13 +208,19 @@ def plain_conv(x: np.ndarray, w: np.ndarray, conv: Conv) -> np.ndarray:
         return np.zeros(
             (0, conv.out_channels, rows, (padded.shape[3] - extent(conv, 1)) // conv.stride[1] + 1)
         )
-    return torch.nn.functional.conv2d(
-        torch.from_numpy(padded),
-        torch.from_numpy(w.astype(np.float64)),
-        stride=conv.stride,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    ).numpy()
+    # One thread: waking and spinning a second one costs more than these few products.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.nn.functional.conv2d(
+            torch.from_numpy(padded),
+            torch.from_numpy(w.astype(np.float64)),
+            stride=conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
+        ).numpy()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def activate(value: np.ndarray, activation: str) -> np.ndarray:
@@ -462,6 +468,11 @@ def _status_bytes(name: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{name}:"))
 
 
+def peak() -> None:
+    """What the measurement sees of memory that is freed at once, and of no memory at all; in bytes."""
+    print(peak_growth(lambda: np.ones(40 << 20, np.uint8).sum()), peak_growth(lambda: None))
+
+
 def memory() -> None:
     """One line for each combination and thread count: name, growth of the peak, im2win formula; in bytes."""
     print("control/1", peak_growth(lambda: np.ones(3 << 20, np.uint8)), 3 << 20)
@@ -495,7 +506,7 @@ def conversions() -> None:
 def main(job: str) -> int:
     try:
         name = isa()
-        {"digests": digests, "memory": memory, "conversions": conversions}[job]()
+        {"digests": digests, "memory": memory, "peak": peak, "conversions": conversions}[job]()
     except UnsupportedError as error:
         print(error)
         return error.exit_code

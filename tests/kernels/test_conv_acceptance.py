@@ -38,7 +38,6 @@ from tests.kernels.conv_cases import (
     from_layout,
     offers,
     part_of_rows,
-    peak_growth,
     plain_conv,
     run,
     same_bits,
@@ -545,7 +544,12 @@ def shape_in(layout: str, n: int, c: int, h: int, w: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name", TWELVE)
 def test_workspace_of_the_twelve_layers(name: str) -> None:
-    """Direct and fused im2win: at most 1 MB a thread; materialised im2win: within 5 % of its formula."""
+    """Direct and fused im2win: at most 1 MB a thread; materialised im2win: within 5 % of its formula.
+
+    Its 5 % are held from 8 images on. Beside the im2win tensor stand a table of offsets (8 bytes a product)
+    and each thread's pixel pointers and partial sums: no part of it, bounded whatever the batch, and up to
+    20 % of the smallest layer's single image. One image, and a third thread, may take 128 KB more.
+    """
     ci, size, co, kernel, stride = TWELVE[name]
     conv = Conv(ci, co, (kernel, kernel), (stride, stride))
     w = np.zeros((co, ci, kernel, kernel), np.float32)
@@ -561,7 +565,8 @@ def test_workspace_of_the_twelve_layers(name: str) -> None:
             rows = (size - kernel) // stride + 1
             formula = 4 * images * ci * rows * size * kernel
             if algorithm == "im2win_full":
-                assert 0.95 * formula <= stated <= 1.05 * formula, (layout, n, threads, stated, formula)
+                more = 0 if images >= 8 and threads <= 2 else MEGABYTE / 8
+                assert formula <= stated <= 1.05 * formula + more, (layout, n, threads, stated, formula)
             else:
                 assert 0 <= stated <= threads * MEGABYTE, (algorithm, layout, n, threads, stated)
 
@@ -1297,7 +1302,12 @@ def test_the_oracle_is_the_plain_sum() -> None:
 
 
 def test_the_measurement_of_peaks_sees_memory_that_is_freed_at_once() -> None:
-    assert peak_growth(lambda: np.ones(40 << 20, np.uint8).sum()) >= 30 << 20
+    """In a process of its own: here the allocator may hold that much already, and nothing would grow."""
+    done = subprocess_of("peak", MALLOC_MMAP_THRESHOLD_="65536")
+    assert done.returncode == 0, done.stderr
+    freed, nothing = map(int, done.stdout.split()[:2])
+    assert 38 << 20 <= freed <= 44 << 20
+    assert nothing <= MEGABYTE / 4
 
 
 def test_drawn_geometries_reach_the_corners() -> None:

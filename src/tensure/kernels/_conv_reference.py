@@ -25,13 +25,17 @@ def conv2d_reference(
     activation: str = "none",
     layout: str = "NHWC",
 ) -> Doubles:
-    """What `conv2d` must give up to rounding, in the same layout."""
+    """What `conv2d` must give up to rounding, in the same layout.
+
+    Raises:
+        InputError: the padded input is smaller than the (dilated) kernel.
+    """
     check_choice("activation", activation, ACTIVATIONS)
-    x_NCHW, w = _padded(to_nchw(np.asarray(x, np.float64), layout), conv), np.asarray(w_OIHW, np.float64)
-    num, _, height, width = x_NCHW.shape
+    images, w = to_nchw(np.asarray(x, np.float64), layout), np.asarray(w_OIHW, np.float64)
+    num, _, height, width = images.shape
+    rows, columns = conv.out_size(height, width)
+    x_NCHW = _padded(images, conv)
     (kernel_h, kernel_w), (down, across), (dilation_h, dilation_w) = conv.kernel, conv.stride, conv.dilation
-    rows = (height - (kernel_h - 1) * dilation_h - 1) // down + 1
-    columns = (width - (kernel_w - 1) * dilation_w - 1) // across + 1
     each_in, each_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     y = np.zeros((num, conv.out_channels, rows, columns))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -56,11 +60,16 @@ def conv2d_reference(
 
 
 def im2win_reference(x: NDArray[np.float32], conv: Conv, layout: str = "NHWC") -> NDArray[np.float32]:
-    """What `im2win` must give: the index formula of its docstring."""
-    x_NCHW = _padded(to_nchw(np.asarray(x, np.float64), layout), conv)
-    num, channels, height, width = x_NCHW.shape
+    """What `im2win` must give: the index formula of its docstring.
+
+    Raises:
+        InputError: the padded input is smaller than the (dilated) kernel.
+    """
+    images = to_nchw(np.asarray(x, np.float64), layout)
+    rows, _ = conv.out_size(*images.shape[2:])
+    x_NCHW = _padded(images, conv)
+    num, channels, _, width = x_NCHW.shape
     kernel_h = conv.kernel[0]
-    rows = (height - (kernel_h - 1) * conv.dilation[0] - 1) // conv.stride[0] + 1
     found = np.empty((num, channels, rows, width * kernel_h))
     for m in range(rows):
         for u in range(kernel_h):
