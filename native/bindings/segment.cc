@@ -110,8 +110,10 @@ class BoundSegment {
     if (static_cast<int64_t>(arena.size()) * 4 < arena_bytes_) throw std::invalid_argument("the arena is too small");
     if (static_cast<int64_t>(workspace.size()) < this->workspace(num_threads))
       throw std::invalid_argument("the workspace is too small");
-    for (const void *p : {static_cast<const void *>(arena.data()), static_cast<const void *>(workspace.data())})
-      if (reinterpret_cast<uintptr_t>(p) % 64) throw std::invalid_argument("the arena or the workspace is not aligned");
+    // An empty array may begin anywhere.
+    if ((arena.size() && reinterpret_cast<uintptr_t>(arena.data()) % 64) ||
+        (workspace.size() && reinterpret_cast<uintptr_t>(workspace.data()) % 64))
+      throw std::invalid_argument("the arena or the workspace is not aligned");
     std::vector<double> seconds(timed ? steps_.size() : 0);
     bool done;
     {
