@@ -21,8 +21,8 @@ from hypothesis import settings
 ALLOWED_SKIPS = Path(__file__).with_name("allowed-skips.txt")
 PROFILE = os.environ.get("TENSURE_TEST_PROFILE", "ci" if os.environ.get("CI") else "dev")
 
-# Before any OpenMP runtime is loaded: threads that wait sleep. Spinning, a few workers on two cores cost thrice
-# the time.
+# Before any OpenMP runtime is loaded: threads that wait sleep. Spinning, a few workers on two cores cost
+# thrice the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("dev", deadline=None, derandomize=False, print_blob=True)

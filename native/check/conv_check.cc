@@ -171,7 +171,8 @@ int64_t check_conv(int rounds, Plant plant) {
     for (int way_index = 0; way_index < 22; ++way_index) {
       // Twenty strict ways, direct NHWC again with some switches off, and Winograd where it applies.
       if (way_index == 21 && kind_of(round) != Kind::winograd) continue;
-      Way way{g.conv, random.chance(2), random.chance(2), random.chance(2), static_cast<Activation>(random.pick(0, integers ? 2 : 3))};
+      const Activation activation = static_cast<Activation>(random.pick(0, integers ? 2 : 3));  // SiLU rounds
+      Way way{g.conv, random.chance(2), random.chance(2), random.chance(2), activation};
       way.conv.layout = way_index < 20 ? static_cast<Layout>(way_index % 5) : Layout::nhwc;
       way.conv.algorithm = static_cast<ConvAlgorithm>(way_index < 20 ? way_index / 5 : way_index == 20 ? 0 : 4);
       if (way_index == 20) way.conv.switches = static_cast<unsigned>(random.pick(0, kAllSwitches));
@@ -211,7 +212,8 @@ int64_t check_layouts(int rounds) {
         to.expect_guards("converted images");
         for_each_element(target, g.in, [&](int64_t i, int64_t at) {
           if (to[at] != x[i])
-            fail("%s to %s: element %d moved wrongly", kLayoutNames[layout_index], kLayoutNames[target_index], static_cast<int>(i));
+            fail("%s to %s: element %d is not what it was", kLayoutNames[layout_index], kLayoutNames[target_index],
+                 static_cast<int>(i));
         });
         const Shape padded{held(target, g.in.n), g.in.c, g.in.h, g.in.w};
         for_each_element(target, padded, [&](int64_t i, int64_t at) {

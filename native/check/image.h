@@ -63,7 +63,8 @@ inline Exact plain_conv(const Conv2d &c, const Shape &in, const Shape &out, cons
           for (int64_t r = 0; r < each_in; ++r)
             for (int64_t u = 0; u < c.kernel_h; ++u)
               for (int64_t v = 0; v < c.kernel_w; ++v) {
-                const int64_t y = m * c.stride_h + u * c.dilation_h - c.pad_top, at = l * c.stride_w + v * c.dilation_w - c.pad_left;
+                const int64_t y = m * c.stride_h + u * c.dilation_h - c.pad_top;
+                const int64_t at = l * c.stride_w + v * c.dilation_w - c.pad_left;
                 if (y < 0 || y >= in.h || at < 0 || at >= in.w) continue;
                 const double product = static_cast<double>(x[((n * in.c + o / each_out * each_in + r) * in.h + y) * in.w + at]) *
                                        w[((o * each_in + r) * c.kernel_h + u) * c.kernel_w + v];

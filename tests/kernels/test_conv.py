@@ -105,7 +105,7 @@ def test_silu_at_the_ends() -> None:
 
 @pytest.mark.parametrize("width", [2, 19], ids=["one output", "many outputs"])
 def test_sums_of_thirty_thousand_products(width: int) -> None:
-    """Exact on integers, within the bound on others. Sums of many outputs are cut into parts for the caches."""
+    """Exact on integers, within the bound on others. The caches cut sums of many outputs into parts."""
     conv = Conv(3000, 2, (5, 2))
     geometry = Geometry(1, 5, width, conv)
     assert geometry.num_products == 30_000

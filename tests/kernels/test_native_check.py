@@ -31,7 +31,7 @@ WATCHED = [
     "-fopenmp",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
-    "-fno-sanitize=null,object-size",  # AddressSanitizer sees what these see
+    "-fno-sanitize=null,object-size,pointer-overflow",  # AddressSanitizer sees what these see
     "--param=asan-instrumentation-with-call-threshold=0",
 ]
 
