@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -70,6 +71,26 @@ def test_equals_torch_in_every_layout(name: str, layout: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * max(1, np.abs(expected).max()))
     assert not np.allclose(found, np.roll(expected, 1, axis=-1), rtol=0, atol=2e-6), "the comparison sees"
     assert len(execution.time_steps({given: x.numpy()})) == len(segment.steps)
+
+
+def test_callers_in_several_threads_get_their_own_answers() -> None:
+    module, _ = made(*NETS["linears"][:1], *NETS["linears"][1])
+    x = torch.randn(5, 9)
+    with torch.no_grad():
+        model = from_torch(module, (x,), name="net")
+    weights = {key: stored.decode() for key, stored in model.weights.items()}
+    segment = plan_segment(model.program, activations=KERNEL_ACTIVATIONS)
+    execution = SegmentExecution(segment, weights)
+    inputs = [np.full((5, 9), value, np.float32) for value in range(8)]
+    alone = [next(iter(execution.run({segment.inputs[0]: each}).values())) for each in inputs]
+
+    def call(number: int) -> bool:
+        each = number % 8
+        (found,) = execution.run({segment.inputs[0]: inputs[each]}).values()
+        return np.array_equal(found, alone[each])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(400)))
 
 
 def test_winograd_runs_when_it_is_asked_for() -> None:

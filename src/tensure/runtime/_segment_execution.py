@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -65,6 +66,7 @@ class SegmentExecution:
                 wanted="an entry whose every step has a kernel",
             )
         self._segment = segment
+        self._lock = Lock()
         self._algorithms = dict(algorithms or {})
         self._weights: dict[str, Array] = dict(weights)
         for fold in segment.folds:
@@ -91,16 +93,19 @@ class SegmentExecution:
         Raises:
             InputError: an input is missing or not as the entry declares it.
         """
-        self._steps.run([*self._given(inputs), *self._held], threads)
-        values = self._segment.values
-        return {
-            name: self._steps.view(self._slot(held), values[held].shape).copy()
-            for name, held in self._segment.outputs
-        }
+        given, values = self._given(inputs), self._segment.values
+        with self._lock:  # one arena: callers take turns
+            self._steps.run([*given, *self._held], threads)
+            return {
+                name: self._steps.view(self._slot(held), values[held].shape).copy()
+                for name, held in self._segment.outputs
+            }
 
     def time_steps(self, inputs: Mapping[str, _Floats], threads: int = 1) -> list[tuple[Step, float]]:
         """Every step of one run with the seconds it took."""
-        seconds = self._steps.time_steps([*self._given(inputs), *self._held], threads)
+        given = self._given(inputs)
+        with self._lock:
+            seconds = self._steps.time_steps([*given, *self._held], threads)
         return list(zip(self._segment.steps, seconds, strict=True))
 
     def _given(self, inputs: Mapping[str, _Floats]) -> list[_Floats]:
