@@ -34,6 +34,7 @@ from tensure.kernels._gemv import (
 )
 from tensure.kernels._gemv_reference import decode_weights, gemv_reference
 from tensure.kernels._isa import available_isas, built_isas, features, isa
+from tensure.kernels._peak import PEAK_KINDS, measure_peak
 from tensure.kernels._segment import ImageShape, Input, Slot, StepList
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Slot",
     "StepList",
     "ENCODINGS",
+    "PEAK_KINDS",
     "available_isas",
     "built_isas",
     "dequantize",
@@ -76,4 +78,5 @@ __all__ = [
     "pack_int8",
     "quantize_activations",
     "read_memory",
+    "measure_peak",
 ]
