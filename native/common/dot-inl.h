@@ -19,6 +19,11 @@ typedef int32_t VecIAnywhere __attribute__((vector_size(TENSURE_VECTOR_BYTES), a
 TENSURE_INLINE VecI splat_int(int32_t value) { return value - VecI{}; }
 TENSURE_INLINE VecI load_ints(const void *p) { return *static_cast<const VecIAnywhere *>(p); }
 TENSURE_INLINE void store_ints(void *p, VecI v) { *static_cast<VecIAnywhere *>(p) = v; }
+// The sum modulo 2^32, where the language leaves a signed overflow undefined.
+TENSURE_INLINE VecI wrapping_add(VecI a, VecI b) {
+  typedef uint32_t Unsigned __attribute__((vector_size(TENSURE_VECTOR_BYTES)));
+  return reinterpret_cast<VecI>(reinterpret_cast<Unsigned>(a) + reinterpret_cast<Unsigned>(b));
+}
 TENSURE_INLINE VecF as_floats(VecI v) { return reinterpret_cast<VecF>(v); }
 TENSURE_INLINE VecI as_ints(VecF v) { return reinterpret_cast<VecI>(v); }
 
