@@ -22,12 +22,13 @@ from tensure.errors import TensureError
 from ._records import Json
 from ._text_engine import memory_facts
 
-__all__ = ["Measurement", "bandwidth", "f32_peak", "f32_rate", "setup"]
+__all__ = ["Measurement", "bandwidth", "dot_peak", "f32_peak", "f32_rate", "setup"]
 
 BUFFER_BYTES: Final = 512 << 20
 """Well beyond any cache of the machines we know, and small beside their memory."""
 _TRIES: Final = 7
 _MATRIX: Final = 1536
+_PEAK_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,19 @@ def f32_peak(threads: int = 1, *, clock: Callable[[], float] = time.perf_counter
     return f32_rate(threads, clock=clock)
 
 
+def dot_peak(kind: str, threads: int = 1) -> Measurement:
+    """The most operations per second of dot products of `kind` ("int8", "bf16") on registers.
+
+    Each thread counts by its own processor time; their rates add up.
+    """
+    from tensure import kernels
+
+    with ThreadPoolExecutor(threads) as pool:
+        rates = list(pool.map(lambda _: kernels.measure_peak(kind, _PEAK_S), range(threads)))
+    features = ", ".join((kernels.isa(), *kernels.features()))
+    return Measurement(sum(rates), "OP/s", f"{kind} dot products on registers, {features}")
+
+
 def _own_readers(data: NDArray[np.uint8], threads: int) -> dict[str, Callable[[], object]]:
     """`kernels.read_memory` in several ways; nothing where the C++ part does not run."""
     from tensure import kernels
@@ -124,6 +138,9 @@ class _LimitsEngine:
     def peak(self, asked: Json) -> Json:
         clock = time.process_time if asked["cpu_time"] else time.perf_counter
         return asdict(f32_peak(asked["threads"], clock=clock))
+
+    def dot_peak(self, asked: Json) -> Json:
+        return asdict(dot_peak(asked["kind"], asked["threads"]))
 
     def facts(self) -> Json:
         return memory_facts()

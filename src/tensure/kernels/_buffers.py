@@ -1,32 +1,24 @@
-"""Checks of the arrays that a kernel's face is handed, and memory that begins where vectors like it to.
+"""Checks of the arrays of any dtype that a kernel's face is handed, and arrays where vectors like them.
 
 Knows dtypes, shapes and addresses only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tensure.errors import InputError
+from tensure.kernels._conv import ALIGNMENT, aligned_bytes
 
-__all__ = ["aligned_bytes", "as_bytes", "check_buffer", "check_out", "check_threads", "check_workspace"]
-
-ALIGNMENT: Final = 64
-MAX_THREADS: Final = 1024
+__all__ = ["aligned_array", "as_bytes", "check_buffer", "check_out", "check_workspace"]
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
-
-
-def aligned_bytes(nbytes: int) -> Bytes:
-    """Fresh bytes from a multiple of 64 on: a vector that straddles two cache lines loads at half speed."""
-    room = np.empty(nbytes + ALIGNMENT, np.uint8)
-    skip = -room.ctypes.data % ALIGNMENT
-    return room[skip : skip + nbytes]
 
 
 def as_bytes(array: Array) -> Bytes:
@@ -34,10 +26,9 @@ def as_bytes(array: Array) -> Bytes:
     return array.reshape(-1).view(np.uint8)
 
 
-def check_threads(threads: object) -> None:
-    """Refuse what is no number of threads."""
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"got {threads!r}", place="threads", wanted=f"an integer from 1 to {MAX_THREADS}")
+def aligned_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A fresh array from a multiple of 64 on."""
+    return aligned_bytes(dtype.itemsize * math.prod(shape)).view(dtype).reshape(shape)
 
 
 def check_buffer(

@@ -14,15 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError
-from tensure.kernels._buffers import (
-    aligned_bytes,
-    as_bytes,
-    check_buffer,
-    check_out,
-    check_threads,
-    check_workspace,
-)
-from tensure.kernels._conv_geometry import ALGORITHMS, LAYOUTS, SWITCHES, Conv, shape_of, sizes_of
+from tensure.kernels._buffers import aligned_array, as_bytes, check_buffer, check_out, check_workspace
+from tensure.kernels._conv import aligned_bytes, check_threads
+from tensure.kernels._conv_geometry import ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape, sizes_of
 from tensure.kernels._isa import native
 
 __all__ = ["Epilogue", "PackedDot", "matrix_shape", "output_array", "pack", "run"]
@@ -54,7 +48,7 @@ class PackedDot:
     def output_shape_of(self, sizes: tuple[int, int, int]) -> tuple[int, ...]:
         """The same for images, height, width."""
         images, height, width = sizes
-        return shape_of("NHWC", images, self.conv.out_channels, *self.conv.out_size(height, width))
+        return image_shape("NHWC", images, self.conv.out_channels, *self.conv.out_size(height, width))
 
     def workspace_of(self, shape: Iterable[int], element: str, threads: int) -> int:
         """Bytes that a run works in beside its arguments: what is shared, and a part for each thread."""
@@ -101,7 +95,7 @@ def output_array(
 ) -> Array:
     """`out`, found fit to be the output and apart from the operands; a new array when None."""
     if out is None:
-        return np.empty(shape, dtype)
+        return aligned_array(shape, dtype)
     check_buffer("out", out, [dtype], shape)
     check_out(out, {"the weights": packed.data, **operands})
     return out
