@@ -127,7 +127,7 @@ class DotJob {
     const char *packed = static_cast<const char *>(run_.packed);
     const int32_t *weight_sums =
         reinterpret_cast<const int32_t *>(packed + 4 * padded_channels(panels_) * layout_.num_groups());
-    fill_channels(run_, panels_, corrects ? weight_sums : nullptr, sign_shift(), channels_);
+    fill_channels(conv_, run_, panels_, corrects ? weight_sums : nullptr, sign_shift(), channels_);
     char *threads = static_cast<char *>(run_.workspace) + need.shared;
     // Panels become tasks of their own when there are too few blocks to go round.
     const int64_t wanted = run_.num_threads == 1 ? 1 : ceil_div(4 * run_.num_threads, blocks_.count());
@@ -244,8 +244,8 @@ class DotJob {
     const char *w = static_cast<const char *>(run_.packed) + 4 * panel.at * groups;
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t k0 = groups * part / parts, k1 = groups * (part + 1) / parts;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t p0 = pixels * t / tiles, p1 = pixels * (t + 1) / tiles;
+      for (int64_t t = 0, p0 = 0, p1; t < tiles; ++t, p0 = p1) {
+        p1 = pixels * (t + 1) / tiles;
         const char *x[kMaxPixels];
         for (int64_t i = p0; i < p1; ++i) x[i - p0] = scratch.x[i] + group_at;
         int32_t *sums = scratch.sums + (parts > 1 ? p0 * panel.width : 0);

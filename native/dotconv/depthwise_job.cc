@@ -30,9 +30,9 @@ void run_dot_depthwise_job(const Conv2d &conv, const DotTable &table, const Size
   const Workspace need = dot_depthwise_workspace(conv, table);
   const int64_t C = conv.out_channels, padded = round_up(C, table.lanes);
   Carver shared(run.workspace);
-  const DotChannels channels = carve_channels(shared, padded);
+  DotChannels channels = carve_channels(shared, padded);
   const std::vector<Panel> one{{0, 0, static_cast<int>(C), static_cast<int>(padded), 0}};
-  fill_channels(run, one, nullptr, 0, channels);
+  fill_channels(conv, run, one, nullptr, 0, channels);
   char *threads = static_cast<char *>(run.workspace) + need.shared;
   // The columns whose whole window lies inside the row.
   const int64_t reach = s.width + conv.pad_left - (conv.kernel_w - 1) * conv.dilation_w;  // first column too far, times stride

@@ -78,23 +78,37 @@ template <typename T, typename V> TENSURE_INLINE void store_lanes(T *to, V v, in
   }
 }
 
-// The 64-bit products of the even lanes.
+// multiply_even: the 64-bit products of the even lanes. alternate: even lanes of one, odd lanes of the other.
 typedef int64_t VecL __attribute__((vector_size(TENSURE_VECTOR_BYTES)));
+typedef uint64_t VecUL __attribute__((vector_size(TENSURE_VECTOR_BYTES)));
 #if TENSURE_VECTOR_BYTES == 64
 // The plain intrinsic is given an undefined register, which GCC 12 warns about (PR 105593).
 TENSURE_INLINE VecL multiply_even(VecL a, VecL b) {
   return reinterpret_cast<VecL>(_mm512_maskz_mul_epi32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 }
+TENSURE_INLINE VecI alternate(VecUL even, VecUL odd) {
+  return reinterpret_cast<VecI>(
+      _mm512_mask_blend_epi32(0xaaaa, reinterpret_cast<__m512i>(even), reinterpret_cast<__m512i>(odd)));
+}
 #elif defined(__AVX2__)
 TENSURE_INLINE VecL multiply_even(VecL a, VecL b) {
   return reinterpret_cast<VecL>(_mm256_mul_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+TENSURE_INLINE VecI alternate(VecUL even, VecUL odd) {
+  return reinterpret_cast<VecI>(_mm256_blend_epi32(reinterpret_cast<__m256i>(even), reinterpret_cast<__m256i>(odd), 0xaa));
 }
 #elif defined(__SSE4_1__)
 TENSURE_INLINE VecL multiply_even(VecL a, VecL b) {
   return reinterpret_cast<VecL>(_mm_mul_epi32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 }
+TENSURE_INLINE VecI alternate(VecUL even, VecUL odd) {
+  return reinterpret_cast<VecI>(_mm_blend_epi16(reinterpret_cast<__m128i>(even), reinterpret_cast<__m128i>(odd), 0xcc));
+}
 #else
 TENSURE_INLINE VecL multiply_even(VecL a, VecL b) { return (a << 32 >> 32) * (b << 32 >> 32); }
+TENSURE_INLINE VecI alternate(VecUL even, VecUL odd) {
+  return reinterpret_cast<VecI>((even & 0xffffffff) | (odd & ~uint64_t{0xffffffff}));
+}
 #endif
 
 // floor((a * b + 2^30) / 2^31) of each lane; b >= 0. The saturating rounding doubling high multiply of gemmlowp, whose
@@ -105,8 +119,9 @@ TENSURE_INLINE VecI high_multiply(VecI a, VecI b) {
 #else
   const VecL x = reinterpret_cast<VecL>(a), y = reinterpret_cast<VecL>(b), half = int64_t{1 << 30} - VecL{};
   // The results are bits 31 to 62: moved down to the even lanes, up to the odd ones.
-  const VecL even = ((multiply_even(x, y) + half) >> 31) & 0xffffffff, odd = multiply_even(x >> 32, y >> 32) + half;
-  return reinterpret_cast<VecI>(even | ((odd << 1) & ~int64_t{0xffffffff}));
+  const VecUL even = reinterpret_cast<VecUL>(multiply_even(x, y) + half);
+  const VecUL odd = reinterpret_cast<VecUL>(multiply_even(x >> 32, y >> 32) + half);
+  return alternate(even >> 31, odd << 1);
 #endif
 }
 
@@ -120,6 +135,11 @@ TENSURE_INLINE VecI shift_left(VecI x, VecI left) {
 TENSURE_INLINE VecI shift_right(VecI x, VecI right) {
   const VecI mask = ~(splat_int(-1) << right), negative = x < 0;  // -1 where true
   return (x >> right) - ((x & mask) > (mask >> 1) - negative);
+}
+
+// The same, of |x| < 2^30: half is added, and one taken away below zero, without leaving 32 bits.
+TENSURE_INLINE VecI shift_right_small(VecI x, VecI right, VecI half, VecI is_shift) {
+  return (x + half + ((x >> 31) & is_shift)) >> right;
 }
 
 TENSURE_INLINE VecI clamp(VecI x, VecI low, VecI high) {
@@ -137,19 +157,32 @@ void finish_ints(const DotFinish &f) {
   }
 }
 
-template <typename T, typename NARROW> void finish_bytes(const DotFinish &f) {
+template <typename T, typename NARROW, bool SMALL> TENSURE_INLINE void finish_bytes_of(const DotFinish &f) {
   const VecI zero = splat_int(f.zero_point), low = splat_int(f.low) - zero, high = splat_int(f.high) - zero;
-  for (int c = 0; c < f.channels; c += kLanes) {
+  // Copies, since a store of bytes might change any field for all the compiler knows.
+  const int pixels = f.pixels, width = f.width, channels = f.channels;
+  const int64_t *out_at = f.out_at;
+  for (int c = 0; c < channels; c += kLanes) {
     const VecI offset = load_ints(f.offset + c), multiplier = load_ints(f.multiplier + c);
     const VecI left = load_ints(f.left + c), right = load_ints(f.right + c);
+    const VecI mask = ~(splat_int(-1) << right), half = (mask >> 1) + (mask & 1), is_shift = right > 0;
     const int32_t *sums = static_cast<const int32_t *>(f.sums) + c;
-    for (int p = 0; p < f.pixels; ++p) {
-      const VecI sum = shift_left(wrapping_add(load_ints(sums + p * f.width), offset), left);
-      const VecI scaled = shift_right(high_multiply(sum, multiplier), right);
+    T *out = static_cast<T *>(f.out) + c;
+    for (int p = 0; p < pixels; ++p, sums += width) {
+      const VecI sum = wrapping_add(load_ints(sums), offset);
+      const VecI scaled = SMALL ? shift_right_small(high_multiply(sum, multiplier), right, half, is_shift)
+                                : shift_right(high_multiply(shift_left(sum, left), multiplier), right);
       const NARROW narrow = __builtin_convertvector(clamp(scaled, low, high) + zero, NARROW);
-      store_lanes(static_cast<T *>(f.out) + f.out_at[p] + c, narrow, f.channels - c);
+      store_lanes(out + out_at[p], narrow, channels - c);
     }
   }
+}
+
+template <typename T, typename NARROW> void finish_bytes(const DotFinish &f) {
+  if (f.small)
+    finish_bytes_of<T, NARROW, true>(f);
+  else
+    finish_bytes_of<T, NARROW, false>(f);
 }
 
 void finish_scaled(const DotFinish &f) {

@@ -1,6 +1,8 @@
 // Dispatch: which instruction set, which method, which job. Compiled for the platform's baseline: nothing here may need more.
 #include "dotconv/dotconv.h"
 
+#include <cstdlib>
+
 #include "common/isa.h"
 #include "dotconv/jobs.h"
 
@@ -62,11 +64,13 @@ bool dotconv(const Conv2d &conv, const DotRun &run) {
 
 DotChannels carve_channels(Carver &carver, int64_t padded) {
   return {carver.take<int32_t>(padded), carver.take<int32_t>(padded), carver.take<int32_t>(padded),
-          carver.take<int32_t>(padded), carver.take<float>(padded),   carver.take<float>(padded)};
+          carver.take<int32_t>(padded), carver.take<float>(padded),   carver.take<float>(padded), false};
 }
 
-void fill_channels(const DotRun &run, const std::vector<Panel> &panels, const int32_t *weight_sums, int32_t shift,
-                   const DotChannels &to) {
+void fill_channels(const Conv2d &conv, const DotRun &run, const std::vector<Panel> &panels, const int32_t *weight_sums,
+                   int32_t shift, DotChannels &to) {
+  int64_t largest_bias = 0;
+  int32_t most_left = 0;
   const uint32_t centre = static_cast<uint32_t>(run.zero_point + shift);
   for (const Panel &panel : panels)
     for (int j = 0; j < panel.width; ++j) {
@@ -75,6 +79,8 @@ void fill_channels(const DotRun &run, const std::vector<Panel> &panels, const in
       const uint32_t bias = valid && run.bias_ints ? static_cast<uint32_t>(run.bias_ints[channel]) : 0;
       const uint32_t correction = weight_sums ? centre * static_cast<uint32_t>(weight_sums[at]) : 0;
       const int32_t shift_by = valid && run.shift ? run.shift[channel] : 0;
+      if (valid && run.bias_ints) largest_bias = std::max(largest_bias, std::abs(int64_t{run.bias_ints[channel]}));
+      most_left = std::max(most_left, shift_by);
       to.offset[at] = static_cast<int32_t>(bias - correction);
       to.multiplier[at] = valid && run.multiplier ? run.multiplier[channel] : 0;
       to.left[at] = std::max(shift_by, 0);
@@ -82,6 +88,8 @@ void fill_channels(const DotRun &run, const std::vector<Panel> &panels, const in
       to.scale[at] = valid && run.scale ? run.scale[channel] : 0.0f;
       to.bias[at] = valid && run.bias_floats ? run.bias_floats[channel] : -0.0f;  // adding -0 changes nothing
     }
+  constexpr int64_t kLargestProduct = 255 * 128;
+  to.small = most_left == 0 && kLargestProduct * num_products(conv) + largest_bias < int64_t{1} << 30;
 }
 
 void finish_pixels(const DotTable &table, const DotRun &run, const DotChannels &all, int64_t at, int64_t channel, int channels,
@@ -103,7 +111,8 @@ void finish_pixels(const DotTable &table, const DotRun &run, const DotChannels &
                          run.out_zero_point,
                          run.low,
                          run.high,
-                         run.activation};
+                         run.activation,
+                         all.small};
   if (run.element == DotElement::bf16)
     table.finish_halves[run.output == DotOutput::bf16](finish);
   else

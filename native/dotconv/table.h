@@ -33,6 +33,7 @@ struct DotFinish {
   const float *scale, *bias;
   int32_t zero_point, low, high;
   Activation activation;
+  bool small;             // no sum with its offset reaches 2^30 and no `left` is above 0: a shorter way is right
 };
 
 // A few neighbouring output pixels of one row of a depthwise convolution of bytes, all channels.

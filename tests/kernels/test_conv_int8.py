@@ -242,6 +242,34 @@ def test_rounding_of_any_sum(rows: list[tuple[int, int, int]], zero_point: int) 
         assert np.array_equal(found[0, plain], expected)
 
 
+EDGE = 2**30 - 255 * 128 * 4  # beyond it, four products could reach 2^30 and another way is taken
+SMALL_SUMS = st.one_of(
+    st.integers(1 - EDGE, EDGE - 1),
+    st.integers(-300, 300),
+    st.builds(lambda k, sign: sign * (EDGE - k), st.integers(1, 4), st.sampled_from([-1, 1])),
+)
+
+
+@settings(max_examples=4 * EXAMPLES)
+@given(
+    st.lists(st.tuples(SMALL_SUMS, MULTIPLIERS, st.integers(-31, 0)), min_size=1, max_size=40),
+    st.integers(-128, 127),
+    st.booleans(),
+)
+def test_rounding_of_small_sums_without_left_shifts(
+    rows: list[tuple[int, int, int]], zero_point: int, beyond: bool
+) -> None:
+    """The shorter way, up to its edge; one sum beyond it sends all the longer way, to the same bytes."""
+    columns = list(zip(*rows, strict=True))
+    if beyond:
+        columns = [(*column, last) for column, last in zip(columns, (EDGE, 2**30, -1), strict=True)]
+    sums, multiplier, shift = (np.array(column, np.int32) for column in columns)
+    narrow = Requantize(multiplier, shift, zero_point)
+    packed = pack_gemm_int8(np.zeros((len(sums), 4), np.int8))
+    found = gemm_int8(np.zeros((1, 4), np.int8), packed, bias=sums, requantize=narrow)
+    assert same(found, requantize_reference(sums[None].astype(np.int64), narrow))
+
+
 def test_ties_go_up_in_the_product_and_away_from_zero_in_the_shift() -> None:
     """By hand: 2^30 / 2^31 halves a sum; TensorFlow Lite's two roundings differ for negative ties."""
     half = Requantize(np.array([2**30], np.int32), np.array([0], np.int32))
