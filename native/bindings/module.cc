@@ -13,6 +13,8 @@ namespace nb = nanobind;
 namespace tensure {
 void bind_conv(nb::module_ &m);
 void bind_dequantize(nb::module_ &m);
+void bind_dotconv(nb::module_ &m);
+void bind_peak(nb::module_ &m);
 void bind_segment(nb::module_ &m);
 void bind_gemv(nb::module_ &m);
 }
@@ -45,6 +47,8 @@ NB_MODULE(_native, m) {
   });
   tensure::bind_conv(m);
   tensure::bind_dequantize(m);
+  tensure::bind_dotconv(m);
+  tensure::bind_peak(m);
   tensure::bind_segment(m);
   tensure::bind_gemv(m);
 }

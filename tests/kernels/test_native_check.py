@@ -1,8 +1,8 @@
 """native/check, a program without Python, for what this process cannot be: watched, or another processor.
 
-It holds conv, segment and dequantize against plain loops in double; here it is built twice. For x86-64 the
-sanitizers watch addresses and undefined behaviour; for aarch64 it is static, without OpenMP, and runs under
-qemu. A build is kept in build/check until a source changes.
+It holds conv, dotconv, segment and dequantize against plain loops in double or 64-bit integers; here it is
+built twice. For x86-64 the sanitizers watch addresses and undefined behaviour; for aarch64 it is static,
+without OpenMP, and runs under qemu. A build is kept in build/check until a source changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tensure.kernels import available_isas
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE, KEPT = ROOT / "native", ROOT / "build" / "check"
-FAMILIES = ("conv", "segment", "dequantize")
+FAMILIES = ("conv", "dotconv", "segment", "dequantize")
 ROUNDS = 15
 
 COMMON = ["-std=gnu++20", "-O1", "-ffp-contract=off", f"-I{NATIVE}"]
@@ -108,10 +108,12 @@ def bits_of(done: subprocess.CompletedProcess[str], isa: str, rounds: int) -> di
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     *lines, last = done.stdout.splitlines()
     counts = re.fullmatch(
-        rf"{isa}: (\d+) convolutions, (\d+) moves, (\d+) steps of segments, (\d+) runs of blocks agree", last
+        rf"{isa}: (\d+) convolutions, (\d+) moves, (\d+) steps of segments, (\d+) runs of blocks, "
+        r"(\d+) of bytes agree",
+        last,
     )
     assert counts, last
-    least = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds)
+    least = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds, 4 * rounds)
     assert all(int(found) >= wanted for found, wanted in zip(counts.groups(), least, strict=True)), last
     assert len(lines) == rounds
     return {words[1]: words[3] for words in (line.split() for line in lines)}
@@ -132,6 +134,12 @@ def test_sanitizers_find_nothing_on_any_instruction_set_here() -> None:
         assert bits["v3"] == bits["v4"], "strict results differ between sets that have fused multiply-add"
     if "v3" in bits:
         assert bits["v2"] != bits["v3"], "the bits of v2, which rounds twice, must differ somewhere"
+
+
+@pytest.mark.skipif(not X86, reason="not an x86-64 processor")
+def test_sanitizers_find_nothing_without_byte_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSURE_FEATURES", "-vnni")
+    bits_of(run(watched_program(), "4"), available_isas()[-1], 4)
 
 
 def test_aarch64_agrees_and_gives_the_bits_of_x86() -> None:
@@ -158,6 +166,7 @@ PLANTED = {
     "guard": "was overwritten",
     "step": "segment, convolution: element",
     "block": "encoding 0, element",
+    "byte": "bytes, round 0: element",
 }
 
 

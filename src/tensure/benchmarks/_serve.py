@@ -26,6 +26,8 @@ ENGINES: Final[Mapping[str, str]] = {
     "tensure": "_engine_tensure:setup",
     "transformers": "_engine_transformers:setup",
     "llama.cpp": "_engine_llama_cpp:setup",
+    "gemm": "_engine_gemm:setup",
+    "gemm torch": "_engine_gemm:setup_torch",
     "gemv": "_engine_gemv:setup",
     "gemv torch": "_engine_gemv:setup_torch",
     "limits": "_limits:setup",
@@ -42,7 +44,7 @@ ENGINES: Final[Mapping[str, str]] = {
     "net-openvino": "_engine_net_openvino:setup",
     "net-torch": "_engine_net_torch:setup",
 }
-_REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak"})
+_REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak", "dot_peak"})
 
 
 def serve(setup: Callable[[], object], requests: IO[bytes], answers: IO[bytes]) -> None:

@@ -16,7 +16,23 @@ from tensure.kernels._conv import (
     im2win,
     pack_conv2d,
 )
+from tensure.kernels._conv_bf16 import (
+    PackedConvBf16,
+    conv2d_bf16,
+    gemm_bf16,
+    pack_conv2d_bf16,
+    pack_gemm_bf16,
+)
 from tensure.kernels._conv_geometry import ACTIVATIONS, ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape
+from tensure.kernels._conv_int8 import (
+    PackedConvInt8,
+    Requantize,
+    conv2d_int8,
+    gemm_int8,
+    pack_conv2d_int8,
+    pack_gemm_int8,
+)
+from tensure.kernels._conv_int8_reference import conv2d_int8_reference, requantize_reference
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._gemv import (
@@ -34,6 +50,7 @@ from tensure.kernels._gemv import (
 )
 from tensure.kernels._gemv_reference import decode_weights, gemv_reference
 from tensure.kernels._isa import available_isas, built_isas, features, isa
+from tensure.kernels._peak import PEAK_KINDS, measure_peak
 from tensure.kernels._segment import ImageShape, Input, Slot, StepList
 
 __all__ = [
@@ -56,7 +73,21 @@ __all__ = [
     "Input",
     "Slot",
     "StepList",
+    "PackedConvInt8",
+    "Requantize",
+    "conv2d_int8",
+    "conv2d_int8_reference",
+    "gemm_int8",
+    "pack_conv2d_int8",
+    "pack_gemm_int8",
+    "requantize_reference",
+    "PackedConvBf16",
+    "conv2d_bf16",
+    "gemm_bf16",
+    "pack_conv2d_bf16",
+    "pack_gemm_bf16",
     "ENCODINGS",
+    "PEAK_KINDS",
     "available_isas",
     "built_isas",
     "dequantize",
@@ -76,4 +107,5 @@ __all__ = [
     "pack_int8",
     "quantize_activations",
     "read_memory",
+    "measure_peak",
 ]

@@ -121,6 +121,35 @@ class Native(Protocol):
     def gemv_activation_bytes(self, num_cols: int, batch: int) -> int: ...
     def gemv_exact_is_fused(self) -> bool: ...
     def gemv_read(self, data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...
+    def dotconv_runs(self, halves: bool) -> bool: ...
+    def dotconv_packed_size(self, geometry: Sequence[int], halves: bool) -> int: ...
+    def dotconv_pack(
+        self, geometry: Sequence[int], halves: bool, w: NDArray[np.uint8], packed: NDArray[np.uint8]
+    ) -> None: ...
+    def dotconv_workspace(
+        self, geometry: Sequence[int], shape: Sequence[int], element: int, num_threads: int
+    ) -> tuple[int, int]: ...
+    def dotconv(
+        self,
+        geometry: Sequence[int],
+        shape: Sequence[int],
+        element: int,
+        output: int,
+        x: NDArray[np.uint8],
+        packed: NDArray[np.uint8],
+        bias_ints: NDArray[np.int32] | None,
+        bias_floats: NDArray[np.float32] | None,
+        multiplier: NDArray[np.int32] | None,
+        shift: NDArray[np.int32] | None,
+        scale: NDArray[np.float32] | None,
+        numbers: Sequence[int],
+        activation: int,
+        out: NDArray[np.uint8],
+        num_threads: int,
+        workspace: NDArray[np.uint8],
+    ) -> None: ...
+    def peak_lacks(self, kind: int) -> str: ...
+    def measure_peak(self, kind: int, seconds: float) -> float: ...
 
 
 def isa() -> str:
