@@ -150,4 +150,16 @@ template <typename V> TENSURE_INLINE V exp_vec(V x) {
   return x > high ? infinity : p * power;
 }
 
+// A store that goes past the caches; p is aligned to the vector.
+TENSURE_INLINE void stream(float *p, float v) { *p = v; }
+TENSURE_INLINE void stream(float *p, VecF v) {
+#if TENSURE_VECTOR_BYTES == 64
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+
 }  // namespace

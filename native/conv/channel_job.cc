@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kStagingBytes = 320 << 10;
 constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kFewPixels = 96;
+constexpr int64_t kCachedBytes = 24 << 20;
 
 int64_t cell_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? conv.in_channels : 1; }
 int64_t planes_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? 1 : conv.in_channels; }
@@ -145,6 +146,7 @@ class ChannelJob {
     int64_t *offsets = shared.take<int64_t>(products_);
     float *whole = shared.take<float>(whole_floats());
     set_strides();
+    streams_ = streams();
     fill_offsets(offsets);
     offsets_ = offsets;
     whole_ = whole;
@@ -177,6 +179,14 @@ class ChannelJob {
     if (conv_.algorithm == ConvAlgorithm::im2col)
       return sizes_.num_images * sizes_.out_height * sizes_.out_width * conv_.groups * products_;
     return im2win_size(conv_, run_.num_images, run_.height, run_.width);
+  }
+
+  // An output that no cache will hold until somebody reads it is written past the caches: a line that is written whole
+  // need not be read first. (Tiles are aligned when the array and every pixel of it are.)
+  bool streams() const {
+    const int64_t bytes = 4 * sizes_.num_images * sizes_.out_height * sizes_.out_width * conv_.out_channels;
+    return conv_.layout == Layout::nhwc && bytes > kCachedBytes && conv_.out_channels % shape_.lanes == 0 &&
+           group_out(conv_) % shape_.lanes == 0 && reinterpret_cast<uintptr_t>(run_.out) % 64 == 0;
   }
 
   // Strides of what the windows are read from: between planes, output rows' first windows, columns, and cells of a column.
@@ -344,7 +354,7 @@ class ChannelJob {
     tile.num_channels = panel.channels;
     tile.to = {run_.bias ? run_.bias + panel.channel : nullptr,
                run_.residual ? run_.residual + panel.channel * channel_stride : nullptr,
-               run_.out + panel.channel * channel_stride, channel_stride, run_.activation};
+               run_.out + panel.channel * channel_stride, channel_stride, run_.activation, streams_};
     const ChannelKernel *kernels = half            ? table_.channel_half[vectors - 1]
                                    : shape_.scalar ? table_.scalar[hoisted][vectors]
                                                    : table_.channel[hoisted][vectors];
@@ -386,6 +396,7 @@ class ChannelJob {
   const int64_t products_;
   Planes in_, out_;
   const int64_t *offsets_ = nullptr;
+  bool streams_ = false;
   const float *whole_ = nullptr;
   Strides at_{};
   int64_t window_columns_ = 0, row_step_ = 0, column_step_ = 0, image_step_ = 0;

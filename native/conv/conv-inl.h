@@ -160,6 +160,15 @@ template <typename V, int MR, int NV, bool HOISTED, bool HALF = false> void chan
   const Epilogue &to = tile.to;
   if (tile.num_channels == W && Bounds<V>::enough(to)) {
     const Bounds<V> bounds(to.activation);
+    if (!HALF && to.streams) {
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) stream(to.out + tile.out_at[i] + j * L, bounds.apply(sum.whole[i][j] + bias));
+      }
+      return;
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);  // adding -0 changes nothing

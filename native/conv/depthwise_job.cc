@@ -45,7 +45,7 @@ void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &
       }
       const DepthwiseRow row{scratch.rows, scratch.columns, zeros, run.packed, C, conv.kernel_h, conv.kernel_w,
                              conv.stride_w, conv.dilation_w, conv.pad_left, run.width, 0, s.out_width,
-                             index * s.out_width * C, {run.bias, run.residual, run.out, 1, run.activation}};
+                             index * s.out_width * C, {run.bias, run.residual, run.out, 1, run.activation, false}};
       table.depthwise(row);
     }
   });

@@ -175,7 +175,7 @@ class ImageJob {
         for (int64_t i = 0; i < count; ++i) x[i] = bases[i] + group_at;
         tile.w = run_.packed + panel.at * products_;
         tile.to = {run_.bias ? run_.bias + panel.channel : nullptr, run_.residual ? run_.residual + out_channel : nullptr,
-                   run_.out + out_channel, out_.at.channel, run_.activation};
+                   run_.out + out_channel, out_.at.channel, run_.activation, false};
         chunks_.kernels[panel.channels][count](tile);
       }
     }

@@ -19,6 +19,7 @@ struct Epilogue {
   float *out;
   int64_t channel_stride; // floats between two channels of out
   Activation activation;
+  bool streams;           // stores go past the caches, where tiles are whole and aligned
 };
 
 // Addresses as the plainest loop nest works them out: for the ablation without hoisting.

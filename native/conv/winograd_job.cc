@@ -96,7 +96,7 @@ void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &s
       for (int e = 0; e < 36; ++e) {
         for (int64_t i = 0; i < count; ++i) scratch.x[i] = scratch.v + (e * shape.block + i) * ld;
         tile.w = run.packed + (panel.at * 36 + static_cast<int64_t>(e) * panel.width) * C;
-        tile.to = {nullptr, nullptr, scratch.m + e * shape.block * panel.width, 1, Activation::none};
+        tile.to = {nullptr, nullptr, scratch.m + e * shape.block * panel.width, 1, Activation::none, false};
         for (int64_t t = 0; t < num_tiles; ++t) {
           const int64_t begin = count * t / num_tiles, end = count * (t + 1) / num_tiles;
           tile.x = scratch.x + begin;
@@ -107,7 +107,7 @@ void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &s
       for (int64_t i = 0; i < count; ++i) {
         place(first + i, image, row, column);
         const Epilogue to{run.bias ? run.bias + panel.channel : nullptr, run.residual ? run.residual + panel.channel : nullptr,
-                          run.out + panel.channel, 1, run.activation};
+                          run.out + panel.channel, 1, run.activation, false};
         table.winograd_output({scratch.m + i * panel.width, shape.block * panel.width, panel.channels,
                                std::min<int64_t>(4, s.out_height - row), std::min<int64_t>(4, s.out_width - column),
                                s.out_width * out_c, out_c,
