@@ -43,12 +43,12 @@ def one_step(x: np.ndarray, out_shape: tuple[int, ...], add: object, threads: in
     count = int(np.prod(out_shape))
     steps = StepList([x.shape], 4 * (count + 32))
     add(steps, Slot(64))  # type: ignore[operator]
-    canaries = steps._floats
-    canaries[:] = 7.0
+    steps.fill(7.0)
     steps.run([x], threads)
     found = steps.view(Slot(64), out_shape).copy()
-    canaries[16 : 16 + count] = 7.0
-    assert (canaries == 7.0).all(), "wrote outside its place"
+    whole = steps.view(Slot(0), (count + 32,))
+    assert (whole[:16] == 7.0).all(), "wrote before its place"
+    assert (whole[16 + count :] == 7.0).all(), "wrote behind its place"
     return found
 
 

@@ -62,6 +62,15 @@ class TensureConv:
         out.fill(np.nan)
         needed = int(packed.workspace_bytes(x.shape, threads))
         self._facts = {"weight_bytes": packed.nbytes, "workspace_bytes": needed, **self._formula(problem)}
+        if self._algorithm == AUTO:
+            # As one step of a planned run: what a network's layer is.
+            images = x.size // (problem.in_channels * x_NCHW.shape[2] * x_NCHW.shape[3])
+            steps = kernels.StepList([x.shape], out.nbytes)
+            place = kernels.Slot(0)
+            steps.add_conv(packed, (images, *x_NCHW.shape[2:]), kernels.Input(0), place)
+            steps.fill(np.nan)
+            self._out = steps.view(place, out.shape)
+            return lambda: steps.run([x], threads)
         held: list[npt.NDArray[np.uint8]] = []
 
         def call() -> None:

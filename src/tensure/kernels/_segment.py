@@ -214,6 +214,10 @@ class StepList:
             self._sized_for = threads
         return self._steps.run(list(inputs), self._floats, self._workspace, threads, timed)
 
+    def fill(self, value: float) -> None:
+        """Put one value everywhere in the arena, so that what no step writes is seen."""
+        self._floats[:] = value
+
     def view(self, slot: Slot, shape: Sequence[int]) -> Floats:
         """Floats of the arena as an array: valid until the next run, read-only."""
         end = slot.offset + 4 * math.prod(shape)
