@@ -43,9 +43,11 @@ static void run_conv2d(const Geometry &geometry, const Shape &shape, const Input
                        int activation, int num_threads, const Bytes &workspace) {
   const Conv2d conv = to_conv(geometry);
   const auto [n, h, w] = shape;
-  const int64_t out_floats = n * conv.out_channels * conv2d_out_height(conv, h) * conv2d_out_width(conv, w);
+  const int64_t out_floats = product({n, conv.out_channels, conv2d_out_height(conv, h), conv2d_out_width(conv, w)});
+  const int64_t lanes = conv.layout == Layout::chwn8 ? 8 : conv.layout == Layout::chwn16 ? 16 : 1;
+  if (n % lanes) throw std::invalid_argument("the images do not fill the lanes of the layout");
   if (activation < 0 || activation > 3 || num_threads < 1) throw std::invalid_argument("no such activation or threads");
-  expect(x.size(), n * conv.in_channels * h * w, "x does not have the size of its shape");
+  expect(x.size(), product({n, conv.in_channels, h, w}), "x does not have the size of its shape");
   expect(packed.size(), conv2d_packed_size(conv), "the weights are not packed for this convolution");
   expect(out.size(), out_floats, "out does not have the size of the output");
   if (bias) expect(bias->size(), conv.out_channels, "bias is not one float for each output channel");
@@ -71,7 +73,7 @@ void bind_conv(nb::module_ &m) {
       "conv2d_pack",
       [](const Geometry &geometry, Input w, Output packed) {
         const Conv2d conv = to_conv(geometry);
-        expect(w.size(), conv.out_channels * (conv.in_channels / conv.groups) * conv.kernel_h * conv.kernel_w,
+        expect(w.size(), product({conv.out_channels, conv.in_channels / conv.groups, conv.kernel_h, conv.kernel_w}),
                "w does not have the size of the weights");
         expect(packed.size(), conv2d_packed_size(conv), "packed does not have the packed size");
         nb::gil_scoped_release unlocked;
@@ -89,7 +91,7 @@ void bind_conv(nb::module_ &m) {
       "im2win",
       [](const Geometry &geometry, const Shape &s, Input x, Output out, int num_threads) {
         const Conv2d conv = to_conv(geometry);
-        expect(x.size(), s[0] * conv.in_channels * s[1] * s[2], "x does not have the size of its shape");
+        expect(x.size(), product({s[0], conv.in_channels, s[1], s[2]}), "x does not have the size of its shape");
         expect(out.size(), im2win_size(conv, s[0], s[1], s[2]), "out does not have the size of the im2win tensor");
         nb::gil_scoped_release unlocked;
         im2win(conv, s[0], s[1], s[2], x.data(), out.data(), num_threads);
@@ -101,7 +103,7 @@ void bind_conv(nb::module_ &m) {
         if (source < 0 || source > 4 || target < 0 || target > 4) throw std::invalid_argument("no such layout");
         const auto padded = [&](int layout) {
           const int64_t b = layout == 3 ? 8 : layout == 4 ? 16 : 1;
-          return (s[0] + b - 1) / b * b * s[1] * s[2] * s[3];
+          return product({(s[0] + b - 1) / b * b, s[1], s[2], s[3]});
         };
         expect(x.size(), padded(source), "x does not have the size of its shape");
         expect(out.size(), padded(target), "out does not have the size of its shape");

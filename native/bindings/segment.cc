@@ -36,10 +36,14 @@ class BoundSegment {
                 std::optional<Ref> residual, Ref out, int activation) {
     const Conv2d conv = to_conv(geometry);
     const auto [n, h, w] = shape;
-    const int64_t out_floats = n * conv.out_channels * conv2d_out_height(conv, h) * conv2d_out_width(conv, w);
+    for (const int64_t size : shape) at_least(size, 1);
+    const int64_t lanes = conv.layout == Layout::chwn8 ? 8 : conv.layout == Layout::chwn16 ? 16 : 1;
+    if (n % lanes) throw std::invalid_argument("the images do not fill the lanes of the layout");
+    const int64_t out_floats = product({n, conv.out_channels, conv2d_out_height(conv, h), conv2d_out_width(conv, w)});
+    if (out_floats == 0) throw std::invalid_argument("the kernel is larger than the padded image");
     expect(static_cast<int64_t>(packed.size()), conv2d_packed_size(conv), "the weights are not packed for this convolution");
     if (bias) expect(static_cast<int64_t>(bias->size()), conv.out_channels, "bias is not one float for each output channel");
-    ConvStep step{conv, n, h, w, packed.data(), bias ? bias->data() : nullptr, read(x, n * conv.in_channels * h * w),
+    ConvStep step{conv, n, h, w, packed.data(), bias ? bias->data() : nullptr, read(x, product({n, conv.in_channels, h, w})),
                   residual ? read(*residual, out_floats) : kNowhere, write(out, out_floats), to_activation(activation)};
     kept_.push_back(std::move(packed));
     if (bias) kept_.push_back(std::move(*bias));
@@ -60,18 +64,18 @@ class BoundSegment {
     }
     steps_.push_back(PoolStep{image, w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[10], w[9], w[11],
                               average ? Pool::average : Pool::max, count_padding, divisor, adaptive, read(x, floats(image)),
-                              write(out, image.num_images * image.channels * w[0] * w[1])});
+                              write(out, product({image.num_images, image.channels, w[0], w[1]}))});
   }
 
   void add_mean(const ImageNumbers &from, Ref x, Ref out) {
     const Image image = to_image(from);
-    at_least(image.height * image.width, 1);
-    steps_.push_back(MeanStep{image, read(x, floats(image)), write(out, image.num_images * image.channels)});
+    at_least(product({image.height, image.width}), 1);
+    steps_.push_back(MeanStep{image, read(x, floats(image)), write(out, product({image.num_images, image.channels}))});
   }
 
   void add_pointwise(const ImageNumbers &shape, bool spread, bool multiply, int activation, Ref a, Ref b, Ref out) {
     const Image image = to_image(shape);
-    const int64_t other = spread ? image.num_images * image.channels : floats(image);
+    const int64_t other = spread ? product({image.num_images, image.channels}) : floats(image);
     steps_.push_back(PointwiseStep{image, spread, multiply ? Pointwise::multiply : Pointwise::add, to_activation(activation),
                                    read(a, floats(image)), read(b, other), write(out, floats(image))});
   }
@@ -84,7 +88,7 @@ class BoundSegment {
   void add_softmax(int64_t rows, int64_t columns, Ref x, Ref out) {
     at_least(rows, 0);
     at_least(columns, 1);
-    steps_.push_back(SoftmaxStep{rows, columns, read(x, rows * columns), write(out, rows * columns)});
+    steps_.push_back(SoftmaxStep{rows, columns, read(x, product({rows, columns})), write(out, product({rows, columns}))});
   }
 
   void add_move(const ImageNumbers &from, int target, Ref x, Ref out) {
@@ -154,7 +158,9 @@ class BoundSegment {
     for (int i = 1; i < 5; ++i) at_least(n[i], i == 1 ? 0 : 1);
     return {static_cast<Layout>(n[0]), n[1], n[2], n[3], n[4]};
   }
-  static int64_t floats(const Image &image) { return image.num_images * image.channels * image.height * image.width; }
+  static int64_t floats(const Image &image) {
+    return product({image.num_images, image.channels, image.height, image.width});
+  }
 
   Place read(const Ref &ref, int64_t count) const {
     if (!ref.first) return write(ref, count);
@@ -165,7 +171,7 @@ class BoundSegment {
   }
   Place write(const Ref &ref, int64_t count) const {
     if (ref.first) throw std::invalid_argument("a step writes into an input");
-    if (ref.second < 0 || ref.second % 4 || count < 0 || ref.second + 4 * count > arena_bytes_)
+    if (ref.second < 0 || ref.second % 4 || ref.second > arena_bytes_ || count < 0 || count > (arena_bytes_ - ref.second) / 4)
       throw std::invalid_argument("a step reads or writes outside the arena");
     return {false, ref.second};
   }

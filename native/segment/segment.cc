@@ -128,7 +128,7 @@ void run(const Context &context, const PointwiseStep &step) {
   const int64_t pixels = shape.height * shape.width, floats = shape.num_images * shape.channels * pixels;
   if (!step.spread) {
     const int threads = context.threads_for(floats);
-    const int64_t share = round_up(ceil_div(floats, threads), 64);
+    const int64_t share = std::max<int64_t>(round_up(ceil_div(floats, threads), 64), 64);  // of none, too
     for_each_task(ceil_div(floats, share), threads, [&](int64_t task, int) {
       const int64_t begin = task * share, count = std::min(share, floats - begin);
       context.table.pointwise(step.kind, step.activation, a + begin, b + begin, false, count, out + begin);
@@ -151,7 +151,7 @@ void run(const Context &context, const PointwiseStep &step) {
 
 void run(const Context &context, const ActivationStep &step) {
   const int threads = context.threads_for(step.count);
-  const int64_t share = round_up(ceil_div(step.count, threads), 64);
+  const int64_t share = std::max<int64_t>(round_up(ceil_div(step.count, threads), 64), 64);
   const float *x = context.read(step.x);
   float *out = context.write(step.out);
   for_each_task(ceil_div(step.count, share), threads, [&](int64_t task, int) {

@@ -33,15 +33,21 @@ def plan(
         fleet: the machines; this one, unmeasured, when left out.
         tune: measure the most promising kernels here, and remember the times, instead of estimating them.
         threads: that kernels are chosen for.
-        accuracy: "strict", or "1e-4", which lets Winograd in.
+        accuracy: "strict", or "1e-4", which lets Winograd in. A session runs strict kernels only, whatever
+            is noted.
 
     Raises:
         NotYetError: a fleet of several devices; the planners for those are coming.
     """
     from tensure.bundle import fleet_digest
-    from tensure.planning import host_plan
+    from tensure.errors import InputError
+    from tensure.kernels import check_threads
+    from tensure.planning import ACCURACIES, host_plan
     from tensure.program import Program
 
+    check_threads(threads)
+    if accuracy not in ACCURACIES:
+        raise InputError(f"got {accuracy!r:.40}", place="accuracy", wanted=" or ".join(ACCURACIES))
     program = model if isinstance(model, Program) else model.program
     if fleet is None:
         return _with_kernels(program, host_plan(program), tune, threads, accuracy)
@@ -57,7 +63,7 @@ def plan(
 
 def _with_kernels(program: Program, plan: Plan, tune: bool, threads: int, accuracy: Accuracy) -> Plan:
     """The plan with a note at every convolution whose kernel could be chosen."""
-    from tensure.errors import TensureError
+    from tensure.errors import LimitError, UnsupportedError
     from tensure.planning import TuningCache, default_cache_path, note_kernels, plan_layouts
 
     known = TuningCache(default_cache_path(), threads=threads) if tune else None
@@ -73,7 +79,7 @@ def _with_kernels(program: Program, plan: Plan, tune: bool, threads: int, accura
                 measure=None if known is None else known.measure,
                 move_cost=None if known is None else known.move,
             )
-        except TensureError:
+        except (UnsupportedError, LimitError):
             continue  # nothing here that kernels are chosen for; the plan is whole without notes
         plan = note_kernels(plan, label, found.choices)
     if known is not None:

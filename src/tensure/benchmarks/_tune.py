@@ -27,7 +27,6 @@ from tensure.planning import (
 )
 
 from ._declare import benchmark
-from ._networks import build_network
 from ._records import Bar, Case, Engine, EngineError, Json, Measured, NotMeasured, Scope, Timing
 
 if TYPE_CHECKING:
@@ -154,5 +153,7 @@ def _resnet() -> Program:
     import torch
 
     from tensure.program.from_torch import from_torch
+
+    from ._networks import build_network
 
     return from_torch(build_network("resnet50"), (torch.zeros(1, 3, 224, 224),), name="resnet50").program

@@ -7,10 +7,9 @@ no Program and no torch: arrays in, arrays out.
 
 from __future__ import annotations
 
+from tensure.kernels._buffers import aligned_bytes, aligned_floats, check_threads
 from tensure.kernels._conv import (
     PackedConv,
-    aligned_bytes,
-    aligned_floats,
     conv2d,
     convert_layout,
     im2win,
@@ -67,6 +66,7 @@ __all__ = [
     "im2win_reference",
     "pack_conv2d",
     "aligned_bytes",
+    "check_threads",
     "aligned_floats",
     "image_shape",
     "ImageShape",

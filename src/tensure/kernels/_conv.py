@@ -21,7 +21,6 @@ The definition beside it is `conv2d_reference` (`_conv_reference.py`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError, UnsupportedError
+from tensure.kernels._buffers import (
+    aligned_bytes,
+    aligned_floats,
+    check_array,
+    check_threads,
+    check_workspace,
+)
 from tensure.kernels._conv_geometry import (
     ACTIVATIONS,
     ALGORITHMS,
@@ -44,10 +50,6 @@ from tensure.kernels._isa import native
 
 __all__ = [
     "PackedConv",
-    "aligned_bytes",
-    "aligned_floats",
-    "check_array",
-    "check_threads",
     "convert_layout",
     "conv2d",
     "im2win",
@@ -57,8 +59,6 @@ __all__ = [
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-MAX_THREADS: Final = 1024
-ALIGNMENT: Final = 64
 _ALL_SWITCHES: Final = (1 << len(SWITCHES)) - 1
 
 
@@ -93,13 +93,14 @@ class PackedConv:
     def output_shape(self, shape: Iterable[int]) -> tuple[int, ...]:
         """The shape of the output for an x of this shape."""
         images, height, width = sizes_of(self.layout, tuple(shape), self.conv.in_channels)
-        return image_shape(self.layout, images, self.conv.out_channels, *self.conv.out_size(height, width))
+        rows, columns = self.conv.check_run(images, height, width)
+        return image_shape(self.layout, images, self.conv.out_channels, rows, columns)
 
     def workspace_bytes(self, shape: Iterable[int], threads: int = 1) -> int:
         """Bytes that `conv2d` works in beside its arguments: what is shared, and a part for each thread."""
         check_threads(threads)
         sizes = sizes_of(self.layout, tuple(shape), self.conv.in_channels)
-        self.conv.out_size(*sizes[1:])
+        self.conv.check_run(*sizes)
         shared, per_thread = native().conv2d_workspace(self.geometry, sizes, threads)
         return shared + threads * per_thread
 
@@ -188,7 +189,7 @@ def conv2d(
     if workspace is None:
         workspace = aligned_bytes(need)
     else:
-        _check_workspace(workspace, need, (x, packed.data, out))
+        check_workspace(workspace, need, (x, packed.data, out, bias, residual))
     native().conv2d(packed.geometry, sizes, x, packed.data, bias, residual, out, chosen, threads, workspace)
     return out
 
@@ -208,7 +209,7 @@ def im2win(x: Floats, conv: Conv, layout: str = "NHWC", *, threads: int = 1) -> 
     check_threads(threads)
     check_array("x", x)
     images, height, width = sizes_of(layout, x.shape, conv.in_channels)
-    rows, _ = conv.out_size(height, width)
+    rows, _ = conv.check_run(images, height, width)
     cells = (width + conv.padding[2] + conv.padding[3]) * conv.kernel[0]
     out = np.empty(image_shape(layout, images, conv.in_channels, rows, cells), np.float32)
     geometry = _geometry(conv, index, ALGORITHMS.index("im2win"), _ALL_SWITCHES)
@@ -300,53 +301,5 @@ def _geometry(conv: Conv, layout: int, algorithm: int, switches: int) -> tuple[i
     return (*sizes, *conv.padding, layout, algorithm, switches)
 
 
-def check_threads(threads: object) -> None:
-    """Refuse what is no number of threads."""
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"got {threads!r}", place="threads", wanted=f"an integer from 1 to {MAX_THREADS}")
-
-
-def check_array(place: str, array: object, shape: tuple[int, ...] | None = None) -> None:
-    """Refuse what is no float32, contiguous, aligned array of the shape."""
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"got {type(array).__name__}", place=place, wanted="a numpy array")
-    if array.dtype != np.float32:
-        raise InputError(f"got {array.dtype}", place=place, wanted="float32")
-    if shape is not None and array.shape != shape:
-        raise InputError(f"got shape {list(array.shape)}", place=place, wanted=f"{list(shape)}")
-    if not array.flags.c_contiguous or not array.flags.aligned:
-        raise InputError(
-            f"got strides {list(array.strides)} for shape {list(array.shape)}",
-            place=place,
-            wanted="a C-contiguous, aligned array",
-            next_step="Pass a copy: np.ascontiguousarray(...)",
-        )
-
-
-def _check_workspace(workspace: object, need: int, others: Iterable[Floats]) -> None:
-    if not isinstance(workspace, np.ndarray) or workspace.dtype != np.uint8 or workspace.ndim != 1:
-        raise InputError(f"got {type(workspace).__name__}", place="workspace", wanted="a uint8 vector")
-    if workspace.size < need or not workspace.flags.c_contiguous or not workspace.flags.writeable:
-        raise InputError(
-            f"got {workspace.size} bytes", place="workspace", wanted=f"{need} contiguous, writable bytes"
-        )
-    if workspace.ctypes.data % ALIGNMENT and need:
-        raise InputError("begins at no multiple of 64", place="workspace", wanted="an aligned vector")
-    if any(np.may_share_memory(workspace, other) for other in others):
-        raise InputError("overlaps an operand in memory", place="workspace", wanted="memory of its own")
-
-
 def _same_memory(a: Floats, b: Floats) -> bool:
     return a.ctypes.data == b.ctypes.data and a.shape == b.shape
-
-
-def aligned_floats(shape: tuple[int, ...]) -> Floats:
-    """A fresh float32 array from a multiple of 64 on."""
-    return aligned_bytes(4 * math.prod(shape)).view(np.float32).reshape(shape)
-
-
-def aligned_bytes(nbytes: int) -> Bytes:
-    """Fresh bytes from a multiple of 64 on: a vector that straddles two cache lines loads at half speed."""
-    room = np.empty(nbytes + ALIGNMENT, np.uint8)
-    skip = -room.ctypes.data % ALIGNMENT
-    return room[skip : skip + nbytes]

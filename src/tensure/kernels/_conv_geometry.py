@@ -38,6 +38,9 @@ SWITCHES: Final = ("vectorise", "hoist", "register_block", "reorder", "cache_blo
 
 MAX_FLOATS: Final = 1 << 58
 """Of any array: byte sizes and sums of a few such stay inside 64 bits."""
+MAX_CHANNELS: Final = 1 << 31
+MAX_STEP: Final = 1 << 20
+"""Of a kernel, stride, padding or dilation: a row of memory times one stays inside 64 bits."""
 _LANES: Final = {"CHWN8": 8, "CHWN16": 16}
 
 
@@ -66,13 +69,12 @@ class Conv:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        _check("in_channels", (self.in_channels,), 1, 1)
-        _check("out_channels", (self.out_channels,), 1, 1)
-        _check("groups", (self.groups,), 1, 1)
-        _check("kernel", self.kernel, 2, 1)
-        _check("stride", self.stride, 2, 1)
-        _check("padding", self.padding, 4, 0)
-        _check("dilation", self.dilation, 2, 1)
+        for name in ("in_channels", "out_channels", "groups"):
+            _check(name, (getattr(self, name),), 1, 1, MAX_CHANNELS)
+        _check("kernel", self.kernel, 2, 1, MAX_STEP)
+        _check("stride", self.stride, 2, 1, MAX_STEP)
+        _check("padding", self.padding, 4, 0, MAX_STEP)
+        _check("dilation", self.dilation, 2, 1, MAX_STEP)
         for name in ("kernel", "stride", "padding", "dilation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
@@ -113,6 +115,30 @@ class Conv:
             found.append((padded - window) // self.stride[axis] + 1)
         return found[0], found[1]
 
+    def check_run(self, num_images: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output, once everything a run may allocate is known to be countable.
+
+        Raises:
+            InputError: as `out_size`.
+            LimitError: an array, or what an algorithm makes of it, has over 2^58 elements.
+        """
+        rows, columns = self.out_size(height, width)
+        padded = (height + sum(self.padding[:2])) * (width + sum(self.padding[2:]))
+        # A batch of 0 still has a shape: count one image. 16: the lanes that a layout may pad images to.
+        images = max(num_images, 16)
+        for what, total in (
+            ("the output", images * self.out_channels * rows * columns),
+            ("its padded or im2win input", images * self.in_channels * padded * self.kernel[0]),
+            ("its im2col matrix", images * rows * columns * self.groups * self.num_products),
+        ):
+            if total > MAX_FLOATS:
+                raise LimitError(
+                    f"{what} has {total} elements for {num_images} images of {height} x {width}",
+                    place="x",
+                    wanted=f"at most {MAX_FLOATS}",
+                )
+        return rows, columns
+
     def flops(self, num_images: int, height: int, width: int) -> int:
         """Multiplications and additions of the definition; Winograd does fewer."""
         rows, columns = self.out_size(height, width)
@@ -125,9 +151,9 @@ def check_choice(place: str, value: object, known: Sequence[str]) -> int:
     Raises:
         UnsupportedError: it is not there.
     """
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise UnsupportedError(f"got {value!r:.60}", place=place, wanted="one of " + ", ".join(known))
-    return known.index(str(value))
+    return known.index(value)
 
 
 def image_shape(layout: str, num_images: int, channels: int, height: int, width: int) -> tuple[int, ...]:
@@ -178,12 +204,14 @@ def _letters(layout: str, channels: int) -> str:
     return "[" + ", ".join(str(channels) if letter == "C" else letter for letter in layout) + "]"
 
 
-def _check(place: str, values: object, count: int, least: int) -> None:
+def _check(place: str, values: object, count: int, least: int, limit: int) -> None:
     if not isinstance(values, Sequence) or len(values) != count:
         raise InputError(f"got {values!r:.80}", place=place, wanted=f"{count} integers")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31:
-            raise InputError(f"got {values!r:.80}", place=place, wanted=f"integers from {least} to 2^31 - 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < limit:
+            raise InputError(
+                f"got {values!r:.80}", place=place, wanted=f"integers from {least} to {limit - 1}"
+            )
 
 
 def _check_size(place: str, shape: Sequence[int]) -> None:

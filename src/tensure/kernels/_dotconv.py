@@ -14,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError
-from tensure.kernels._buffers import aligned_array, as_bytes, check_buffer, check_out, check_workspace
-from tensure.kernels._conv import aligned_bytes, check_threads
+from tensure.kernels._buffers import (
+    aligned_array,
+    aligned_bytes,
+    as_bytes,
+    check_buffer,
+    check_out,
+    check_threads,
+    check_workspace,
+)
 from tensure.kernels._conv_geometry import ALGORITHMS, LAYOUTS, SWITCHES, Conv, image_shape, sizes_of
 from tensure.kernels._isa import native
 
@@ -48,13 +55,15 @@ class PackedDot:
     def output_shape_of(self, sizes: tuple[int, int, int]) -> tuple[int, ...]:
         """The same for images, height, width."""
         images, height, width = sizes
-        return image_shape("NHWC", images, self.conv.out_channels, *self.conv.out_size(height, width))
+        return image_shape(
+            "NHWC", images, self.conv.out_channels, *self.conv.check_run(images, height, width)
+        )
 
     def workspace_of(self, shape: Iterable[int], element: str, threads: int) -> int:
         """Bytes that a run works in beside its arguments: what is shared, and a part for each thread."""
         check_threads(threads)
         sizes = sizes_of("NHWC", tuple(shape), self.conv.in_channels)
-        self.conv.out_size(*sizes[1:])
+        self.conv.check_run(*sizes)
         return _workspace_bytes(self, sizes, ELEMENTS.index(element), threads)
 
 

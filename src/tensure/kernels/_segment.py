@@ -1,10 +1,10 @@
 """A planned run of steps over one arena: the checked face of native/segment.
 
-    steps = StepList(input_shapes=[(1, 3, 224, 224)], arena_bytes=1 << 20)
-    steps.add_move((0, 1, 3, 224, 224), "NHWC", Input(0), Slot(0))
-    steps.add_conv(packed, (1, 224, 224), Slot(0), Slot(602112), bias=b, activation="relu")
+    steps = StepList(input_shapes=[(1, 3, 64, 64)], arena_bytes=2 << 20)
+    steps.add_move(ImageShape("NCHW", 1, 3, 64, 64), "NHWC", Input(0), Slot(0))
+    steps.add_conv(packed, (1, 64, 64), Slot(0), Slot(49152), bias=b, activation="relu")
     steps.run([x])
-    y = steps.view(Slot(602112), (1, 224, 224, 64))
+    y = steps.view(Slot(49152), (1, 64, 64, 64))
 
 Every step is checked when it is added (sizes, bytes inside the arena); that no step destroys what a later one
 reads is for the planner to prove (tensure.planning.arena_faults). A run is one call: no Python between steps,
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError
-from tensure.kernels._conv import PackedConv, aligned_bytes, check_array, check_threads
+from tensure.kernels._buffers import aligned_bytes, check_array, check_threads
+from tensure.kernels._conv import PackedConv
 from tensure.kernels._conv_geometry import ACTIVATIONS, LAYOUTS, check_choice
 from tensure.kernels._isa import native
 
@@ -31,6 +32,7 @@ __all__ = ["ImageShape", "Input", "Slot", "StepList"]
 Floats = NDArray[np.float32]
 
 _SEGMENT_LAYOUTS: Final = LAYOUTS[:3]
+MAX_ARENA: Final = 1 << 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,18 @@ class StepList:
 
     def __init__(self, input_shapes: Sequence[Sequence[int]], arena_bytes: int) -> None:
         self._shapes = [tuple(shape) for shape in input_shapes]
-        if isinstance(arena_bytes, bool) or not isinstance(arena_bytes, int) or arena_bytes < 0:
-            raise InputError(f"got {arena_bytes!r}", place="arena_bytes", wanted="a number of bytes")
+        if (
+            isinstance(arena_bytes, bool)
+            or not isinstance(arena_bytes, int)
+            or not 0 <= arena_bytes < MAX_ARENA
+        ):
+            raise InputError(
+                f"got {arena_bytes!r}", place="arena_bytes", wanted=f"0 to {MAX_ARENA - 1} bytes"
+            )
+        arena_bytes = -(-arena_bytes // 4) * 4
         self._steps = native().Segment([math.prod(shape) for shape in self._shapes], arena_bytes)
         self._arena = aligned_bytes(arena_bytes).view(np.uint8)
-        self._floats = self._arena[: arena_bytes // 4 * 4].view(np.float32)
+        self._floats = self._arena.view(np.float32)
         self._workspace = aligned_bytes(0)
         self._sized_for = 0
 
@@ -107,9 +116,18 @@ class StepList:
         activation: str = "none",
     ) -> None:
         """A convolution; `sizes` are x's images, height, width. A matrix product is a 1x1 one over rows."""
+        if not isinstance(packed, PackedConv):
+            raise InputError(f"got {type(packed).__name__}", place="packed", wanted="what pack_conv2d gives")
+        lanes = {"CHWN8": 8, "CHWN16": 16}.get(packed.layout, 1)
+        if len(sizes) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            raise InputError(
+                f"got {sizes!r:.80}", place="sizes", wanted="images, height, width, each 1 or more"
+            )
+        if sizes[0] % lanes:
+            raise InputError(f"got {sizes[0]} images", place="sizes", wanted=f"a multiple of {lanes}")
+        packed.conv.check_run(*sizes)
         if bias is not None:
             check_array("bias", bias, (packed.conv.out_channels,))
-        packed.conv.out_size(*sizes[1:])
         chosen = check_choice("activation", activation, ACTIVATIONS)
         self._add(
             "add_conv", packed.geometry, sizes, packed.data, bias, _ref(x),
@@ -243,4 +261,6 @@ class StepList:
 
 
 def _ref(place: Place) -> tuple[bool, int]:
+    if not isinstance(place, Input | Slot):
+        raise InputError(f"got {place!r:.40}", place="place", wanted="an Input or a Slot")
     return (True, place.index) if isinstance(place, Input) else (False, place.offset)

@@ -21,7 +21,7 @@ from ._conv_choice import (
 )
 from ._host import host_plan
 from ._kernel_notes import kernels_noted, note_kernels
-from ._layouts import LAYOUTS, LayoutPlan, plan_layouts
+from ._layouts import LAYOUTS, LayoutPlan, conv_problem, plan_layouts
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import (
     Activation,
@@ -51,6 +51,7 @@ __all__ = [
     "host_plan",
     "plan_segment",
     "plan_layouts",
+    "conv_problem",
     "note_kernels",
     "kernels_noted",
     "choose_conv",

@@ -151,7 +151,7 @@ def candidates(
 def predict_s(problem: ConvProblem, candidate: Candidate, machine: MachineNumbers, threads: int = 1) -> float:
     """The model's seconds of one run."""
     conv, (rows, columns) = problem.conv, problem.out_size
-    images, pixels = problem.num_images, rows * columns
+    images, pixels = max(problem.num_images, 1), rows * columns
     in_floats = images * conv.in_channels * problem.height * problem.width
     out_floats = images * conv.out_channels * pixels
     weight_floats = conv.out_channels * conv.num_products

@@ -1,8 +1,8 @@
 """Chosen kernels as notes of a Plan's ops, and back.
 
-A note never changes what a plan computes, nor its digest: `kernel="direct NHWC"` says how the value of an op
-is made, `why` says for people what the choice rests on. Ops inside blocks have no single name and get no
-note.
+A note changes no plan's digest, and no value beyond the rounding its accuracy class allows:
+`kernel="direct NHWC"` says how the value of an op is made (in which order its products are added), `why` says
+for people what the choice rests on. Ops inside blocks have no single name and get no note.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from ._conv_choice import Accuracy, Choice, ConvProblem, MachineNumbers, Measure
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import ConvStep, Layout, MeanStep, MoveStep, PoolStep, Segment, Step
 
-__all__ = ["LAYOUTS", "LayoutPlan", "MoveCost", "plan_layouts"]
+__all__ = ["LAYOUTS", "LayoutPlan", "MoveCost", "conv_problem", "plan_layouts"]
 
 MAX_STATES: Final = 256
 HOPELESS: Final = 1.3
@@ -180,7 +180,7 @@ class _Prices:
 
     def choice(self, step: ConvStep, layout: Layout) -> Choice:
         """The best way to run a convolution in a layout."""
-        problem = self._problem(step)
+        problem = conv_problem(self._base, step)
         key = (problem.key(), layout)
         if key not in self._known:
             self._known[key] = self._choose(step, problem, layout)
@@ -231,11 +231,13 @@ class _Prices:
             return self._move_cost(source, target, (n, c, h, w))
         return 4.0 * stored.nbytes / self._machine.memory_bytes_per_s / self._threads
 
-    def _problem(self, step: ConvStep) -> ConvProblem:
-        x, out = self._base.values[step.x], self._base.values[step.out]
-        images, channels, height, width = x.shape
-        window = step.window
-        conv = Conv(
-            channels, out.shape[1], window.kernel, window.stride, window.padding, window.dilation, step.groups
-        )
-        return ConvProblem(conv, images, height, width)
+
+def conv_problem(segment: Segment, step: ConvStep) -> ConvProblem:
+    """What a segment's convolution computes."""
+    x, out = segment.values[step.x], segment.values[step.out]
+    images, channels, height, width = x.shape
+    window = step.window
+    conv = Conv(
+        channels, out.shape[1], window.kernel, window.stride, window.padding, window.dilation, step.groups
+    )
+    return ConvProblem(conv, images, height, width)

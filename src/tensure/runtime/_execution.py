@@ -11,10 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tensure.errors import UnsupportedError
-from tensure.planning import LAYOUTS, ConvStep, Layout, Segment, kernels_noted, plan_layouts, plan_segment
+from tensure.planning import (
+    LAYOUTS,
+    ConvStep,
+    Layout,
+    Segment,
+    candidates,
+    conv_problem,
+    kernels_noted,
+    plan_segment,
+)
 from tensure.program import Program, Weights
 
 from ._machine import num_threads
@@ -51,12 +61,15 @@ class HostExecution:
         self._weights = weights
         self._plan = plan
         self._arrays: dict[str, Array] | None = None
+        self._lock = Lock()
         self._segments: dict[tuple[str, tuple[tuple[str, int], ...]], SegmentExecution | None] = {}
 
     @cached_property
     def _runner(self) -> Runner:
         from tensure.host import Runner, load_weights
 
+        if not any(self._segments.values()):
+            self._arrays = None  # nothing else needs them decoded
         return Runner(self._program, load_weights(self._weights))
 
     def load(self) -> None:
@@ -75,20 +88,30 @@ class HostExecution:
         outputs, _ = self.step(entry, params, inputs, self.zero_states(entry, params), in_place=True)
         return outputs
 
+    def has_segment(self, entry: str, params: Mapping[str, int]) -> bool:
+        """Whether a call like this runs through our kernels alone, and not through torch."""
+        return self._segment(entry, params) is not None
+
     def _segment(self, entry: str, params: Mapping[str, int]) -> SegmentExecution | None:
         """The entry at these parameters as one segment, or None when a step of it has no kernel."""
         key = (entry, tuple(sorted(params.items())))
-        if key not in self._segments:
-            if len(self._segments) >= MAX_SEGMENTS:
+        with self._lock:
+            if key in self._segments:
+                found = self._segments.pop(key)
+            else:
+                found = self._planned(entry, params)
+            self._segments[key] = found  # the last to be asked for is the last to go
+            while len(self._segments) > MAX_SEGMENTS:
                 self._segments.pop(next(iter(self._segments)))
-            self._segments[key] = self._planned(entry, params)
-        return self._segments[key]
+            return found
 
     def _planned(self, entry: str, params: Mapping[str, int]) -> SegmentExecution | None:
         if self._program.entry(entry).states:
             return None
         try:
             segment, algorithms = self._chosen(entry, params)
+            if segment.host_steps():
+                return None  # before any weight is decoded
             if self._arrays is None:
                 self._arrays = {name: stored.decode() for name, stored in self._weights.items()}
             return SegmentExecution(segment, self._arrays, algorithms=algorithms)
@@ -96,24 +119,27 @@ class HostExecution:
             return None
 
     def _chosen(self, entry: str, params: Mapping[str, int]) -> tuple[Segment, dict[str, str]]:
-        """The segment with the kernels that the plan notes; chosen here where it notes none."""
+        """The segment with the strict kernels that the plan notes; direct convolution in NHWC elsewhere.
+
+        A note is advice: one that stands at a value no convolution makes, that does not fit the convolution,
+        or that is not strict, is passed over.
+        """
         noted = {} if self._plan is None else kernels_noted(self._plan, entry)
-        if not noted:
-            found = plan_layouts(
-                self._program, entry, params, threads=num_threads(), activations=KERNEL_ACTIVATIONS
-            )
-            return found.segment, found.algorithms
-        # A note may stand at a value that no convolution makes, or ask for a layout that images between steps
-        # never have: it is advice, and is passed over.
         plain = plan_segment(self._program, entry, params, activations=KERNEL_ACTIVATIONS)
-        made = {step.out for step in plain.steps if isinstance(step, ConvStep)}
         layouts: dict[str, Layout] = {}
-        for name, candidate in noted.items():
+        algorithms: dict[str, str] = {}
+        for step in plain.steps:
+            if not isinstance(step, ConvStep) or step.out not in noted:
+                continue
+            found = noted[step.out]
+            fitting = candidates(conv_problem(plain, step), "strict", LAYOUTS)
             for layout in LAYOUTS:
-                if name in made and candidate.layout == layout:
-                    layouts[name] = layout
+                if found in fitting and found.layout == layout:
+                    layouts[step.out], algorithms[step.out] = layout, found.algorithm
+        if not layouts:
+            return plain, {}
         segment = plan_segment(self._program, entry, params, layouts=layouts, activations=KERNEL_ACTIVATIONS)
-        return segment, {name: noted[name].algorithm for name in layouts}
+        return segment, algorithms
 
     def step(
         self,

@@ -62,11 +62,18 @@ def num_threads() -> int:
     return min(int(asked), num_cores()) if asked.isdecimal() and int(asked) > 0 else num_cores()
 
 
-def kernels_claim() -> Kernels:
-    """What a receipt says about the code that ran: our build, its instruction set, torch and its threads."""
-    import torch
+def kernels_claim(*, segment: bool = False) -> Kernels:
+    """What a receipt says about the code that ran: our build, its instruction set, torch and its threads.
 
+    Args:
+        segment: that the run was one segment of our own kernels, strict ones; torch computed nothing then.
+    """
     from tensure import kernels
+
+    if segment:
+        build = f"tensure {_version('tensure')}, one segment of strict kernels"
+        return Kernels(build=build, isa=kernels.isa(), basis="asserted")
+    import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
     return Kernels(

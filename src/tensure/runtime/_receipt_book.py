@@ -90,6 +90,7 @@ class ReceiptBook:
         sampling: Sampling | None = None,
         stream: Stream | None = None,
         nonce: str | None = None,
+        segment: bool = False,
     ) -> SignedReceipt:
         """The signed receipt for these outputs."""
         key, subject = self._signing_key(), self._subject()
@@ -108,7 +109,7 @@ class ReceiptBook:
                 ),
                 inputs=Inputs(tuple(_input(name, array) for name, array in inputs.items()), "checked-now"),
                 sampling=sampling or Sampling(),
-                kernels=kernels_claim(),
+                kernels=kernels_claim(segment=segment),
                 exactness=Exactness("repeatable", basis="asserted"),
                 stream=stream or Stream(),
                 nonce=Nonce() if nonce is None else Nonce(nonce, "asserted"),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensure.errors import UnsupportedError
+from tensure.errors import InputError, UnsupportedError
 from tensure.kernels import Conv, ImageShape, Input, PackedConv, Slot, StepList, pack_conv2d
 from tensure.planning import (
     Activation,
@@ -65,6 +65,7 @@ class SegmentExecution:
                 place=left[0].out,
                 wanted="an entry whose every step has a kernel",
             )
+        _check_values(segment)
         self._segment = segment
         self._lock = Lock()
         self._algorithms = dict(algorithms or {})
@@ -80,7 +81,13 @@ class SegmentExecution:
         self._steps = StepList(shapes, segment.arena.arena_bytes)
         self.packed_bytes = 0
         for step in segment.steps:
-            self._add(step)
+            try:
+                self._add(step)
+            except InputError as error:
+                # Right in themselves, but nothing a kernel runs: a window of padding alone.
+                raise UnsupportedError(
+                    f"a kernel refuses it: {error}", place=step.out, wanted="a step that a kernel runs"
+                ) from None
 
     @property
     def arena_bytes(self) -> int:
@@ -109,7 +116,7 @@ class SegmentExecution:
         return list(zip(self._segment.steps, seconds, strict=True))
 
     def _given(self, inputs: Mapping[str, _Floats]) -> list[_Floats]:
-        return [np.ascontiguousarray(inputs[name]) for name in self._segment.inputs]
+        return [np.require(inputs[name], requirements=["C", "ALIGNED"]) for name in self._segment.inputs]
 
     # --- steps ---
 
@@ -191,7 +198,7 @@ class SegmentExecution:
     # --- values ---
 
     def _float(self, name: str) -> _Floats:
-        found = np.ascontiguousarray(self._weights[name])
+        found = np.require(self._weights[name], requirements=["C", "ALIGNED"])
         if found.dtype != np.float32:
             raise UnsupportedError(f"{name} is {found.dtype}", place=name, wanted="float32 weights")
         return found
@@ -213,6 +220,21 @@ class SegmentExecution:
     def _size(self, name: str) -> tuple[int, int]:
         height, width = self._segment.values[name].shape[2:4]
         return height, width
+
+
+def _check_values(segment: Segment) -> None:
+    """Refuse, as having no kernel, what kernels do not hold.
+
+    Only float32, at least one dim, at least one element, and outputs that a step makes.
+    """
+    for name, stored in segment.values.items():
+        if stored.dtype != "f32" or not stored.shape or 0 in stored.shape:
+            raise UnsupportedError(
+                f"{stored.dtype}{list(stored.shape)}", place=name, wanted="float32 with at least one element"
+            )
+    for name, held in segment.outputs:
+        if segment.values[held].place != "arena":
+            raise UnsupportedError("an output that no step makes", place=name, wanted="one that a step makes")
 
 
 def _name(activation: Activation) -> str:

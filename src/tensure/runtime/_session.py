@@ -87,7 +87,8 @@ class Session:
         check_nonce(nonce)
         call = check_inputs(self.program, inputs, entry=entry, params=params)
         outputs = self._execution.run(call.entry, call.params, call.inputs)
-        return outputs, self._book.issue(outputs=outputs, inputs=call.inputs, nonce=nonce)
+        segment = self._execution.has_segment(call.entry, call.params)
+        return outputs, self._book.issue(outputs=outputs, inputs=call.inputs, nonce=nonce, segment=segment)
 
     def read_inputs(
         self,
@@ -243,7 +244,7 @@ def _read_plan(folder: Bundle, wanted: str | None) -> tuple[str, Plan]:
 
 
 def _check_runs_here(plan: Plan, program: Program, name: str) -> None:
-    """Only a plan that is exactly the host plan runs: then what runs is the Program itself, op by op."""
+    """Only a plan that is exactly the host plan runs: then what runs is the Program itself."""
     if plan.program != digest(program):
         raise RecordError(
             f"plan {name!r} is for {plan.program}", wanted=f"the bundle's program {digest(program)}"
