@@ -38,7 +38,7 @@ void run_winograd_job(const Conv2d &conv, const ConvTable &table, const Sizes &s
 Workspace depthwise_workspace(const Conv2d &conv, const Sizes &sizes, int num_threads);
 void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
 
-// The whole im2win tensor of one image (NCHW, NHWC) or one block of images; see im2win() in conv.h.
+// Padded columns of an image `width` wide: the cells (each kernel_h elements high) of one output row's whole im2win row.
 int64_t im2win_row_cells(const Conv2d &conv, int64_t width);
 
 // Cuts a workspace into aligned pieces; with a null base it only adds up.

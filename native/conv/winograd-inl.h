@@ -1,7 +1,7 @@
 // Winograd F(4x4, 3x3), the two transforms that surround its 36 matrix products (Lavin and Gray, arXiv 1509.09308).
 //
 // Y = A^T [ (G g G^T) * (B^T d B) ] A with the interpolation points 0, 1, -1, 2, -2 and infinity. Lanes are channels
-// (NHWC). The filter's transform is done once, in double, when weights are packed (conv.cc).
+// (NHWC). The filter's transform is done once, in double, when weights are packed (pack.cc).
 #pragma once
 
 #include "common/vector-inl.h"

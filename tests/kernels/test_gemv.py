@@ -18,6 +18,7 @@ from tensure.errors import InputError, TensureError, UnsupportedError
 from tensure.kernels import (
     ARITHMETICS,
     GEMV_FORMATS,
+    Activations,
     GemvWeights,
     available_isas,
     decode_weights,
@@ -361,6 +362,8 @@ INT8 = np.zeros((4, 64), np.int8)
 ROW_SCALES = np.ones(4, np.float32)
 HALVES = np.ones((4, 2), np.float16)
 W = pack_int8(INT8, ROW_SCALES)
+W4 = pack_int4(INT8, HALVES)
+ROUNDED = quantize_activations(X)
 ONE_COLUMN = np.array([[1e9]], np.float32)
 MEMORY = np.zeros(256, np.float32)
 BLOCKS = np.zeros(4 * 2 * 18, np.uint8)
@@ -410,6 +413,33 @@ BAD = {
     "rows": lambda: map_gguf("q4_0", BLOCKS, 0, 64),
     "rows is a float": lambda: map_gguf("q4_0", BLOCKS, 4.0, 64),
     "blocks strides": lambda: map_gguf("q4_0", np.zeros(288, np.uint8)[::2], 4, 64),
+    "encoding is a list": lambda: map_gguf([], BLOCKS, 4, 64),
+    "weights are an array": lambda: gemv(INT8, X, arithmetic="fast"),
+    "no such format": lambda: dataclasses.replace(W, format="int3"),
+    "format is a list": lambda: dataclasses.replace(W, format=[]),
+    "too few q": lambda: dataclasses.replace(W, q=W.q[:-1]),
+    "too many q": lambda: dataclasses.replace(W4, q=np.append(W4.q, W4.q[:1])),
+    "q of floats": lambda: dataclasses.replace(W, q=W.q.astype(np.float32)),
+    "q is a list": lambda: dataclasses.replace(W, q=[]),
+    "scales missing": lambda: dataclasses.replace(W, scales=W.scales[4:]),
+    "scales of halves": lambda: dataclasses.replace(W4, scales=W4.scales[::2].copy()),
+    "minimums for int8": lambda: dataclasses.replace(W, minimums=W.scales),
+    "minimums missing": lambda: dataclasses.replace(W4, format="int4_min"),
+    "scales for GGUF": lambda: dataclasses.replace(map_gguf("q4_0", BLOCKS, 4, 64), scales=W.scales),
+    "one more row": lambda: dataclasses.replace(map_gguf("q4_0", BLOCKS, 4, 64), num_rows=5),
+    "more rows than q": lambda: dataclasses.replace(W, num_rows=17),
+    "no rows": lambda: dataclasses.replace(W, num_rows=0),
+    "columns are a bool": lambda: dataclasses.replace(W, num_cols=True),
+    "too many elements": lambda: dataclasses.replace(W, num_rows=1 << 40),
+    "group of the row for int4": lambda: dataclasses.replace(W4, group=0),
+    "group for GGUF": lambda: dataclasses.replace(map_gguf("q4_0", BLOCKS, 4, 64), group=32),
+    "half a block": lambda: dataclasses.replace(map_gguf("q4_0", BLOCKS, 4, 64), num_cols=48),
+    "too little rounded x": lambda: dataclasses.replace(ROUNDED, data=ROUNDED.data[:-1]),
+    "rounded x for more rows": lambda: dataclasses.replace(ROUNDED, batch=3),
+    "rounded x for more columns": lambda: dataclasses.replace(ROUNDED, num_cols=1024),
+    "rounded x below zero rows": lambda: Activations(-1, 64, ROUNDED.data),
+    "rounded x beyond counting": lambda: Activations(1 << 40, 1 << 40, ROUNDED.data),
+    "rounded x is a list": lambda: Activations(2, 64, []),
     "streams": lambda: read_memory(BLOCKS, streams=3),
     "prefetch": lambda: read_memory(BLOCKS, prefetch=-1),
     "reading threads": lambda: read_memory(BLOCKS, threads=0),
@@ -431,10 +461,35 @@ def test_bad_arguments_are_named(what: str) -> None:
 
 
 def test_messages_carry_the_numbers() -> None:
+    size = ROUNDED.data.size - 8
     with pytest.raises(InputError, match=r"x has 32 columns, W 4 x 64; wanted 64 columns"):
         gemv(W, np.zeros((1, 32), np.float32), arithmetic="fast")
     with pytest.raises(InputError, match=r"got 143 bytes; wanted 144: 4 rows of 2 blocks of 18"):
         map_gguf("q4_0", BLOCKS[:-1], 4, 64)
+    with pytest.raises(InputError, match=r"q: got 1023 bytes; wanted 1024 for 4 x 64 of int8"):
+        dataclasses.replace(W, q=W.q[:-1])
+    with pytest.raises(
+        InputError, match=rf"data: got {size} bytes; wanted {size + 8} for 2 rows of 64 columns"
+    ):
+        dataclasses.replace(ROUNDED, data=ROUNDED.data[:-8])
+    with pytest.raises(InputError, match=r"threads: got 1025; wanted an integer from 1 to 1024"):
+        gemv(W, X, arithmetic="fast", threads=1025)
+    with pytest.raises(UnsupportedError, match=r"format: no kernel for 'int3'; wanted one of int8, int4, "):
+        dataclasses.replace(W, format="int3")
+
+
+@pytest.mark.parametrize("name", sorted(GEMV_FORMATS))
+@pytest.mark.parametrize("field", ["q", "scales", "minimums"])
+def test_sizes_are_those_the_kernels_read(name: str, field: str) -> None:
+    """Python counts bytes as C++ does: what fits runs, one byte less or more is refused."""
+    for group in GROUPS.get(name, [None]):
+        weights = random_weights(name, 19, 512 if name in IN_PLACE else 345, 1, group)
+        gemv(weights, np.ones((1, weights.num_cols), np.float32), arithmetic="fast")
+        stored = getattr(weights, field)
+        for wrong in (stored[:-1], np.append(stored, np.zeros(1, np.uint8))):
+            if wrong.size != stored.size:
+                with pytest.raises(InputError, match=f"{field}: got {wrong.size} bytes"):
+                    dataclasses.replace(weights, **{field: wrong})
 
 
 def run_forced(**environment: str) -> subprocess.CompletedProcess[str]:

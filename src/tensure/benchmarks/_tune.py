@@ -1,8 +1,9 @@
 """`conv-choice`: what choosing kernels costs, and what a choice loses against trying everything.
 
 Two cases: planning a ResNet-50 with nothing remembered (every promising kernel timed anew), and 200 random
-convolutions on which the chosen way is held against the fastest of all strict ways, each timed. Regret is
-what the choice takes longer, on the exhaustive sweep's own times. No peers: nobody else has these choices.
+convolutions on which the chosen way is held against the fastest of all strict ways. Every way is timed in
+two sweeps: one is what the chooser sees, the other judges, so that noise which misleads a choice costs it.
+Regret is what the choice takes longer in the judge's sweep. No peers: nobody else has these choices.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tensure.kernels import Conv
 from tensure.planning import (
@@ -32,7 +33,10 @@ from ._records import Bar, Case, Engine, EngineError, Json, Measured, NotMeasure
 if TYPE_CHECKING:
     from tensure.program import Program
 
-__all__ = ["conv_choice", "draw_problem", "regrets"]
+__all__ = ["Seconds", "conv_choice", "draw_problem", "regret_bars", "regrets"]
+
+Seconds: TypeAlias = Mapping[tuple[str, Candidate], float]
+"""By problem and way, what one run takes."""
 
 TUNING: Final = "plan a ResNet-50, kernels timed anew"
 REGRET: Final = "choose for random convolutions"
@@ -61,14 +65,22 @@ def draw_problem(rng: random.Random) -> ConvProblem:
             return problem
 
 
-def regrets(problems: Sequence[ConvProblem], seconds: Mapping[tuple[str, Candidate], float]) -> list[float]:
-    """By problem, how much longer the chosen way takes than the fastest: 0.05 is five per cent."""
+def regrets(problems: Sequence[ConvProblem], chooser_seconds: Seconds, judge_seconds: Seconds) -> list[float]:
+    """By problem, how much longer the chosen way takes than the fastest: 0.05 is five per cent.
+
+    Args:
+        problems: what is chosen for.
+        chooser_seconds: the times the chooser may look at.
+        judge_seconds: other times of the same ways, which say what the choice and the fastest take.
+    """
     found = []
     for problem in problems:
         key = problem.key()
-        choice = choose_conv(problem, MachineNumbers(), measure=lambda asked, way: seconds[asked.key(), way])
-        least = min(seconds[key, way] for way in candidates(problem))
-        found.append(seconds[key, choice.candidate] / least - 1.0)
+        choice = choose_conv(
+            problem, MachineNumbers(), measure=lambda asked, way: chooser_seconds[asked.key(), way]
+        )
+        least = min(judge_seconds[key, way] for way in candidates(problem))
+        found.append(judge_seconds[key, choice.candidate] / least - 1.0)
     return found
 
 
@@ -89,7 +101,7 @@ class ChoiceEngine:
         return None
 
     def run(self, case: Case) -> Timing:
-        """Plan once with an empty memory; or time everything for every drawn problem, then choose."""
+        """Plan once with an empty memory; or time everything twice for every drawn problem, then choose."""
         begin, cpu = time.perf_counter(), time.process_time()
         if case.name == TUNING:
             known = TuningCache()
@@ -116,12 +128,16 @@ class ChoiceEngine:
     def _sweep(self) -> None:
         rng = random.Random(SEED)
         problems = [draw_problem(rng) for _ in range(self._num)]
-        seconds = {
-            (problem.key(), way): measure_conv(problem, way)
-            for problem in problems
-            for way in candidates(problem)
-        }
-        self._regrets = regrets(problems, seconds)
+        chooser_seconds, judge_seconds = _timed(problems), _timed(problems)
+        self._regrets = regrets(problems, chooser_seconds, judge_seconds)
+
+
+def _timed(problems: Sequence[ConvProblem]) -> Seconds:
+    return {
+        (problem.key(), way): measure_conv(problem, way)
+        for problem in problems
+        for way in candidates(problem)
+    }
 
 
 def regret_bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMeasured]:

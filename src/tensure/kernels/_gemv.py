@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError, UnsupportedError
+from tensure.kernels._conv import check_threads
 from tensure.kernels._isa import native
 
 __all__ = [
@@ -45,7 +46,6 @@ _Int = TypeVar("_Int", bound=np.integer)
 
 ARITHMETICS: Final = ("exact", "fast")
 ROWS: Final = 16
-MAX_THREADS: Final = 1024
 MAX_ELEMENTS: Final = 1 << 40
 READ_BYTES: Final = 2048
 
@@ -77,13 +77,17 @@ _NOTHING: Final = np.zeros(0, np.uint8)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GemvWeights:
-    """One matrix as it is stored. Made by `pack_int8`, `pack_int4` or `map_gguf`, which check it.
+    """One matrix as it is stored. Made by `pack_int8`, `pack_int4` or `map_gguf`, which check its values.
 
     Args:
         group: elements of a row that share a scale; 0: the whole row, or the format says.
         q: the integers, or GGUF blocks, as bytes.
         scales: bytes of float32 (int8) or half (int4) scales, one a row and group; empty for GGUF.
         minimums: bytes of halves, for int4_min only.
+
+    Raises:
+        InputError: sizes that do not fit each other.
+        UnsupportedError: no such format.
     """
 
     format: str
@@ -94,6 +98,33 @@ class GemvWeights:
     scales: Bytes = field(repr=False)
     minimums: Bytes = field(repr=False)
 
+    def __post_init__(self) -> None:
+        layout = _check_format("format", self.format, GEMV_FORMATS)
+        _check_count("num_rows", self.num_rows)
+        _check_count("num_cols", self.num_cols)
+        if self.num_rows * self.num_cols > MAX_ELEMENTS:
+            raise InputError(
+                f"got {self.num_rows} x {self.num_cols}",
+                place="num_rows",
+                wanted=f"at most {MAX_ELEMENTS} elements",
+            )
+        if layout.block_cols:
+            _check_group(self.group, (0,))
+            _check_whole_blocks(self.num_cols, layout)
+        else:
+            _check_group(self.group, (0, 32, 64, 128) if self.format == "int8" else (32, 64, 128))
+        wanted = _stored_bytes(layout, self.format, self.num_rows, self.num_cols, self.group)
+        for place, array, nbytes in zip(
+            ("q", "scales", "minimums"), (self.q, self.scales, self.minimums), wanted, strict=True
+        ):
+            _check_array(place, array, np.dtype(np.uint8), 1)
+            if array.size != nbytes:
+                raise InputError(
+                    f"got {array.size} bytes",
+                    place=place,
+                    wanted=f"{nbytes} for {self.num_rows} x {self.num_cols} of {self.format}",
+                )
+
     @property
     def nbytes(self) -> int:
         """Bytes as stored: integers, scales and minimums, filling included."""
@@ -102,11 +133,33 @@ class GemvWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """Rows of x rounded to 8 bits, for any matrix with as many columns. Made by `quantize_activations`."""
+    """Rows of x rounded to 8 bits, for any matrix with as many columns. Made by `quantize_activations`.
+
+    Raises:
+        InputError: sizes that do not fit each other.
+    """
 
     batch: int
     num_cols: int
     data: Bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _check_count("batch", self.batch, 0)
+        _check_count("num_cols", self.num_cols)
+        if self.batch * self.num_cols > MAX_ELEMENTS:
+            raise InputError(
+                f"got {self.batch} x {self.num_cols}",
+                place="batch",
+                wanted=f"at most {MAX_ELEMENTS} elements",
+            )
+        _check_array("data", self.data, np.dtype(np.uint8), 1)
+        wanted = native().gemv_activation_bytes(self.num_cols, self.batch)
+        if self.data.size != wanted:
+            raise InputError(
+                f"got {self.data.size} bytes",
+                place="data",
+                wanted=f"{wanted} for {self.batch} rows of {self.num_cols} columns",
+            )
 
 
 def pack_int8(q_MK: NDArray[np.int8], scales: Floats, group: int | None = None) -> GemvWeights:
@@ -182,17 +235,12 @@ def map_gguf(encoding: str, blocks: Bytes, num_rows: int, num_cols: int) -> Gemv
         InputError: sizes that do not fit.
         UnsupportedError: another encoding.
     """
-    layout = GEMV_FORMATS.get(encoding)
-    if layout is None or not layout.block_cols:
-        known = ", ".join(name for name, item in GEMV_FORMATS.items() if item.block_cols)
-        raise UnsupportedError(f"no kernel for {encoding!r}", place="encoding", wanted=f"one of {known}")
-    for place, value in (("num_rows", num_rows), ("num_cols", num_cols)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ELEMENTS:
-            raise InputError(f"got {value!r}", place=place, wanted=f"an integer from 1 to {MAX_ELEMENTS}")
-    if num_cols % layout.block_cols:
-        raise InputError(
-            f"got {num_cols}", place="num_cols", wanted=f"a multiple of {layout.block_cols}, the block"
-        )
+    layout = _check_format(
+        "encoding", encoding, {name: item for name, item in GEMV_FORMATS.items() if item.block_cols}
+    )
+    _check_count("num_rows", num_rows)
+    _check_count("num_cols", num_cols)
+    _check_whole_blocks(num_cols, layout)
     _check_array("blocks", blocks, np.dtype(np.uint8), 1)
     per_row = num_cols // layout.block_cols
     wanted = num_rows * per_row * layout.block_bytes
@@ -247,6 +295,12 @@ def gemv(
     """
     if arithmetic not in ARITHMETICS:
         raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'exact' or 'fast'")
+    if not isinstance(weights, GemvWeights):
+        raise InputError(
+            f"got {type(weights).__name__}",
+            place="weights",
+            wanted="what pack_int8, pack_int4 or map_gguf gives",
+        )
     if isinstance(x_BK, Activations):
         if arithmetic == "exact":
             raise InputError(
@@ -263,8 +317,7 @@ def gemv(
             place="x_BK",
             wanted=f"{weights.num_cols} columns",
         )
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"got {threads!r}", place="threads", wanted=f"an integer from 1 to {MAX_THREADS}")
+    check_threads(threads)
     sources = [
         weights.q,
         weights.scales,
@@ -309,11 +362,24 @@ def read_memory(data: Bytes, *, streams: int = 2, prefetch: int = 2048, threads:
     _check_array("data", data, np.dtype(np.uint8), 1)
     if streams not in (1, 2, 4, 8):
         raise InputError(f"got {streams!r}", place="streams", wanted="1, 2, 4 or 8")
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"got {threads!r}", place="threads", wanted=f"an integer from 1 to {MAX_THREADS}")
+    check_threads(threads)
     if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= 1 << 20:
         raise InputError(f"got {prefetch!r}", place="prefetch", wanted=f"an integer from 0 to {1 << 20}")
     return native().gemv_read(data[: data.size // READ_BYTES * READ_BYTES], streams, prefetch, threads)
+
+
+def _stored_bytes(
+    layout: Format, name: str, num_rows: int, num_cols: int, group: int
+) -> tuple[int, int, int]:
+    """Of q, scales and minimums; as gemv_q_bytes and gemv_num_scales in native/gemv/gemv.h."""
+    if layout.block_cols:
+        return num_rows * (num_cols // layout.block_cols) * layout.block_bytes, 0, 0
+    rows, groups = -(-num_rows // ROWS) * ROWS, -(-num_cols // (group or 32))
+    cols = groups * (group or 32)
+    if name == "int8":
+        return rows * cols, 4 * rows * (groups if group else 1), 0
+    halves = 2 * rows * groups
+    return rows * cols // 2, halves, halves if name == "int4_min" else 0
 
 
 def _filled(q: NDArray[_Int], unit: int, value: int) -> NDArray[_Int]:
@@ -366,6 +432,28 @@ def _check_activations(x: object) -> tuple[int, int]:
     if not x.shape[1]:
         raise InputError(f"got shape {x.shape}", place="x_BK", wanted="at least one column")
     return x.shape[0], x.shape[1]
+
+
+def _check_format(place: str, name: object, known: Mapping[str, Format]) -> Format:
+    if not isinstance(name, str) or name not in known:
+        raise UnsupportedError(
+            f"no kernel for {name!r:.60}", place=place, wanted="one of " + ", ".join(known)
+        )
+    return known[name]
+
+
+def _check_count(place: str, value: object, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_ELEMENTS:
+        raise InputError(
+            f"got {value!r:.60}", place=place, wanted=f"an integer from {least} to {MAX_ELEMENTS}"
+        )
+
+
+def _check_whole_blocks(num_cols: int, layout: Format) -> None:
+    if num_cols % layout.block_cols:
+        raise InputError(
+            f"got {num_cols}", place="num_cols", wanted=f"a multiple of {layout.block_cols}, the block"
+        )
 
 
 def _check_group(group: object, known: tuple[int | None, ...]) -> None:
