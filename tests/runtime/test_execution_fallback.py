@@ -1,3 +1,5 @@
+"""Programs that segments do not fit run through torch, as before; hostile sizes are refused.
+
 Each was a crash, a raw error or a refusal of what torch computes.
 """
 

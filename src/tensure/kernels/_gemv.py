@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError, UnsupportedError
-from tensure.kernels._conv import check_threads
+from tensure.kernels._buffers import check_threads
 from tensure.kernels._isa import native
 
 __all__ = [
