@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tensure.errors import InputError, TensureError, UnsupportedError
+from tensure.errors import InputError, UnsupportedError
 from tensure.host import PackedConv2d
 
 MODULES = {
@@ -97,8 +102,81 @@ def test_refusals() -> None:
         call(x.double(), module.packed, None, None, *rest, module.isa)
     with pytest.raises(InputError, match=str(module.packed.numel() - 1)):
         call(x, module.packed[:-1], None, None, *rest, module.isa)
-    with pytest.raises(TensureError, match="7 channels"):
-        bad = torch.randn(1, 7, 8, 8).contiguous(memory_format=torch.channels_last)
-        call(bad, module.packed, None, None, *rest, module.isa)
     with pytest.raises(UnsupportedError, match="same"):
         PackedConv2d.of(torch.nn.Conv2d(3, 4, 3, padding="same"))
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    form = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.zeros(shape, dtype=dtype).contiguous(memory_format=form)
+
+
+# What is changed in a call that works, made by a function, so that fake tensors can be made too.
+REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "lower than the kernel": (lambda: {"x": image(1, 5, 1, 8)}, "height 1, 1 with padding.*reaches 3"),
+    "narrower than the kernel": (lambda: {"x": image(1, 5, 8, 2)}, "width 2, 2 with padding.*reaches 3"),
+    "no rows": (lambda: {"x": image(1, 5, 0, 8)}, "height 0"),
+    "3 dims": (lambda: {"x": image(5, 8, 8)}, "3 dims"),
+    "5 dims": (lambda: {"x": image(1, 1, 5, 8, 8)}, "5 dims"),
+    "channels": (lambda: {"x": image(1, 7, 8, 8)}, r"shape \[1, 7, 8, 8\]; wanted \[N, 5, H, W\]"),
+    "float64": (lambda: {"x": image(1, 5, 8, 8, dtype=torch.float64)}, "float64 with 4 dims"),
+    "strides": (lambda: {"x": torch.zeros(1, 5, 8, 8)}, "strides"),
+    "bias": (lambda: {"bias": torch.zeros(18)}, r"bias: got shape \[18\]; wanted \[19\]"),
+    "bias of float64": (lambda: {"bias": torch.zeros(19, dtype=torch.float64)}, "bias: got torch.float64"),
+    "residual": (lambda: {"residual": image(1, 19, 6, 5)}, r"\[1, 19, 6, 5\]; wanted \[1, 19, 6, 6\]"),
+    "strides of residual": (lambda: {"residual": torch.zeros(1, 19, 6, 6)}, "residual: got strides"),
+    "isa": (lambda: {"isa": "v9"}, "v9"),
+    "layout": (lambda: {"layout": "CHWN"}, "CHWN"),
+    "algorithm": (lambda: {"algorithm": "fft"}, "fft"),
+    "activation": (lambda: {"activation": "tanh"}, "tanh"),
+    "sizes": (lambda: {"sizes": [1, 2, 3]}, "got 3 numbers; wanted 13"),
+    "packed": (lambda: {"packed": torch.zeros(7)}, r"got shape \[7\]"),
+    "packed of float64": (lambda: {"packed": torch.zeros(7, dtype=torch.float64)}, "float64"),
+}
+
+
+def called(module: PackedConv2d, **changed: Any) -> torch.Tensor:
+    given: dict[str, Any] = {
+        "x": image(1, 5, 8, 8),
+        "packed": torch.zeros(module.packed.shape),
+        "bias": None,
+        "residual": None,
+        "sizes": module.sizes,
+        "algorithm": module.algorithm,
+        "layout": module.layout,
+        "activation": "none",
+        "isa": module.isa,
+    }
+    found: torch.Tensor = torch.ops.tensure.conv2d(**(given | changed))
+    return found
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_fake_and_real_refuse_alike(fake: bool) -> None:
+    """With the numbers; nothing that an export lets pass is refused by the run."""
+    module = PackedConv2d.of(torch.nn.Conv2d(5, 19, 3))
+    with FakeTensorMode() if fake else nullcontext():
+        assert called(module).shape == (1, 19, 6, 6)
+        assert called(module, x=image(1, 5, 3, 3), bias=torch.zeros(19)).shape == (1, 19, 1, 1)
+        assert called(module, residual=image(1, 19, 6, 6)).shape == (1, 19, 6, 6)
+        for name, (changed, message) in REFUSED.items():
+            with pytest.raises(InputError, match=message):
+                called(module, **changed())
+                pytest.fail(name)
+
+
+def test_an_export_that_could_not_run_fails() -> None:
+    module = PackedConv2d.of(torch.nn.Conv2d(5, 19, 3))
+    with pytest.raises(Exception, match=r"shape \[2, 7, 8, 8\]; wanted \[N, 5, H, W\]"):
+        torch.export.export(module, (torch.randn(2, 7, 8, 8),))
+
+
+def test_sizes_that_are_symbols_export() -> None:
+    """Batch and height free; the width, a number, is still checked."""
+    module = PackedConv2d.of(torch.nn.Conv2d(5, 19, 3, stride=2))
+    free = {"x": {0: torch.export.Dim("n", min=1), 2: torch.export.Dim("h", min=5)}}
+    exported = torch.export.export(module, (torch.randn(2, 5, 9, 8),), dynamic_shapes=free).module()
+    x = torch.randn(3, 5, 14, 8)
+    assert torch.equal(exported(x), module(x))
+    with pytest.raises(Exception, match="width 2, 2 with padding"):
+        torch.export.export(module, (torch.randn(2, 5, 9, 2),), dynamic_shapes=free)

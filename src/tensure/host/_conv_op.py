@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,15 +118,11 @@ def _conv2d(
     activation: str,
     isa: str,
 ) -> Tensor:
-    if isa != kernels.isa():
-        raise UnsupportedError(
-            f"weights packed for {isa!r:.20} on {kernels.isa()}", place="packed", wanted="weights packed here"
-        )
-    order = _order(layout)
-    conv = _conv(sizes)
+    conv, shape = _checked(x, bias, residual, sizes, layout, activation, isa)
     given = kernels.PackedConv.of(packed.numpy(), conv, algorithm, layout)
+    order = _ORDERS[layout]
     lying = _lying(x, "x", order)
-    out = _empty_out(x, sizes, layout)
+    out = torch.empty(shape, dtype=torch.float32, memory_format=_FORMATS[layout])
     kernels.conv2d(
         lying.numpy(),
         given,
@@ -149,26 +146,85 @@ def _fake_conv2d(
     activation: str,
     isa: str,
 ) -> Tensor:
-    return _empty_out(x, sizes, layout)
-
-
-def _empty_out(x: Tensor, sizes: Sequence[int], layout: str) -> Tensor:
-    # Sizes may be symbols here: plain arithmetic only.
-    conv = _conv(sizes)
-    height, width = x.shape[2] + sum(conv.padding[:2]), x.shape[3] + sum(conv.padding[2:])
-    rows = (height - (conv.kernel[0] - 1) * conv.dilation[0] - 1) // conv.stride[0] + 1
-    columns = (width - (conv.kernel[1] - 1) * conv.dilation[1] - 1) // conv.stride[1] + 1
-    shape = (x.shape[0], conv.out_channels, rows, columns)
+    conv, shape = _checked(x, bias, residual, sizes, layout, activation, isa)
+    if packed.dtype != torch.float32 or packed.dim() != 1:
+        raise InputError(
+            f"got {packed.dtype} with {packed.dim()} dims", place="packed", wanted="float32 with 1 dim"
+        )
+    if _known(packed.shape):
+        # Memory that nobody touches stands in for the weights: their number is what is checked.
+        kernels.PackedConv.of(np.empty(tuple(packed.shape), np.float32), conv, algorithm, layout)
+    for place, images in (("x", x), ("residual", residual)):
+        if images is not None and _known(images.shape):
+            _lying(images, place, _ORDERS[layout])
     return torch.empty(shape, dtype=torch.float32, memory_format=_FORMATS[layout], device=x.device)
 
 
-def _lying(x: Tensor, place: str, order: tuple[int, ...]) -> Tensor:
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
-        raise InputError(
-            f"got {x.dtype} with {x.dim()} dims on {x.device}",
-            place=place,
-            wanted="float32 [N, C, H, W] on the cpu",
+def _checked(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    sizes: Sequence[int],
+    layout: str,
+    activation: str,
+    isa: str,
+) -> tuple[kernels.Conv, tuple[int, ...]]:
+    """The convolution and the shape of its output.
+
+    Refuses what can be seen on fake tensors too; sizes that are symbols there are left to the run.
+    """
+    if isa != kernels.isa():
+        raise UnsupportedError(
+            f"weights packed for {isa!r:.20} on {kernels.isa()}", place="packed", wanted="weights packed here"
         )
+    if layout not in _ORDERS:
+        raise UnsupportedError(f"layout {layout!r:.40}", wanted=" or ".join(_ORDERS))
+    if activation not in kernels.ACTIVATIONS:
+        raise UnsupportedError(
+            f"got {activation!r:.60}", place="activation", wanted="one of " + ", ".join(kernels.ACTIVATIONS)
+        )
+    conv = _conv(sizes)
+    _check_tensor("x", x, ("N", conv.in_channels, "H", "W"))
+    shape = _out_shape(conv, x)
+    if bias is not None:
+        _check_tensor("bias", bias, (conv.out_channels,))
+    if residual is not None:
+        _check_tensor("residual", residual, shape)
+    return conv, shape
+
+
+def _check_tensor(place: str, tensor: Tensor, wanted: tuple[int | str, ...]) -> None:
+    """Refuse another dtype, number of dims or size, where both the size and the wanted one are numbers."""
+    if tensor.dtype != torch.float32 or tensor.dim() != len(wanted):
+        raise InputError(
+            f"got {tensor.dtype} with {tensor.dim()} dims",
+            place=place,
+            wanted=f"float32 [{', '.join(map(str, wanted))}]",
+        )
+    pairs = zip(tensor.shape, wanted, strict=True)
+    if any(_known((size, other)) and size != other for size, other in pairs):
+        raise InputError(
+            f"got shape {list(tensor.shape)}", place=place, wanted=f"[{', '.join(map(str, wanted))}]"
+        )
+
+
+def _out_shape(conv: kernels.Conv, x: Tensor) -> tuple[int, ...]:
+    if _known(x.shape[2:]):
+        return (x.shape[0], conv.out_channels, *conv.out_size(x.shape[2], x.shape[3]))
+    # Symbols: plain arithmetic only. What is a number is checked alone.
+    conv.out_size(*(size if _known((size,)) else 1 << 40 for size in x.shape[2:]))
+    height, width = x.shape[2] + sum(conv.padding[:2]), x.shape[3] + sum(conv.padding[2:])
+    rows = (height - (conv.kernel[0] - 1) * conv.dilation[0] - 1) // conv.stride[0] + 1
+    columns = (width - (conv.kernel[1] - 1) * conv.dilation[1] - 1) // conv.stride[1] + 1
+    return (x.shape[0], conv.out_channels, rows, columns)
+
+
+def _known(sizes: Sequence[object]) -> bool:
+    """Whether all are numbers; under torch.export and torch.compile some are symbols."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _lying(x: Tensor, place: str, order: tuple[int, ...]) -> Tensor:
     lying = x.detach().permute(order)
     if not lying.is_contiguous():
         raise InputError(
@@ -177,12 +233,6 @@ def _lying(x: Tensor, place: str, order: tuple[int, ...]) -> Tensor:
             wanted="channels_last memory for NHWC, contiguous for NCHW",
         )
     return lying
-
-
-def _order(layout: str) -> tuple[int, ...]:
-    if layout not in _ORDERS:
-        raise UnsupportedError(f"layout {layout!r:.40}", wanted=" or ".join(_ORDERS))
-    return _ORDERS[layout]
 
 
 def _sizes(conv: kernels.Conv) -> list[int]:
