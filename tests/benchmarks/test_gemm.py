@@ -13,7 +13,7 @@ from tensure import kernels
 from tensure.benchmarks import _gemm
 from tensure.benchmarks._conv_cases import Problem
 from tensure.benchmarks._engine_gemm import GemmEngine, setup, setup_torch
-from tensure.benchmarks._limits import dot_peak
+from tensure.benchmarks._limits import register_peak
 from tensure.benchmarks._records import AbsentError, Case, EngineError, Scope
 from tensure.benchmarks._text_engine import pack, unpack
 
@@ -111,6 +111,6 @@ def test_every_repeat_is_made_and_the_last_case_let_go() -> None:
 
 def test_the_limit_adds_up_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "measure_peak", lambda kind, seconds: 2.5e11)
-    found = dot_peak("int8", 2)
+    found = register_peak("int8", 2, 0.1)
     assert found.value == 5e11
     assert "int8" in found.how

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.benchmarks.fakes import FULL, QUICK, FakeEngine, World
 
+from tensure.benchmarks._declare import Benchmark
 from tensure.benchmarks._measure import FULL_S, QUICK_S, measure
-from tensure.benchmarks._records import AbsentError, Bar, Case, EngineError, Limit, Measured, NotMeasured
+from tensure.benchmarks._records import (
+    AbsentError,
+    Bar,
+    Case,
+    EngineError,
+    Limit,
+    Measured,
+    NotMeasured,
+    Scope,
+    Timing,
+)
 from tensure.errors import InputError, RecordError
 
 REASONS = "not timed, since its output is not that of tensure"
@@ -253,3 +264,40 @@ def test_engine_named_twice_is_refused() -> None:
         replace(made, peers=twice)
     with pytest.raises(RecordError, match="compares no outputs"):
         replace(made, peers=twice[:1], agree=None)
+
+
+def test_a_pace_is_asked_in_every_round_and_shares_are_of_it() -> None:
+    """The machine slows down to half: shares stay, where a limit measured once would halve them."""
+    speeds = [1.0, 1.0, 1.0, 0.5, 0.5]
+
+    class Slowing:
+        def __init__(self, rate: float) -> None:
+            self.rate, self.turn = rate, -1
+
+        def check(self, case: Case) -> object:
+            return None
+
+        def run(self, case: Case) -> Timing:
+            self.turn += 1
+            seconds = case.work / (self.rate * speeds[max(self.turn - 1, 0)])
+            return Timing(seconds, seconds)
+
+        def facts(self) -> dict[str, object]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    declared = Benchmark(
+        name="paced",
+        about="",
+        metric="GFLOP/s",
+        better="higher",
+        setup=lambda scope: Slowing(8e9),
+        cases=lambda scope: [Case("one", 1, 1e9)],
+        rounds=(5, 3),
+        pace=lambda scope: Slowing(10e9),
+    )
+    (row,) = measure(declared, Scope()).rows
+    assert row.of_limit == pytest.approx(0.8)
+    assert row.spread.min == pytest.approx(4.0)

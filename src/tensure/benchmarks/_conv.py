@@ -19,6 +19,7 @@ from ._child import ChildEngine, child_environment, engine_command
 from ._conv_cases import LAYERS, conv_cases
 from ._declare import Bars, benchmark
 from ._onednn import PACKAGE, library_path
+from ._pace import Pace
 from ._records import OURS, Bar, Case, Engine, Json, Limit, Measured, NotMeasured, Peer, Row, Scope
 
 __all__ = [
@@ -140,7 +141,7 @@ def peak_limits(env: Mapping[str, str] | None = None) -> Callable[[Scope, Sequen
     def limits(scope: Scope, cases: Sequence[Case]) -> Sequence[Limit]:
         with conv_child(scope, "limits", env=env) as child:
             found = [
-                (threads, child.ask("peak", {"threads": threads, "cpu_time": scope.cpu_time}))
+                (threads, child.ask("peak", {"kind": "f32", "threads": threads, "seconds": 0.5}))
                 for threads in scope.threads
             ]
         return [
@@ -253,6 +254,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     reference="sums in double precision",
     oracle=oracle,
     limits=peak_limits(),
+    pace=lambda scope: Pace(scope, "f32"),
     bars=_together(share_bars(SHARES), ratio_bars(LAYERS, {1: 1.05}, {1: 11})),
     threads=(1,),
     batches=(1, 8),
@@ -274,6 +276,7 @@ def conv(scope: Scope) -> Engine:
     reference="sums in double precision",
     oracle=oracle,
     limits=peak_limits(),
+    pace=lambda scope: Pace(scope, "f32"),
     bars=ratio_bars(WINOGRAD_LAYERS, {1: 1.8, 8: 1.6}),
     threads=(1,),
     batches=(1, 8),
@@ -294,6 +297,7 @@ def conv_winograd(scope: Scope) -> Engine:
     reference="sums in double precision",
     oracle=oracle,
     limits=peak_limits(_AVX2),
+    pace=lambda scope: Pace(scope, "f32", _AVX2),
     bars=share_bars({1: dict.fromkeys(AVX2_LAYERS, 0.90)}),
     threads=(1,),
     batches=(1,),

@@ -61,6 +61,7 @@ class Benchmark:
             and `reference` is what to call it.
         rounds: turns of the full run, and of a quick one.
         limits: what the machine allows, measured.
+        pace: an engine that works at that limit, in turn with the others; shares are then of it.
         best_peer: the bar on our ratio to the best peer, in the metric's direction, when an issue sets one.
         bars: bars that need more than one case's figures.
         threads: numbers of threads when none are asked for.
@@ -85,6 +86,7 @@ class Benchmark:
     bars: Bars | None = None
     threads: tuple[int, ...] | None = None
     batches: tuple[int, ...] = ()
+    pace: Setup | None = None
 
     def __post_init__(self) -> None:
         names = [OURS, *(peer.name for peer in self.peers)]
@@ -116,6 +118,7 @@ def benchmark(
     bars: Bars | None = None,
     threads: tuple[int, ...] | None = None,
     batches: tuple[int, ...] = (),
+    pace: Setup | None = None,
 ) -> Callable[[Setup], Benchmark]:
     """Declare a benchmark; the decorated function sets up our engine. The fields are `Benchmark`'s."""
 
@@ -124,7 +127,7 @@ def benchmark(
             raise RecordError(f"benchmark {name!r} is declared twice")
         made = Benchmark(
             name, about, metric, better, setup, cases, tuple(peers), agree, reference, rounds, limits,
-            best_peer, settings, oracle, bars, threads, batches,
+            best_peer, settings, oracle, bars, threads, batches, pace,
         )  # fmt: skip
         _REGISTER[name] = made
         return made

@@ -17,6 +17,7 @@ import numpy as np
 from ._child import ChildEngine, child_environment, engine_command
 from ._conv_cases import layer
 from ._declare import benchmark
+from ._pace import Pace
 from ._records import Case, Engine, EngineError, Json, Limit, Peer, Scope
 from ._text_engine import unpack
 
@@ -76,7 +77,7 @@ def _limits(scope: Scope, form: str) -> list[Limit]:
     try:
         with ChildEngine(engine_command("limits"), child_environment(scope)) as child:
             found = [
-                (threads, child.ask("dot_peak", {"kind": form, "threads": threads}))
+                (threads, child.ask("peak", {"kind": form, "threads": threads, "seconds": 0.5}))
                 for threads in scope.threads
             ]
     except EngineError:
@@ -120,6 +121,7 @@ def _bf16_limits(scope: Scope, cases: Sequence[Case]) -> list[Limit]:
     peers=_PEERS,
     agree=same_outputs,
     limits=_int8_limits,
+    pace=lambda scope: Pace(scope, "int8"),
     threads=(1,),
 )
 def gemm(scope: Scope) -> Engine:
@@ -136,6 +138,7 @@ def gemm(scope: Scope) -> Engine:
     peers=_PEERS,
     agree=same_outputs,
     limits=_bf16_limits,
+    pace=lambda scope: Pace(scope, "bf16"),
     threads=(1,),
 )
 def gemm_bf16(scope: Scope) -> Engine:

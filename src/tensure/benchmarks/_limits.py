@@ -22,7 +22,7 @@ from tensure.errors import TensureError
 from ._records import Json
 from ._text_engine import memory_facts
 
-__all__ = ["Measurement", "bandwidth", "dot_peak", "f32_peak", "f32_rate", "setup"]
+__all__ = ["Measurement", "bandwidth", "f32_rate", "register_peak", "setup"]
 
 BUFFER_BYTES: Final = 512 << 20
 """Well beyond any cache of the machines we know, and small beside their memory."""
@@ -76,30 +76,20 @@ def f32_rate(
     return _best(ways, 2.0 * size**3, "FLOP/s", clock)
 
 
-def f32_peak(threads: int = 1) -> Measurement:
-    """The most f32 operations per second: multiply-adds on registers; convolutions are held against it.
+def register_peak(kind: str, threads: int = 1, seconds: float = _PEAK_S) -> Measurement:
+    """The most operations per second on registers: multiply-adds ("f32") or dot products ("int8", "bf16").
 
     Raises:
-        UnsupportedError: no instruction set is in use.
+        UnsupportedError: this processor has no such instruction, or no instruction set is in use.
     """
-    return _register_peak("f32", "FLOP/s", "f32 multiply-adds on registers", threads)
-
-
-def dot_peak(kind: str, threads: int = 1) -> Measurement:
-    """The most operations per second of dot products of `kind` ("int8", "bf16") on registers.
-
-    Raises:
-        UnsupportedError: this processor has no such instruction.
-    """
-    return _register_peak(kind, "OP/s", f"{kind} dot products on registers", threads)
-
-
-def _register_peak(kind: str, unit: str, how: str, threads: int) -> Measurement:
     from tensure import kernels
 
     with ThreadPoolExecutor(threads) as pool:
-        rates = list(pool.map(lambda _: kernels.measure_peak(kind, _PEAK_S), range(threads)))
-    return Measurement(sum(rates), unit, f"{how}, {', '.join((kernels.isa(), *kernels.features()))}")
+        rates = list(pool.map(lambda _: kernels.measure_peak(kind, seconds), range(threads)))
+    words = {"f32": ("FLOP/s", "f32 multiply-adds"), "int8": ("OP/s", "int8 dot products")}
+    unit, what = words.get(kind, ("OP/s", f"{kind} dot products"))
+    features = ", ".join((kernels.isa(), *kernels.features()))
+    return Measurement(sum(rates), unit, f"{what} on registers, {features}")
 
 
 def _own_readers(data: NDArray[np.uint8], threads: int) -> dict[str, Callable[[], object]]:
@@ -144,10 +134,7 @@ class _LimitsEngine:
         return {"bandwidth": asdict(bandwidth(threads)), "f32": asdict(f32_rate(threads))}
 
     def peak(self, asked: Json) -> Json:
-        return asdict(f32_peak(asked["threads"]))
-
-    def dot_peak(self, asked: Json) -> Json:
-        return asdict(dot_peak(asked["kind"], asked["threads"]))
+        return asdict(register_peak(asked["kind"], asked["threads"], asked["seconds"]))
 
     def facts(self) -> Json:
         return memory_facts()

@@ -74,15 +74,20 @@ def measure(
             oracle = benchmark.oracle(scope)
             stack.callback(oracle.close)
         engines = _set_up(benchmark, scope, stack, found, say)
+        pace = None if benchmark.pace is None else _Pace(benchmark.pace(scope))
+        if pace is not None:
+            stack.callback(pace.engine.close)
         for number, case in enumerate(cases):
             now = clock()
             late = _late_after(now + (deadline - now) / (len(cases) - number), clock)
-            _one_case(benchmark, scope, case, engines, oracle, found, late, say)
+            _one_case(benchmark, scope, case, engines, oracle, pace, found, late, say)
     # Again, since a busy moment at the start would make a limit that is none.
     _measure_limits(benchmark, scope, cases, found, say)
     rates = {limit.threads: limit.rate for limit in found.limits}
     found.rows = [
-        replace(row, of_limit=row.spread.median / rates[row.threads]) if row.threads in rates else row
+        replace(row, of_limit=row.spread.median / rates[row.threads])
+        if row.of_limit is None and row.threads in rates
+        else row
         for row in found.rows
     ]
     for item in () if benchmark.bars is None else benchmark.bars(cases, found):
@@ -161,6 +166,7 @@ def _one_case(
     case: Case,
     engines: Mapping[str, Engine],
     oracle: Engine | None,
+    pace: _Pace | None,
     found: Measured,
     late: Callable[[], bool],
     say: Progress,
@@ -176,6 +182,8 @@ def _one_case(
             say(f"{case.name}: {turn} of {rounds} rounds, the time is over")
             break
         say(f"{case.name}: {'warm-up' if turn < 0 else f'round {turn + 1} of {rounds}'}")
+        if pace is not None:
+            pace.take(case, counted=turn >= 0)
         for name in list(samples):
             # A round is whole or it is not counted, but for the first: whom it does not reach has no figure.
             timing = None
@@ -187,7 +195,30 @@ def _one_case(
                 del samples[name]
             elif turn >= 0:
                 samples[name].append(timing)
-    _summarise(benchmark, scope, case, engines, samples, found)
+    limit = None if pace is None else pace.values(benchmark.metric, case, scope.cpu_time)
+    _summarise(benchmark, scope, case, engines, samples, limit, found)
+
+
+class _Pace:
+    """The limit's timings of the case at hand; when it cannot be measured the case has none."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._timings: list[Timing] = []
+        self._case = ""
+
+    def take(self, case: Case, *, counted: bool) -> None:
+        if case.name != self._case:
+            self._case, self._timings = case.name, []
+        try:
+            timing = self.engine.run(case)
+        except EngineError:
+            return
+        if counted:
+            self._timings.append(timing)
+
+    def values(self, metric: Metric, case: Case, cpu_time: bool) -> list[float]:
+        return [_value(metric, case, timing, cpu_time) for timing in self._timings]
 
 
 def _compare(
@@ -251,6 +282,7 @@ def _summarise(
     case: Case,
     engines: Mapping[str, Engine],
     samples: Mapping[str, Sequence[Timing]],
+    limit: Sequence[float] | None,
     found: Measured,
 ) -> None:
     values = {
@@ -268,7 +300,7 @@ def _summarise(
             spread=five,
             cpu_s=statistics.median(timing.cpu_s for timing in samples[name]),
             ratios={other: median_ratio(own, theirs) for other, theirs in values.items() if other != name},
-            of_limit=None,
+            of_limit=median_ratio(own, limit) if limit and len(limit) == len(own) else None,
             facts=engines[name].facts(),
         )
         found.rows.append(row)

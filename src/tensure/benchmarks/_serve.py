@@ -44,7 +44,7 @@ ENGINES: Final[Mapping[str, str]] = {
     "net-openvino": "_engine_net_openvino:setup",
     "net-torch": "_engine_net_torch:setup",
 }
-_REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak", "dot_peak"})
+_REQUESTS: Final = frozenset({"check", "run", "facts", "limits", "peak"})
 
 
 def serve(setup: Callable[[], object], requests: IO[bytes], answers: IO[bytes]) -> None:
