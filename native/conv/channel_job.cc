@@ -17,7 +17,6 @@ namespace {
 constexpr int64_t kStagingBytes = 320 << 10;
 constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kFewPixels = 96;
-constexpr int64_t kCachedBytes = 24 << 20;
 
 int64_t cell_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? conv.in_channels : 1; }
 int64_t planes_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? 1 : conv.in_channels; }
@@ -181,11 +180,11 @@ class ChannelJob {
     return im2win_size(conv_, run_.num_images, run_.height, run_.width);
   }
 
-  // An output that no cache will hold until somebody reads it is written past the caches: a line that is written whole
-  // need not be read first. (Tiles are aligned when the array and every pixel of it are.)
+  // An output that the core's own caches will not hold until somebody reads it is written past them: a line that is
+  // written whole need not be read first. (Tiles are aligned when the array and every pixel of it are.)
   bool streams() const {
     const int64_t bytes = 4 * sizes_.num_images * sizes_.out_height * sizes_.out_width * conv_.out_channels;
-    return conv_.layout == Layout::nhwc && bytes > kCachedBytes && conv_.out_channels % shape_.lanes == 0 &&
+    return conv_.layout == Layout::nhwc && bytes > 2 * l2_bytes() && conv_.out_channels % shape_.lanes == 0 &&
            group_out(conv_) % shape_.lanes == 0 && reinterpret_cast<uintptr_t>(run_.out) % 64 == 0;
   }
 
