@@ -72,9 +72,9 @@ class Team {
   }
 
  private:
-  // About 50 microseconds on the x86-64 processors where it was measured, nowhere else: longer than most steps' unequal
+  // About 100 microseconds on the x86-64 processors where it was measured, nowhere else: longer than most steps' unequal
   // ends, shorter than a time slice.
-  static constexpr int kSpins = 1500;
+  static constexpr int kSpins = 4000;
 
   void announce() {
     round_.fetch_add(1, std::memory_order_release);

@@ -162,4 +162,8 @@ TENSURE_INLINE void stream(float *p, VecF v) {
 #endif
 }
 
+#if TENSURE_VECTOR_BYTES == 64
+TENSURE_INLINE void stream(float *p, Vec8 v) { _mm256_stream_ps(p, v); }
+#endif
+
 }  // namespace

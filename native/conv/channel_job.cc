@@ -155,7 +155,8 @@ class ChannelJob {
     // Panels become tasks of their own when there are too few blocks to go round.
     const int64_t wanted = run_.num_threads == 1 || !coalesce ? 1 : ceil_div(4 * run_.num_threads, blocks_.count());
     const int64_t num_panels = static_cast<int64_t>(panels_.size());
-    const int64_t parts = std::min(num_panels, wanted);
+    int64_t parts = std::min(num_panels, wanted);
+    while (num_panels % parts) ++parts;  // equal tasks: the last to end is the time of all
     const auto task = [&](int64_t index, int thread) {
       Carver carver(threads + thread * need.per_thread);
       const Scratch scratch = carve(carver, conv_, source_, blocks_, shape_);

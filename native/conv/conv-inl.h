@@ -58,7 +58,7 @@ template <typename V> struct Bounds {
       : low(splat<V>(activation == Activation::none ? -__builtin_inff() : 0.0f)),
         high(splat<V>(activation == Activation::relu6 ? 6.0f : __builtin_inff())) {}
   TENSURE_INLINE static bool enough(const Epilogue &to) {
-    return to.channel_stride == 1 && !to.residual && to.activation != Activation::silu;
+    return to.channel_stride == 1 && to.activation != Activation::silu;
   }
   TENSURE_INLINE V apply(V value) const {
     value = value < low ? low : value;
@@ -136,6 +136,32 @@ TENSURE_INLINE void add_products_unhoisted(const ChannelTile &tile, Sums<V, MR, 
       }
 }
 
+// A tile's sums with bias, `more` (a residual) and bounds, each `put` where it belongs.
+template <typename V, int MR, int NV, bool HALF, typename More, typename Put>
+TENSURE_INLINE void end_tile(const ChannelTile &tile, const Sums<V, MR, NV, HALF> &sum, More more, Put put) {
+  constexpr int L = Lanes<V>::count;
+  const Epilogue &to = tile.to;
+  const Bounds<V> bounds(to.activation);
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);  // adding -0 changes nothing
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const int64_t at = tile.out_at[i] + j * L;
+      put(to.out + at, bounds.apply(more(at, sum.whole[i][j] + bias)));
+    }
+  }
+  if constexpr (HALF) {
+    const Bounds<Vec8> half_bounds(to.activation);
+    const Vec8 bias = to.bias ? load<Vec8>(to.bias + NV * L) : splat<Vec8>(-0.0f);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const int64_t at = tile.out_at[i] + NV * L;
+      put(to.out + at, half_bounds.apply(more(at, sum.half[i] + bias)));
+    }
+  }
+}
+
 template <typename V, int MR, int NV, bool HOISTED, bool HALF = false> void channel_tile(const ChannelTile &tile) {
   constexpr int L = Lanes<V>::count, W = Sums<V, MR, NV, HALF>::kWidth;
   Sums<V, MR, NV, HALF> sum;
@@ -159,29 +185,15 @@ template <typename V, int MR, int NV, bool HOISTED, bool HALF = false> void chan
   if (!tile.last) return each(tile.partial, put);
   const Epilogue &to = tile.to;
   if (tile.num_channels == W && Bounds<V>::enough(to)) {
-    const Bounds<V> bounds(to.activation);
-    if (!HALF && to.streams) {
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) {
-        const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) stream(to.out + tile.out_at[i] + j * L, bounds.apply(sum.whole[i][j] + bias));
-      }
-      return;
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      const V bias = to.bias ? load<V>(to.bias + j * L) : splat<V>(-0.0f);  // adding -0 changes nothing
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) store(to.out + tile.out_at[i] + j * L, bounds.apply(sum.whole[i][j] + bias));
-    }
-    if constexpr (HALF) {
-      const Bounds<Vec8> half_bounds(to.activation);
-      const Vec8 bias = to.bias ? load<Vec8>(to.bias + NV * L) : splat<Vec8>(-0.0f);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) store(to.out + tile.out_at[i] + NV * L, half_bounds.apply(sum.half[i] + bias));
-    }
-    return;
+    // The usual ends, straight from registers; three copies, so that none asks in its inner loop.
+    const auto same = [](int64_t, auto v) TENSURE_LAMBDA_INLINE { return v; };
+    const auto write = [](float *out, auto v) TENSURE_LAMBDA_INLINE { store(out, v); };
+    if (to.residual)
+      return end_tile<V, MR, NV, HALF>(
+          tile, sum, [&to](int64_t at, auto v) TENSURE_LAMBDA_INLINE { return v + load<decltype(v)>(to.residual + at); }, write);
+    if (to.streams)
+      return end_tile<V, MR, NV, HALF>(tile, sum, same, [](float *out, auto v) TENSURE_LAMBDA_INLINE { stream(out, v); });
+    return end_tile<V, MR, NV, HALF>(tile, sum, same, write);
   }
   float spilled[MR * W + L];
   each(spilled, put);
@@ -357,7 +369,7 @@ Inside inside_of(const DepthwiseRow &row) {
 template <int KW, int S> void sliding_row(const DepthwiseRow &row) {
   constexpr int Q = kRegisters == 32 || S == 1 ? 4 : 2;
   const Inside inside = inside_of(row);
-  const Bounds<VecF> common(row.to.activation), *bounds = Bounds<VecF>::enough(row.to) ? &common : nullptr;
+  const Bounds<VecF> common(row.to.activation), *bounds = Bounds<VecF>::enough(row.to) && !row.to.residual ? &common : nullptr;
   const int64_t count = row.end - row.begin;
   int64_t column = row.begin;
   for (int64_t left = count; left >= Q; left -= Q, column += Q) {
