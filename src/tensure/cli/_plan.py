@@ -45,7 +45,10 @@ def command(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="To choose kernels for.")] = 1,
     accuracy: Annotated[
-        str, typer.Option(metavar="CLASS", help="strict, or 1e-4, which lets Winograd in.")
+        str,
+        typer.Option(
+            metavar="CLASS", help="strict, or 1e-4, which lets Winograd in; sessions run strict kernels only."
+        ),
     ] = "strict",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: Json = False,
