@@ -16,7 +16,6 @@ namespace {
 
 constexpr int64_t kStagingBytes = 320 << 10;
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kFewPixels = 96;
 
 int64_t cell_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? conv.in_channels : 1; }
 int64_t planes_of(const Conv2d &conv) { return conv.layout == Layout::nhwc ? 1 : conv.in_channels; }
@@ -32,55 +31,25 @@ int64_t staging_floats(const Conv2d &conv, Source source, int64_t images, int64_
 }
 
 Blocks choose_blocks(const Conv2d &conv, Source source, const Sizes &s, int num_threads) {
-  Blocks b{1, s.out_height, s.out_width, s.num_images, 1, 1};
-  if (conv.switches & kCacheBlock) {
-    const int64_t weight_bytes = 4 * num_products(conv) * conv.out_channels;
-    int64_t target = kFewPixels;
-    if (weight_bytes > l2_bytes() / 2) {
-      // Weights come from L3 once a block: make blocks as large as their input fits beside a panel.
-      const int64_t pixel_bytes = 4 * conv.in_channels * conv.stride_h * conv.stride_w;
-      target = std::clamp<int64_t>(kStagingBytes / pixel_bytes, kFewPixels, 1024);
-    }
-    const bool copies = source == Source::staged || source == Source::fused;
-    if (copies) target = std::max<int64_t>(target, 8 * s.out_width);  // rows of a block share what they copy
-    // Two threads want several blocks each, or one waits for the other.
-    const int64_t pixels = s.num_images * s.out_height * s.out_width;
-    if (num_threads > 1) target = std::clamp<int64_t>(pixels / (4 * num_threads), std::min(kFewPixels, target), target);
-    if (s.out_width >= target) {
-      b.rows = 1;
-      b.column_blocks = ceil_div(s.out_width, target);
-      b.columns = ceil_div(s.out_width, b.column_blocks);
-    } else {
-      b.rows = std::clamp<int64_t>(target / s.out_width, 1, s.out_height);
-      if (b.rows == s.out_height) b.images = std::clamp<int64_t>(target / (b.rows * s.out_width), 1, s.num_images);
-    }
-    if (copies) {
-      const auto bytes = [&] { return 4 * staging_floats(conv, source, b.images, b.rows, b.columns); };
-      while (bytes() > kStagingBytes && b.images > 1) b.images = ceil_div(b.images, 2);
-      while (bytes() > kStagingBytes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-      while (bytes() > kStagingBytes && b.columns > 16) b.columns = ceil_div(b.columns, 2);
-    }
-    b.image_blocks = ceil_div(s.num_images, b.images);
-    b.images = ceil_div(s.num_images, b.image_blocks);
-    b.row_blocks = ceil_div(s.out_height, b.rows);
-    b.rows = ceil_div(s.out_height, b.row_blocks);
-    b.column_blocks = ceil_div(s.out_width, b.columns);
-    b.columns = ceil_div(s.out_width, b.column_blocks);
+  if (!(conv.switches & kCacheBlock)) return {1, s.out_height, s.out_width, s.num_images, 1, 1};
+  int64_t target = kFewPixels;
+  if (4 * num_products(conv) * conv.out_channels > l2_bytes() / 2) {
+    // Weights come from L3 once a block: make blocks as large as their input fits beside a panel.
+    const int64_t pixel_bytes = 4 * conv.in_channels * conv.stride_h * conv.stride_w;
+    target = std::clamp<int64_t>(kStagingBytes / pixel_bytes, kFewPixels, 1024);
   }
-  return b;
+  const bool copies = source == Source::staged || source == Source::fused;
+  if (copies) target = std::max<int64_t>(target, 8 * s.out_width);  // rows of a block share what they copy
+  return cut_blocks(s, target, num_threads, kStagingBytes, [&](int64_t images, int64_t rows, int64_t columns) {
+    return 4 * staging_floats(conv, source, images, rows, columns);
+  });
 }
 
-// A 1x1 convolution of stride 1 without padding is one matrix product: all pixels of all images are one long row.
 bool is_product(const Conv2d &conv) {
-  return conv.layout == Layout::nhwc && conv.kernel_h == 1 && conv.kernel_w == 1 && conv.stride_h == 1 &&
-         conv.stride_w == 1 && !has_padding(conv) && conv.algorithm == ConvAlgorithm::direct;
+  return conv.layout == Layout::nhwc && conv.algorithm == ConvAlgorithm::direct && is_matrix_product(conv);
 }
 
-Sizes flattened(const Conv2d &conv, const Sizes &s) {
-  if (!is_product(conv)) return s;
-  const int64_t pixels = s.num_images * s.height * s.width;
-  return {1, 1, pixels, 1, pixels};
-}
+Sizes flattened(const Conv2d &conv, const Sizes &s) { return is_product(conv) ? one_long_row(s) : s; }
 
 struct Scratch {
   const float **x;

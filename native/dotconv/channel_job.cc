@@ -16,19 +16,9 @@ namespace {
 
 constexpr int64_t kStagingBytes = 256 << 10;
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kFewPixels = 96;
 constexpr int64_t kOverread = 4;  // bytes behind the last run that a group may reach
 
-// A 1x1 convolution of stride 1 without padding is one matrix product: all pixels of all images are one long row.
-bool is_product(const Conv2d &conv) {
-  return conv.kernel_h == 1 && conv.kernel_w == 1 && conv.stride_h == 1 && conv.stride_w == 1 && !has_padding(conv);
-}
-
-Sizes flattened(const Conv2d &conv, const Sizes &s) {
-  if (!is_product(conv)) return s;
-  const int64_t pixels = s.num_images * s.height * s.width;
-  return {1, 1, pixels, 1, pixels};
-}
+Sizes flattened(const Conv2d &conv, const Sizes &s) { return is_matrix_product(conv) ? one_long_row(s) : s; }
 
 // Whether x's bytes have the other sign than the tiles read.
 bool is_flipped(const DotTable &table, DotMethod method, DotElement element) {
@@ -47,7 +37,6 @@ int64_t staging_bytes(const Conv2d &conv, const DotLayout &layout, int64_t image
 }
 
 Blocks choose_blocks(const Conv2d &conv, const DotLayout &layout, bool copies, const Sizes &s, int num_threads) {
-  Blocks b{1, s.out_height, s.out_width, s.num_images, 1, 1};
   int64_t target = kFewPixels;
   if (4 * layout.num_groups() * conv.out_channels > l2_bytes() / 2) {
     // Weights come from L3 once a block: make blocks as large as their input fits beside a panel.
@@ -55,30 +44,9 @@ Blocks choose_blocks(const Conv2d &conv, const DotLayout &layout, bool copies, c
     target = std::clamp<int64_t>(kStagingBytes / bytes, kFewPixels, 1024);
   }
   if (copies && conv.kernel_h > 1) target = std::max<int64_t>(target, 8 * s.out_width);  // rows of a block share what they copy
-  // Two threads want several blocks each, or one waits for the other.
-  const int64_t pixels = s.num_images * s.out_height * s.out_width;
-  if (num_threads > 1) target = std::clamp<int64_t>(pixels / (4 * num_threads), std::min(kFewPixels, target), target);
-  if (s.out_width >= target) {
-    b.rows = 1;
-    b.column_blocks = ceil_div(s.out_width, target);
-    b.columns = ceil_div(s.out_width, b.column_blocks);
-  } else {
-    b.rows = std::clamp<int64_t>(target / s.out_width, 1, s.out_height);
-    if (b.rows == s.out_height) b.images = std::clamp<int64_t>(target / (b.rows * s.out_width), 1, s.num_images);
-  }
-  if (copies) {
-    const auto bytes = [&] { return staging_bytes(conv, layout, b.images, b.rows, b.columns); };
-    while (bytes() > kStagingBytes && b.images > 1) b.images = ceil_div(b.images, 2);
-    while (bytes() > kStagingBytes && b.rows > 1) b.rows = ceil_div(b.rows, 2);
-    while (bytes() > kStagingBytes && b.columns > 16) b.columns = ceil_div(b.columns, 2);
-  }
-  b.image_blocks = ceil_div(s.num_images, b.images);
-  b.images = ceil_div(s.num_images, b.image_blocks);
-  b.row_blocks = ceil_div(s.out_height, b.rows);
-  b.rows = ceil_div(s.out_height, b.row_blocks);
-  b.column_blocks = ceil_div(s.out_width, b.columns);
-  b.columns = ceil_div(s.out_width, b.column_blocks);
-  return b;
+  return cut_blocks(s, target, num_threads, kStagingBytes, [&](int64_t images, int64_t rows, int64_t columns) {
+    return copies ? staging_bytes(conv, layout, images, rows, columns) : 0;
+  });
 }
 
 struct Scratch {
