@@ -190,6 +190,24 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
     assert entries(tmp_path) == ["a", "b", "c", "same"]
 
 
+def test_a_cleaner_between_making_and_holding_costs_one_more_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may take the temporary folder before its maker can open it: the maker makes another."""
+    real = os.mkdir
+    taken: list[str] = []
+
+    def make(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        real(path, mode, dir_fd=dir_fd)
+        if path.startswith(TEMPORARY_PREFIX) and not taken:
+            taken.append(path)
+            os.rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr("os.mkdir", make)
+    write(tmp_path / "out")
+    assert len(taken) == 1 and entries(tmp_path) == ["out"]
+
+
 def test_one_file(tmp_path: Path) -> None:
     write_file_atomic(tmp_path / "f", b"1", mode=0o600)
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o600

@@ -286,7 +286,10 @@ def _make_temporary_folder(parent_fd: int, opened: ExitStack) -> tuple[str, int]
     for _ in range(16):
         name = TEMPORARY_PREFIX + secrets.token_hex(8)
         os.mkdir(name, 0o700, dir_fd=parent_fd)
-        fd = os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=parent_fd)
+        try:
+            fd = os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=parent_fd)
+        except FileNotFoundError:
+            continue  # a cleaner saw the folder before we could hold it, and took it
         if _claim(parent_fd, name, fd):
             opened.callback(os.close, fd)
             return name, fd
