@@ -1,8 +1,7 @@
 // Checks what Python hands over, releases the GIL, calls the kernel. Computes nothing.
-#include "gemv/gemv.h"
+#include "bindings/gemv.h"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -11,15 +10,15 @@ namespace nb = nanobind;
 
 namespace tensure {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = ConstBytes;
 using Writable = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 static int64_t size(const Bytes &bytes) { return static_cast<int64_t>(bytes.shape(0)); }
 
-static GemvWeights checked(int format, int64_t num_rows, int64_t num_cols, int64_t group, const Bytes &q,
-                           const Bytes &scales, const Bytes &minimums) {
+GemvWeights to_gemv_weights(int format, int64_t num_rows, int64_t num_cols, int64_t group, const ConstBytes &q,
+                            const ConstBytes &scales, const ConstBytes &minimums) {
   constexpr int64_t kMost = int64_t{1} << 40;
   if (format < 0 || format > static_cast<int>(GemvFormat::q4_k)) throw std::invalid_argument("no such format");
   const auto f = static_cast<GemvFormat>(format);
@@ -51,7 +50,7 @@ void bind_gemv(nb::module_ &m) {
       "gemv_exact",
       [](int format, int64_t num_rows, int64_t num_cols, int64_t group, Bytes q, Bytes scales, Bytes minimums, Matrix x,
          Result y, int num_threads) {
-        const GemvWeights w = checked(format, num_rows, num_cols, group, q, scales, minimums);
+        const GemvWeights w = to_gemv_weights(format, num_rows, num_cols, group, q, scales, minimums);
         const auto batch = static_cast<int64_t>(x.shape(0));
         if (static_cast<int64_t>(x.shape(1)) != num_cols) throw std::invalid_argument("x has another width");
         check_result(w, batch, y);
@@ -83,7 +82,7 @@ void bind_gemv(nb::module_ &m) {
       "gemv_fast",
       [](int format, int64_t num_rows, int64_t num_cols, int64_t group, Bytes q, Bytes scales, Bytes minimums,
          Bytes activations, Result y, int num_threads) {
-        const GemvWeights w = checked(format, num_rows, num_cols, group, q, scales, minimums);
+        const GemvWeights w = to_gemv_weights(format, num_rows, num_cols, group, q, scales, minimums);
         const auto batch = static_cast<int64_t>(y.shape(0));
         if (size(activations) != gemv_activation_bytes(num_cols, batch))
           throw std::invalid_argument("activations has another size");

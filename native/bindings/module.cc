@@ -12,6 +12,7 @@ namespace nb = nanobind;
 
 namespace tensure {
 void bind_conv(nb::module_ &m);
+void bind_decoder(nb::module_ &m);
 void bind_dequantize(nb::module_ &m);
 void bind_dotconv(nb::module_ &m);
 void bind_peak(nb::module_ &m);
@@ -46,6 +47,7 @@ NB_MODULE(_native, m) {
     return names;
   });
   tensure::bind_conv(m);
+  tensure::bind_decoder(m);
   tensure::bind_dequantize(m);
   tensure::bind_dotconv(m);
   tensure::bind_peak(m);

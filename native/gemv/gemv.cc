@@ -17,9 +17,14 @@ static const GemvTable *const kTables[] = {TENSURE_FOR_EACH_ISA(TENSURE_ENTRY)};
 constexpr int64_t kBytesPerThread = 128 << 10;
 constexpr int64_t kProductsPerThread = 512 << 10;
 
-static const GemvTable *table() {
+const GemvTable *gemv_table() {
   const int isa = isa_in_use();
   return isa < 0 ? nullptr : kTables[isa];
+}
+
+GemvKernel gemv_fast_kernel() {
+  const GemvTable *const with = gemv_table();
+  return !with ? nullptr : with->fast_vnni && cpu_has_vnni() ? with->fast_vnni : with->fast;
 }
 
 // Whole blocks of 16 rows to each thread, in order.
@@ -42,18 +47,18 @@ static void run(GemvKernel kernel, const GemvJob &job, int num_threads) {
 
 bool gemv_exact(const GemvWeights &weights, const float *x, int64_t batch, int64_t x_stride, float *y, int64_t y_stride,
                 int num_threads) {
-  const GemvTable *const with = table();
+  const GemvTable *const with = gemv_table();
   if (!with) return false;
   run(with->exact, {weights, x, x_stride, nullptr, batch, y, y_stride}, num_threads);
   return true;
 }
 
-bool gemv_exact_is_fused() { return table() && table()->fused; }
+bool gemv_exact_is_fused() { return gemv_table() && gemv_table()->fused; }
 
 int64_t gemv_activation_bytes(int64_t num_cols, int64_t batch) { return gemv_activations(num_cols).bytes * batch; }
 
 bool gemv_quantize(const float *x, int64_t batch, int64_t num_cols, int64_t x_stride, uint8_t *activations) {
-  const GemvTable *const with = table();
+  const GemvTable *const with = gemv_table();
   if (!with) return false;
   const int64_t bytes = gemv_activations(num_cols).bytes;
   for (int64_t b = 0; b < batch; ++b) with->quantize(x + b * x_stride, num_cols, activations + b * bytes);
@@ -62,15 +67,14 @@ bool gemv_quantize(const float *x, int64_t batch, int64_t num_cols, int64_t x_st
 
 bool gemv_fast(const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y, int64_t y_stride,
                int num_threads) {
-  const GemvTable *const with = table();
-  if (!with) return false;
-  const GemvKernel kernel = with->fast_vnni && cpu_has_vnni() ? with->fast_vnni : with->fast;
+  const GemvKernel kernel = gemv_fast_kernel();
+  if (!kernel) return false;
   run(kernel, {weights, nullptr, 0, activations, batch, y, y_stride}, num_threads);
   return true;
 }
 
 uint64_t gemv_read(const uint8_t *data, int64_t bytes, int streams, int64_t prefetch, int num_threads) {
-  const GemvTable *const with = table();
+  const GemvTable *const with = gemv_table();
   if (!with) return 0;
   const int64_t units = bytes / kGemvReadBytes;
   const int parts = static_cast<int>(std::clamp<int64_t>(units, 1, std::max(num_threads, 1)));

@@ -45,4 +45,9 @@ struct GemvTable {
   uint64_t (*read)(const uint8_t *data, int64_t bytes, int streams, int64_t prefetch);
 };
 
+// Of the instruction set in use, for families that hand out rows to threads of their own; null when there is none.
+const GemvTable *gemv_table();
+// `fast`, or its companion with 8-bit dot products where the processor has them.
+GemvKernel gemv_fast_kernel();
+
 }  // namespace tensure

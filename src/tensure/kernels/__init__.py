@@ -33,6 +33,16 @@ from tensure.kernels._conv_int8 import (
 )
 from tensure.kernels._conv_int8_reference import conv2d_int8_reference, requantize_reference
 from tensure.kernels._conv_reference import conv2d_reference, im2win_reference
+from tensure.kernels._decoder import (
+    KV_FORMATS,
+    PAGE_TOKENS,
+    PLAIN_KINDS,
+    DecoderLayer,
+    DecoderSizes,
+    DecoderStage,
+    PlainMatrix,
+    StepRows,
+)
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._gemv import (
     ARITHMETICS,
@@ -86,6 +96,14 @@ __all__ = [
     "gemm_bf16",
     "pack_conv2d_bf16",
     "pack_gemm_bf16",
+    "KV_FORMATS",
+    "PAGE_TOKENS",
+    "PLAIN_KINDS",
+    "DecoderLayer",
+    "DecoderSizes",
+    "DecoderStage",
+    "PlainMatrix",
+    "StepRows",
     "ENCODINGS",
     "PEAK_KINDS",
     "available_isas",

@@ -33,6 +33,33 @@ class NativeSegment(Protocol):
     ) -> list[float]: ...
 
 
+class NativeDecoder(Protocol):
+    """The compiled module's stage of a decoder; see tensure.kernels.DecoderStage."""
+
+    def add_layer(
+        self,
+        matrices: Sequence[tuple[int | NDArray[np.uint8], ...]],
+        vectors: Sequence[NDArray[np.float32] | None],
+    ) -> None: ...
+    def set_embed(self, matrix: tuple[int | NDArray[np.uint8], ...]) -> None: ...
+    def set_head(self, matrix: tuple[int | NDArray[np.uint8], ...], norm: NDArray[np.float32]) -> None: ...
+    def page_bytes(self) -> int: ...
+    def workspace(self, num_rows: int, num_threads: int) -> int: ...
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        slots: NDArray[np.int32],
+        tables: NDArray[np.int32],
+        wanted: NDArray[np.int32],
+        pages: NDArray[np.uint8],
+        hidden: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        workspace: NDArray[np.uint8],
+        num_threads: int,
+    ) -> None: ...
+
+
 class Native(Protocol):
     """What the compiled module (native/bindings) offers."""
 
@@ -44,6 +71,16 @@ class Native(Protocol):
     def isas_built(self) -> list[str]: ...
     def isas_available(self) -> list[str]: ...
     def Segment(self, input_floats: Sequence[int], arena_bytes: int) -> NativeSegment: ...
+    def Decoder(
+        self,
+        sizes: Sequence[int],
+        numbers: Sequence[float],
+        adjacent: bool,
+        cosine: NDArray[np.float32],
+        sine: NDArray[np.float32],
+        kv_format: int,
+        int8_activations: bool,
+    ) -> NativeDecoder: ...
     def conv2d_packed_size(self, geometry: Sequence[int]) -> int: ...
     def conv2d_pack(
         self, geometry: Sequence[int], w: NDArray[np.float32], packed: NDArray[np.float32]

@@ -1,0 +1,306 @@
+// The executor of a stage: its layers one after the other, each phase over the team's threads. Compiled for the baseline.
+#include "decoder/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+
+#include "common/isa.h"
+#include "common/threads.h"
+#include "decoder/table.h"
+#include "dequantize/dequantize.h"
+#include "gemv/table.h"
+
+namespace tensure {
+
+#define TENSURE_DECLARE(index, isa) extern const DecoderTable decoder_##isa;
+TENSURE_FOR_EACH_ISA(TENSURE_DECLARE)
+#define TENSURE_ENTRY(index, isa) &decoder_##isa,
+static const DecoderTable *const kTables[] = {TENSURE_FOR_EACH_ISA(TENSURE_ENTRY)};
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Below this many multiply-adds a phase is not worth a second thread.
+constexpr int64_t kProductsPerTask = 16 << 10;
+
+// Hands out aligned parts of a buffer; with no buffer it only adds up.
+class Carver {
+ public:
+  explicit Carver(void *base) : base_(static_cast<char *>(base)) {}
+  template <typename T> T *take(int64_t count) {
+    char *const at = base_ ? base_ + used_ : nullptr;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T *>(at);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char *base_;
+  int64_t used_ = 0;
+};
+
+// What a matrix multiplies: rows of floats, and the same rounded to 8 bits where some matrix wants them.
+struct Rows {
+  float *x;
+  int64_t stride;
+  uint8_t *rounded;
+};
+
+struct Buffers {
+  Rows in;                       // what a norm or an activation gave
+  float *qkv, *attended;         // [R, (H + 2G) E], [R, H E]
+  float *gate, *up;              // [R, F]
+  float *sum;                    // [R, D]: what a layer adds
+  float *scores;                 // [threads, heads of a group, score_stride]
+  int64_t qkv_width, score_stride;
+};
+
+Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_threads) {
+  const DecoderShape &s = decoder.shape;
+  const int64_t widest = std::max({s.width, s.heads * s.head_dim, s.ffn});
+  Buffers b;
+  b.in.stride = round_up(widest, 16);
+  b.in.x = carver.take<float>(num_rows * b.in.stride);
+  b.in.rounded = carver.take<uint8_t>(gemv_activation_bytes(widest, num_rows));
+  b.qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim;
+  b.qkv = carver.take<float>(num_rows * b.qkv_width);
+  b.attended = b.in.x;  // attention's rows are the next matrix's input
+  b.gate = carver.take<float>(num_rows * s.ffn);
+  b.up = carver.take<float>(num_rows * s.ffn);
+  b.sum = carver.take<float>(num_rows * s.width);
+  b.score_stride = round_up(s.context, kPageTokens);
+  b.scores = carver.take<float>(num_threads * (s.heads / s.kv_heads) * b.score_stride);
+  return b;
+}
+
+class Run {
+ public:
+  Run(const Decoder &decoder, const DecoderStep &step, void *workspace, int num_threads)
+      : decoder_(decoder),
+        shape_(decoder.shape),
+        step_(step),
+        threads_(num_threads),
+        table_(*kTables[isa_in_use()]),
+        gemv_(*gemv_table()),
+        fast_(gemv_fast_kernel()),
+        kv_(kv_layout(decoder.kv_format, shape_.head_dim)),
+        page_bytes_(kv_page_bytes(decoder.kv_format, shape_.head_dim, shape_.kv_heads,
+                                  static_cast<int64_t>(decoder.layers.size()))) {
+    Carver carver(workspace);
+    buffers_ = carve(carver, decoder, step.num_rows, num_threads);
+  }
+
+  void run() {
+    if (step_.num_rows == 0) return;
+    if (decoder_.has_embed) embed();
+    for (size_t i = 0; i < decoder_.layers.size(); ++i) {
+      attention(decoder_.layers[i], static_cast<int64_t>(i));
+      feed_forward(decoder_.layers[i]);
+    }
+    if (decoder_.has_head) head();
+  }
+
+ private:
+  int64_t rows() const { return step_.num_rows; }
+
+  // f(row) for every row, on more than one thread only if there is more than one row.
+  template <typename F> void for_each_row(int64_t count, F f) {
+    for_each_task(count, static_cast<int>(std::min<int64_t>(threads_, count)), [&](int64_t row, int) { f(row); });
+  }
+
+  // f(which matrix, first row, last row) over blocks of 16 rows of matrices that read the same input.
+  template <typename F> void for_each_block(std::initializer_list<const DecoderMatrix *> matrices, int64_t batch, F f) {
+    int64_t blocks = 0, products = 0;
+    for (const DecoderMatrix *m : matrices) {
+      blocks += ceil_div(m->weights.num_rows, kGemvRows);
+      products += m->weights.num_rows * m->weights.num_cols * batch;
+    }
+    const int64_t wanted = threads_ == 1 ? 1 : std::min<int64_t>(products / kProductsPerTask, batch > 4 ? 8 * threads_ : threads_);
+    const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(blocks, 1));
+    for_each_task(parts, threads_, [&](int64_t part, int) {
+      int64_t begin = blocks * part / parts, end = blocks * (part + 1) / parts;
+      int which = 0;
+      for (const DecoderMatrix *m : matrices) {
+        const int64_t here = ceil_div(m->weights.num_rows, kGemvRows);
+        if (begin < here && end > 0)
+          f(which, std::max<int64_t>(begin, 0) * kGemvRows, std::min(std::min(end, here) * kGemvRows, m->weights.num_rows));
+        begin -= here;
+        end -= here;
+        ++which;
+      }
+    });
+  }
+
+  bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && decoder_.int8_activations; }
+
+  void round(std::initializer_list<const DecoderMatrix *> readers, int64_t row) const {
+    if (std::none_of(readers.begin(), readers.end(), [&](const DecoderMatrix *m) { return rounds(*m); })) return;
+    const int64_t cols = (*readers.begin())->weights.num_cols;
+    gemv_.quantize(buffers_.in.x + row * buffers_.in.stride, cols, buffers_.in.rounded + row * gemv_activation_bytes(cols, 1));
+  }
+
+  void multiply(const DecoderMatrix &m, int64_t batch, float *y, int64_t y_stride, int64_t begin, int64_t end) const {
+    const Rows &in = buffers_.in;
+    if (m.kind != MatrixKind::gemv) {
+      table_.plain_rows({static_cast<int>(m.kind), m.data, m.weights.num_cols, in.x, batch, in.stride, y, y_stride}, begin, end);
+      return;
+    }
+    const GemvJob job{m.weights, in.x, in.stride, in.rounded, batch, y, y_stride};
+    (rounds(m) ? fast_ : gemv_.exact)(job, begin, end);
+  }
+
+  void norm(const float *hidden, const float *weight, int64_t row) const {
+    table_.rms_norm(hidden, weight, shape_.width, shape_.rms_eps, buffers_.in.x + row * buffers_.in.stride);
+  }
+
+  // hidden += what the matrix gives.
+  void add_product(const DecoderMatrix &m) {
+    for_each_block({&m}, rows(), [&](int, int64_t begin, int64_t end) {
+      multiply(m, rows(), buffers_.sum, shape_.width, begin, end);
+      for (int64_t row = 0; row < rows(); ++row) {
+        const int64_t at = row * shape_.width + begin;
+        if (shape_.residual_multiplier == 1.0f)
+          table_.add(step_.hidden + at, buffers_.sum + at, end - begin);
+        else
+          table_.add_scaled(step_.hidden + at, buffers_.sum + at, shape_.residual_multiplier, end - begin);
+      }
+    });
+  }
+
+  void embed() {
+    for_each_row(rows(), [&](int64_t row) {
+      float *const out = step_.hidden + row * shape_.width;
+      look_up(decoder_.embed, step_.tokens[row], out);
+      if (shape_.embedding_multiplier != 1.0f) table_.scale(out, shape_.embedding_multiplier, shape_.width);
+    });
+  }
+
+  void look_up(const DecoderMatrix &m, int64_t row, float *out) const {
+    const GemvWeights &w = m.weights;
+    if (m.kind != MatrixKind::gemv) {
+      const int64_t bytes = m.kind == MatrixKind::f32 ? 4 : 2;
+      table_.widen(static_cast<int>(m.kind), m.data + row * w.num_cols * bytes, w.num_cols, out);
+      return;
+    }
+    const DequantizeEncoding encoding = w.format == GemvFormat::q4_0   ? DequantizeEncoding::q4_0
+                                        : w.format == GemvFormat::q4_1 ? DequantizeEncoding::q4_1
+                                                                       : DequantizeEncoding::q8_0;
+    const int64_t blocks = w.num_cols / kDequantizeElements;
+    dequantize(encoding, w.q + row * blocks * dequantize_block_bytes(encoding), blocks, out, 1);
+  }
+
+  void attention(const DecoderLayer &layer, int64_t index) {
+    const int64_t E = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
+    for_each_row(rows(), [&](int64_t row) {
+      norm(step_.hidden + row * shape_.width, layer.attn_norm, row);
+      round({&layer.q, &layer.k, &layer.v}, row);
+    });
+    const int64_t k_at = shape_.heads * E, v_at = k_at + shape_.kv_heads * E;
+    const DecoderMatrix *const matrices[] = {&layer.q, &layer.k, &layer.v};
+    const int64_t at[] = {0, k_at, v_at};
+    for_each_block({&layer.q, &layer.k, &layer.v}, rows(), [&](int which, int64_t begin, int64_t end) {
+      multiply(*matrices[which], rows(), buffers_.qkv + at[which], buffers_.qkv_width, begin, end);
+    });
+    for_each_row(rows(), [&](int64_t row) { place(layer, index, row); });
+    // All keys and values of the step are written: rows may read each other's. A row's heads go to as many tasks as the threads
+    // need to be busy.
+    const int64_t splits = rows() * shape_.kv_heads >= 4 * threads_ || threads_ == 1 ? 1 : group;
+    for_each_task(rows() * shape_.kv_heads * splits, threads_, [&](int64_t task, int thread) {
+      const int64_t split = task % splits, g = task / splits % shape_.kv_heads, row = task / splits / shape_.kv_heads;
+      const int64_t heads = group / splits, first = g * group + split * heads;
+      const uint8_t *const pages = step_.pages + (index * shape_.kv_heads + g) * kv_.head_bytes;
+      table_.attend({decoder_.kv_format, kv_, E, heads, buffers_.qkv + row * buffers_.qkv_width + first * E,
+                     shape_.attention_scale, pages, page_bytes_, step_.tables + step_.slots[row] * step_.table_pages,
+                     step_.positions[row], buffers_.scores + thread * group * buffers_.score_stride, buffers_.score_stride,
+                     buffers_.attended + row * buffers_.in.stride + first * E});
+    });
+    for_each_row(rows(), [&](int64_t row) { round({&layer.o}, row); });
+    add_product(layer.o);
+  }
+
+  // Biases, norms and rotation of one row's heads; its key and value into the cache.
+  void place(const DecoderLayer &layer, int64_t index, int64_t row) {
+    const int64_t E = shape_.head_dim, H = shape_.heads, G = shape_.kv_heads, position = step_.positions[row];
+    float *const q = buffers_.qkv + row * buffers_.qkv_width, *const k = q + H * E, *const v = k + G * E;
+    if (layer.q_bias) {
+      table_.add(q, layer.q_bias, H * E);
+      table_.add(k, layer.k_bias, G * E);
+      table_.add(v, layer.v_bias, G * E);
+    }
+    const float *const cosine = decoder_.cosine + position * (E / 2), *const sine = decoder_.sine + position * (E / 2);
+    for (int64_t h = 0; h < H + G; ++h) {
+      const float *const weight = h < H ? layer.q_norm : layer.k_norm;
+      if (weight) table_.rms_norm(q + h * E, weight, E, shape_.rms_eps, q + h * E);
+      table_.rotate(q + h * E, cosine, sine, E, shape_.adjacent);
+    }
+    const int64_t page = step_.tables[step_.slots[row] * step_.table_pages + position / kPageTokens];
+    for (int64_t g = 0; g < G; ++g)
+      table_.write_kv({decoder_.kv_format, kv_, E, k + g * E, v + g * E,
+                       step_.pages + page * page_bytes_ + (index * G + g) * kv_.head_bytes, position % kPageTokens});
+  }
+
+  void feed_forward(const DecoderLayer &layer) {
+    for_each_row(rows(), [&](int64_t row) {
+      norm(step_.hidden + row * shape_.width, layer.ffn_norm, row);
+      round({&layer.gate, &layer.up}, row);
+    });
+    for_each_block({&layer.gate}, rows(), [&](int, int64_t begin, int64_t end) {
+      multiply(layer.gate, rows(), buffers_.gate, shape_.ffn, begin, end);
+      multiply(layer.up, rows(), buffers_.up, shape_.ffn, begin, end);
+      for (int64_t row = 0; row < rows(); ++row) {
+        const int64_t at = row * shape_.ffn + begin;
+        table_.silu_multiply(buffers_.gate + at, buffers_.up + at, end - begin);
+      }
+    });
+    for_each_row(rows(), [&](int64_t row) {
+      std::memcpy(buffers_.in.x + row * buffers_.in.stride, buffers_.up + row * shape_.ffn,
+                  sizeof(float) * static_cast<size_t>(shape_.ffn));
+      round({&layer.down}, row);
+    });
+    add_product(layer.down);
+  }
+
+  void head() {
+    for_each_row(step_.num_wanted, [&](int64_t i) {
+      norm(step_.hidden + step_.wanted[i] * shape_.width, decoder_.norm, i);
+      round({&decoder_.head}, i);
+    });
+    if (step_.num_wanted == 0) return;
+    for_each_block({&decoder_.head}, step_.num_wanted, [&](int, int64_t begin, int64_t end) {
+      multiply(decoder_.head, step_.num_wanted, step_.logits, shape_.vocab, begin, end);
+      if (shape_.logits_divisor == 1.0f) return;
+      for (int64_t i = 0; i < step_.num_wanted; ++i)
+        table_.divide(step_.logits + i * shape_.vocab + begin, shape_.logits_divisor, end - begin);
+    });
+  }
+
+  const Decoder &decoder_;
+  const DecoderShape &shape_;
+  const DecoderStep &step_;
+  const int threads_;
+  const DecoderTable &table_;
+  const GemvTable &gemv_;
+  const GemvKernel fast_;
+  const KvLayout kv_;
+  const int64_t page_bytes_;
+  Buffers buffers_;
+};
+
+}  // namespace
+
+int64_t decoder_workspace(const Decoder &decoder, int64_t num_rows, int num_threads) {
+  Carver carver(nullptr);
+  carve(carver, decoder, num_rows, num_threads);
+  return carver.used();
+}
+
+bool decoder_run(const Decoder &decoder, const DecoderStep &step, void *workspace, int num_threads) {
+  if (isa_in_use() < 0) return false;
+  with_team(num_threads, [&] { Run(decoder, step, workspace, num_threads).run(); });
+  return true;
+}
+
+}  // namespace tensure
