@@ -1,4 +1,4 @@
-"""Rows of tokens through the layers of a decoder over a paged key-value cache: the checked face of native/decoder.
+"""Rows of tokens through a decoder's layers over a paged key-value cache: the checked face of native/decoder.
 
 A row is one token of one sequence at one position. Each row's arithmetic is the same whoever else is in the
 step, so that batch, chunks, arrivals and threads cannot change a bit of it. Knows arrays only: no files, no
@@ -39,7 +39,7 @@ Ints: TypeAlias = NDArray[np.int32]
 PAGE_TOKENS: Final = 16
 """Positions of one sequence that a page of the cache holds."""
 
-# Name to KvFormat in native/decoder/kv.h: 16-bit floats, or 8 or 4 bits with a scale for each head and position.
+# Name to KvFormat in native/decoder/kv.h: halves, or 8 or 4 bits with a scale for each head and position.
 KV_FORMATS: Mapping[str, int] = MappingProxyType({"f16": 0, "int8": 1, "int4": 2})
 
 # Name to MatrixKind in native/decoder/decoder.h and bytes of an element.
@@ -123,7 +123,7 @@ class DecoderSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """One layer's weights: projections [out, in]; norms [D], biases [H E] and [G E], head norms [E], or None."""
+    """One layer's weights: projections [out, in]; norms [D]; biases [H E] and [G E] and head norms [E] or None."""
 
     attn_norm: Floats
     ffn_norm: Floats
@@ -184,8 +184,8 @@ class DecoderStage:
         embed: [V, D], where the stage begins with tokens: plain, or GGUF blocks of 32.
         head: [V, D] and the last norm [D], where it ends with logits.
         kv_format: of the cache: "f16", "int8" or "int4".
-        arithmetic: how quantised matrices are multiplied: "fast" with activations rounded to 8 bits in groups of
-            32, "exact" with float32 ones (`gemv`). Plain matrices always take float32 ones. Either way the
+        arithmetic: how quantised matrices are multiplied: "fast" with activations rounded to 8 bits in groups
+            of 32, "exact" with float32 ones (`gemv`). Plain matrices always take float32 ones. Either way the
             result does not depend on batch, chunks, threads, or (where sums are fused) the instruction set.
 
     Raises:
@@ -238,7 +238,7 @@ class DecoderStage:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page of the cache: `PAGE_TOKENS` positions of one sequence, all layers of the stage."""
+        """Bytes of one page: `PAGE_TOKENS` positions of one sequence, in all layers of the stage."""
         return self._native.page_bytes()
 
     def workspace_bytes(self, num_rows: int, threads: int) -> int:
@@ -294,7 +294,7 @@ class DecoderStage:
         vectors: list[Floats | None] = []
         for name in _VECTORS:
             vector: Floats | None = getattr(layer, name)
-            if vector is not None or name.endswith("_norm") and name[0] not in "qk":
+            if vector is not None or name in ("attn_norm", "ffn_norm"):
                 check_buffer(f"{place}, {name}", vector, (np.float32,), (counts[name],))
             vectors.append(vector)
         _told(place, self._native.add_layer, matrices, vectors)
