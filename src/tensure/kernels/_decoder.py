@@ -123,7 +123,7 @@ class DecoderSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """One layer's weights: projections [out, in]; norms [D]; biases [H E] and [G E] and head norms [E] or None."""
+    """One layer's weights: projections [out, in], norms [D], biases [H E] and [G E], head norms [E], or None."""
 
     attn_norm: Floats
     ffn_norm: Floats

@@ -1,4 +1,6 @@
 from ._body_text import INDENT, Lines, read_body, read_name, read_order, write_body
+from ._decoder import DecoderConfig
+from ._decoder_shape import read_decoder
 from ._digest import tensor_digest
 from ._dtypes import DTYPES, FLOATS, dtype_name, item_bytes, numpy_dtype
 from ._evaluate import (
@@ -61,6 +63,7 @@ __all__ = [
     "Call",
     "Cat",
     "DTYPES",
+    "DecoderConfig",
     "ENCODINGS",
     "Each",
     "Encoding",
@@ -125,6 +128,7 @@ __all__ = [
     "parse_program",
     "read_block",
     "read_body",
+    "read_decoder",
     "read_header",
     "read_name",
     "read_operand",
