@@ -17,8 +17,8 @@ using Result = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 static int64_t size(const Bytes &bytes) { return static_cast<int64_t>(bytes.shape(0)); }
 
-GemvWeights to_gemv_weights(int format, int64_t num_rows, int64_t num_cols, int64_t group, const ConstBytes &q,
-                            const ConstBytes &scales, const ConstBytes &minimums) {
+static GemvFormat check_sizes(int format, int64_t num_rows, int64_t num_cols, int64_t group, int64_t q_bytes,
+                              int64_t scales_bytes, int64_t minimums_bytes) {
   constexpr int64_t kMost = int64_t{1} << 40;
   if (format < 0 || format > static_cast<int>(GemvFormat::q4_k)) throw std::invalid_argument("no such format");
   const auto f = static_cast<GemvFormat>(format);
@@ -28,11 +28,17 @@ GemvWeights to_gemv_weights(int format, int64_t num_rows, int64_t num_cols, int6
                                                 (group == 0 && f == GemvFormat::int8);
   if (!group_fits) throw std::invalid_argument("no such group");
   if (gemv_is_gguf(f) && num_cols % gemv_block_cols(f)) throw std::invalid_argument("columns are not whole blocks");
-  if (size(q) != gemv_q_bytes(f, num_rows, num_cols, group)) throw std::invalid_argument("q has another size");
-  const int64_t scale_bytes = gemv_num_scales(f, num_rows, num_cols, group) * (f == GemvFormat::int8 ? 4 : 2);
-  if (size(scales) != scale_bytes) throw std::invalid_argument("scales has another size");
-  if (size(minimums) != (f == GemvFormat::int4_min ? scale_bytes : 0))
+  if (q_bytes != gemv_q_bytes(f, num_rows, num_cols, group)) throw std::invalid_argument("q has another size");
+  const int64_t wanted = gemv_num_scales(f, num_rows, num_cols, group) * (f == GemvFormat::int8 ? 4 : 2);
+  if (scales_bytes != wanted) throw std::invalid_argument("scales has another size");
+  if (minimums_bytes != (f == GemvFormat::int4_min ? wanted : 0))
     throw std::invalid_argument("minimums has another size");
+  return f;
+}
+
+GemvWeights to_gemv_weights(int format, int64_t num_rows, int64_t num_cols, int64_t group, const ConstBytes &q,
+                            const ConstBytes &scales, const ConstBytes &minimums) {
+  const GemvFormat f = check_sizes(format, num_rows, num_cols, group, size(q), size(scales), size(minimums));
   return {f, num_rows, num_cols, group, q.data(), scales.data(), minimums.data()};
 }
 
@@ -97,6 +103,19 @@ void bind_gemv(nb::module_ &m) {
       nb::arg("format"), nb::arg("num_rows"), nb::arg("num_cols"), nb::arg("group"), nb::arg("q").noconvert(),
       nb::arg("scales").noconvert(), nb::arg("minimums").noconvert(), nb::arg("activations").noconvert(),
       nb::arg("y").noconvert(), nb::arg("num_threads"));
+  m.def(
+      "gemv_repack",
+      [](int from, int64_t num_rows, int64_t num_cols, Bytes blocks, Writable q, Writable scales, Writable minimums,
+         int num_threads) {
+        const GemvFormat f = check_sizes(from, num_rows, num_cols, 0, size(blocks), 0, 0), to = gemv_repacked(f);
+        if (to == f) throw std::invalid_argument("no own layout for this format");
+        const auto bytes = [](const Writable &array) { return static_cast<int64_t>(array.shape(0)); };
+        check_sizes(static_cast<int>(to), num_rows, num_cols, 32, bytes(q), bytes(scales), bytes(minimums));
+        nb::gil_scoped_release unlocked;
+        gemv_repack({f, num_rows, num_cols, blocks.data(), q.data(), scales.data(), minimums.data()}, num_threads);
+      },
+      nb::arg("format"), nb::arg("num_rows"), nb::arg("num_cols"), nb::arg("blocks").noconvert(),
+      nb::arg("q").noconvert(), nb::arg("scales").noconvert(), nb::arg("minimums").noconvert(), nb::arg("num_threads"));
   m.def("gemv_activation_bytes", &gemv_activation_bytes, nb::arg("num_cols"), nb::arg("batch"));
   m.def("gemv_exact_is_fused", &gemv_exact_is_fused);
   m.def(

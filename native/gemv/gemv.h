@@ -86,6 +86,30 @@ bool gemv_quantize(const float *x, int64_t batch, int64_t num_cols, int64_t x_st
 bool gemv_fast(const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y, int64_t y_stride,
                int num_threads);
 
+// The own layout that holds a GGUF format's weights, group 32; a format that has none stands for itself.
+constexpr GemvFormat gemv_repacked(GemvFormat gguf) {
+  switch (gguf) {
+    case GemvFormat::q4_0: return GemvFormat::int4;
+    case GemvFormat::q4_1: return GemvFormat::int4_min;
+    case GemvFormat::q8_0: return GemvFormat::int8;
+    default: return gguf;
+  }
+}
+
+// GGUF blocks of a matrix, and memory of the caller's for the same weights in gemv_repacked(from): gemv_q_bytes at q,
+// gemv_num_scales of floats (int8) or halves at scales, as many halves at minimums (int4_min). No pointer needs any alignment.
+struct GemvRepack {
+  GemvFormat from;  // q4_0, q4_1, q8_0; nothing is written for others
+  int64_t num_rows, num_cols;
+  const uint8_t *blocks;
+  uint8_t *q, *scales, *minimums;
+};
+
+// Every weight to the bit. At most num_threads threads work. Needs no instruction set; allocates nothing.
+void gemv_repack(const GemvRepack &job, int num_threads);
+// Blocks of 16 rows from `first` to before `last`, by the calling thread.
+void gemv_repack_blocks(const GemvRepack &job, int64_t first, int64_t last);
+
 // Reads `bytes` as gemv_fast reads weights, without its arithmetic: what the memory allows at most. Returns the exclusive or
 // of the 64-bit words (of a whole number of kGemvReadBytes), so that nothing can be left out.
 // streams: 1, 2, 4 or 8 places read in turn; prefetch: bytes to ask ahead, 0 for none.

@@ -58,6 +58,7 @@ from tensure.kernels._gemv import (
     read_memory,
 )
 from tensure.kernels._gemv_reference import decode_weights, gemv_reference
+from tensure.kernels._gemv_repack import repack_gguf, repacked_bytes
 from tensure.kernels._isa import available_isas, built_isas, features, isa
 from tensure.kernels._peak import PEAK_KINDS, measure_peak
 from tensure.kernels._segment import ImageShape, Input, Slot, StepList
@@ -125,5 +126,7 @@ __all__ = [
     "pack_int8",
     "quantize_activations",
     "read_memory",
+    "repack_gguf",
+    "repacked_bytes",
     "measure_peak",
 ]

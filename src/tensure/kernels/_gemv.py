@@ -100,20 +100,13 @@ class GemvWeights:
 
     def __post_init__(self) -> None:
         layout = _check_format("format", self.format, GEMV_FORMATS)
-        _check_count("num_rows", self.num_rows)
-        _check_count("num_cols", self.num_cols)
-        if self.num_rows * self.num_cols > MAX_ELEMENTS:
-            raise InputError(
-                f"got {self.num_rows} x {self.num_cols}",
-                place="num_rows",
-                wanted=f"at most {MAX_ELEMENTS} elements",
-            )
+        check_shape(self.num_rows, self.num_cols)
         if layout.block_cols:
             _check_group(self.group, (0,))
-            _check_whole_blocks(self.num_cols, layout)
+            check_whole_blocks(self.num_cols, layout)
         else:
             _check_group(self.group, (0, 32, 64, 128) if self.format == "int8" else (32, 64, 128))
-        wanted = _stored_bytes(layout, self.format, self.num_rows, self.num_cols, self.group)
+        wanted = stored_bytes(self.format, self.num_rows, self.num_cols, self.group)
         for place, array, nbytes in zip(
             ("q", "scales", "minimums"), (self.q, self.scales, self.minimums), wanted, strict=True
         ):
@@ -238,9 +231,8 @@ def map_gguf(encoding: str, blocks: Bytes, num_rows: int, num_cols: int) -> Gemv
     layout = _check_format(
         "encoding", encoding, {name: item for name, item in GEMV_FORMATS.items() if item.block_cols}
     )
-    _check_count("num_rows", num_rows)
-    _check_count("num_cols", num_cols)
-    _check_whole_blocks(num_cols, layout)
+    check_shape(num_rows, num_cols)
+    check_whole_blocks(num_cols, layout)
     _check_array("blocks", blocks, np.dtype(np.uint8), 1)
     per_row = num_cols // layout.block_cols
     wanted = num_rows * per_row * layout.block_bytes
@@ -368,10 +360,9 @@ def read_memory(data: Bytes, *, streams: int = 2, prefetch: int = 2048, threads:
     return native().gemv_read(data[: data.size // READ_BYTES * READ_BYTES], streams, prefetch, threads)
 
 
-def _stored_bytes(
-    layout: Format, name: str, num_rows: int, num_cols: int, group: int
-) -> tuple[int, int, int]:
+def stored_bytes(name: str, num_rows: int, num_cols: int, group: int) -> tuple[int, int, int]:
     """Of q, scales and minimums; as gemv_q_bytes and gemv_num_scales in native/gemv/gemv.h."""
+    layout = GEMV_FORMATS[name]
     if layout.block_cols:
         return num_rows * (num_cols // layout.block_cols) * layout.block_bytes, 0, 0
     rows, groups = -(-num_rows // ROWS) * ROWS, -(-num_cols // (group or 32))
@@ -449,7 +440,20 @@ def _check_count(place: str, value: object, least: int = 1) -> None:
         )
 
 
-def _check_whole_blocks(num_cols: int, layout: Format) -> None:
+def check_shape(num_rows: object, num_cols: object) -> None:
+    """Refuse what is no shape of a matrix, or beyond counting."""
+    _check_count("num_rows", num_rows)
+    _check_count("num_cols", num_cols)
+    assert isinstance(num_rows, int)
+    assert isinstance(num_cols, int)
+    if num_rows * num_cols > MAX_ELEMENTS:
+        raise InputError(
+            f"got {num_rows} x {num_cols}", place="num_rows", wanted=f"at most {MAX_ELEMENTS} elements"
+        )
+
+
+def check_whole_blocks(num_cols: int, layout: Format) -> None:
+    """Refuse columns that end within a block."""
     if num_cols % layout.block_cols:
         raise InputError(
             f"got {num_cols}", place="num_cols", wanted=f"a multiple of {layout.block_cols}, the block"

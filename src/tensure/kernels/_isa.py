@@ -155,6 +155,17 @@ class Native(Protocol):
         y: NDArray[np.float32],
         num_threads: int,
     ) -> None: ...
+    def gemv_repack(
+        self,
+        format: int,
+        num_rows: int,
+        num_cols: int,
+        blocks: NDArray[np.uint8],
+        q: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        minimums: NDArray[np.uint8],
+        num_threads: int,
+    ) -> None: ...
     def gemv_activation_bytes(self, num_cols: int, batch: int) -> int: ...
     def gemv_exact_is_fused(self) -> bool: ...
     def gemv_read(self, data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...

@@ -83,6 +83,16 @@ def gemv_fast(
     y: NDArray[np.float32],
     num_threads: int,
 ) -> None: ...
+def gemv_repack(
+    format: int,
+    num_rows: int,
+    num_cols: int,
+    blocks: NDArray[np.uint8],
+    q: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    minimums: NDArray[np.uint8],
+    num_threads: int,
+) -> None: ...
 def gemv_activation_bytes(num_cols: int, batch: int) -> int: ...
 def gemv_exact_is_fused() -> bool: ...
 def gemv_read(data: NDArray[np.uint8], streams: int, prefetch: int, num_threads: int) -> int: ...
