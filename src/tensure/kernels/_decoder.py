@@ -123,7 +123,7 @@ class DecoderSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """One layer's weights: projections [out, in], norms [D], biases [H E] and [G E], head norms [E], or None."""
+    """One layer: projections [out, in], norms [D], biases [H E] and [G E], head norms [E]; or None."""
 
     attn_norm: Floats
     ffn_norm: Floats
@@ -143,14 +143,18 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRows:
-    """The rows of one step. Rows of one sequence stand in the order of their positions.
+    """The rows of one step: one token at one position of one sequence each. The arrays become read-only.
 
     Args:
-        tokens: i32 [R]; read where the stage holds the embedding.
-        positions: i32 [R], from 0 to C - 1.
-        slots: i32 [R]: which row of `tables` is this row's sequence.
-        tables: i32 [S, P]: page ids of each sequence in order; -1 where there is none yet.
-        wanted: i32 [Q]: indices of the rows whose logits are asked for.
+        tokens: i32 [R], the token ids; read where the stage holds the embedding.
+        positions: i32 [R], where each stands in its sequence, from 0 to C - 1.
+        slots: i32 [R], the row of `tables` that is its sequence's. A slot means nothing beyond this step.
+        tables: i32 [S, P], the pages of each sequence in order, padded with -1: position p of slot s lies in
+            page `tables[s, p // PAGE_TOKENS]` at offset `p % PAGE_TOKENS`.
+        wanted: i32 [Q], ascending: the rows whose logits are asked for.
+
+    A row reads the positions 0 to its own of its slot: those before the step are stored, the others are rows
+    of the step.
     """
 
     tokens: Ints
@@ -173,6 +177,13 @@ class StepRows:
                 place="rows",
                 wanted="one of each for every row, and at most as many wanted",
             )
+        for item in fields(self):
+            getattr(self, item.name).setflags(write=False)
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.tokens)
 
 
 class DecoderStage:

@@ -1,7 +1,7 @@
 """Which decoder a Program is: the configuration that `decoder_program` makes it from, or None.
 
-An engine that runs decoders as a whole must not guess. So every number is read off the Program, the Program is
-made again from them, and only an equal digest counts: what the engine then computes is this Program.
+An engine that runs decoders as a whole must not guess. So every number is read off the Program, the Program
+is made again from them, and only an equal digest counts: what the engine then computes is this Program.
 """
 
 from __future__ import annotations

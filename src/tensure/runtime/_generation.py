@@ -1,13 +1,13 @@
 """One answer in the making: iterate it for pieces of text, then read its tokens and its receipt.
 
-Knows the order of a decode loop. Does not know how logits are made (`_decoder.py`), chosen
-(`tensure.text`) or signed (`_receipt_book.py`).
+Knows how tokens become text and when it ends. Does not know where tokens come from (`_tokens.py`) nor how
+what was made is signed (`_receipt_book.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,12 +15,12 @@ import numpy as np
 
 from tensure.bundle import Sampling, Scalar, stream_claim
 from tensure.errors import EvaluationError
-from tensure.text import Sampler, SamplingParams, StopMatcher
+from tensure.text import SamplingParams, StopMatcher
 
-from ._decoder import PREFILL_CHUNK, DecoderRun
 from ._receipt_book import ReceiptBook, SignedReceipt
 from ._tensors import Array
 from ._text_side import Message, TextSide
+from ._tokens import TokenSource
 
 __all__ = ["FinishReason", "Generation", "Message", "Timing"]
 
@@ -56,7 +56,7 @@ class Generation(Iterator[str]):
         prompt: list[int],
         params: SamplingParams,
         text_side: TextSide,
-        start: Callable[[], DecoderRun],
+        start: Callable[[], TokenSource],
         book: ReceiptBook,
         nonce: str | None,
     ) -> None:
@@ -119,33 +119,26 @@ class Generation(Iterator[str]):
     # --- the loop ---------------------------------------------------------------------------------
 
     def _generate(self) -> Iterator[str]:
-        """Prefill, then choose, show, advance; one line a stage: a scrub or an audit will be one more."""
-        sampler = Sampler(self._params)
+        """Take a token, show what it adds, see whether that was all."""
         stream = self._text_side.tokenizer.stream()
         stops = StopMatcher(self._params.stop)
-        run = self._start()
+        source = self._start()
         begin = time.perf_counter()
-        logits = run.prefill(self.prompt_tokens)
-        first = time.perf_counter()
-        while True:
-            token = self._choose(sampler, logits)
-            yield from self._show(stops.feed(stream.push(token)))
-            if self._is_over(token, stops):
-                break
-            logits = run.decode(token)
+        first = begin
+        try:
+            for token in source:
+                if not self._made:
+                    first = time.perf_counter()
+                self._made.append(token)
+                yield from self._show(stops.feed(stream.push(token)))
+                if self._is_over(token, stops):
+                    break
+        finally:
+            source.close()  # also when the caller walks away
         if stops.stopped_by is None:
             yield from self._show(stops.feed(stream.flush()) + stops.flush())
-        self._close(
-            Timing(first - begin, time.perf_counter() - first, len(self.prompt_tokens), len(self._made) - 1)
-        )
-
-    def _choose(self, sampler: Sampler, logits: Array) -> int:
-        try:
-            token = sampler.next(logits)
-        except EvaluationError as error:
-            raise error.at(place=f"token {len(self._made)}") from None
-        self._made.append(token)
-        return token
+        decode_s = time.perf_counter() - first
+        self._close(source, Timing(first - begin, decode_s, len(self.prompt_tokens), len(self._made) - 1))
 
     def _show(self, piece: str) -> Iterator[str]:
         if piece:
@@ -161,12 +154,13 @@ class Generation(Iterator[str]):
             return len(self._made) >= self._params.max_tokens
         return True
 
-    def _close(self, timing: Timing) -> None:
+    def _close(self, source: TokenSource, timing: Timing) -> None:
         self._timing = timing
         self._receipt = self._book.issue(
             outputs=self._outputs(),
             inputs={"prompt": np.asarray(self.prompt_tokens, np.int64)},
-            sampling=_sampling_claim(self._params, len(self._made)),
+            ran=source.ran,
+            sampling=_sampling_claim(self._params, len(self._made), source.settings),
             stream=stream_claim(token.to_bytes(8, "little") for token in self._made),
             nonce=self._nonce,
         )
@@ -184,7 +178,7 @@ def _interrupted() -> EvaluationError:
     return EvaluationError("this generation failed before its end", next_step="Generate again")
 
 
-def _sampling_claim(params: SamplingParams, num_tokens: int) -> Sampling:
+def _sampling_claim(params: SamplingParams, num_tokens: int, settings: Mapping[str, Scalar]) -> Sampling:
     table: dict[str, Scalar] = {
         "temperature": float(params.temperature),
         "top_p": float(params.top_p),
@@ -192,7 +186,7 @@ def _sampling_claim(params: SamplingParams, num_tokens: int) -> Sampling:
         "min_p": float(params.min_p),
         "max_tokens": params.max_tokens,
         "num_stops": len(params.stop),
-        "prefill_chunk": PREFILL_CHUNK,
+        **settings,
     }
     # Philox is keyed by 64 bits without a sign; a receipt's integers have one.
     if params.seed < 1 << 63:

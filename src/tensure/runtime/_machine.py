@@ -8,13 +8,23 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import numpy as np
 
 from tensure.bundle import Device, Fleet, Kernels
 
-__all__ = ["host_fleet", "kernels_claim", "num_cores", "num_threads", "read_bandwidth"]
+__all__ = [
+    "Ran",
+    "host_fleet",
+    "num_cores",
+    "num_threads",
+    "ran_through_kernels",
+    "ran_through_torch",
+    "read_bandwidth",
+]
 
 
 def host_fleet(name: str = "host") -> Fleet:
@@ -62,26 +72,43 @@ def num_threads() -> int:
     return min(int(asked), num_cores()) if asked.isdecimal() and int(asked) > 0 else num_cores()
 
 
-def kernels_claim(*, segment: bool = False) -> Kernels:
-    """What a receipt says about the code that ran: our build, its instruction set, torch and its threads.
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What computed an output, as a receipt says it."""
 
-    Args:
-        segment: that the run was one segment of our own kernels, strict ones; torch computed nothing then.
-    """
-    from tensure import kernels
+    kernels: Kernels
+    exactness: Literal["repeatable", "partition"] = "repeatable"
 
-    if segment:
-        build = f"tensure {_version('tensure')}, one segment of strict kernels"
-        return Kernels(build=build, isa=kernels.isa(), basis="asserted")
+
+def ran_through_torch() -> Ran:
+    """The Program's steps, op by op."""
     import torch
 
+    from tensure import kernels
+
     capability = torch.backends.cpu.get_cpu_capability()
-    return Kernels(
-        build=f"tensure {_version('tensure')}",
-        isa=kernels.isa(),
-        torch=f"{torch.__version__} {capability} threads={torch.get_num_threads()}",
-        basis="asserted",
+    return Ran(
+        Kernels(
+            build=_build(),
+            isa=kernels.isa(),
+            torch=f"{torch.__version__} {capability} threads={torch.get_num_threads()}",
+            basis="asserted",
+        )
     )
+
+
+def ran_through_kernels(which: str, exactness: Literal["repeatable", "partition"] = "repeatable") -> Ran:
+    """Our own kernels alone; torch computed nothing."""
+    from tensure import kernels
+
+    return Ran(Kernels(build=f"{_build()}, {which}", isa=kernels.isa(), basis="asserted"), exactness)
+
+
+def _build() -> str:
+    try:
+        return f"tensure {version('tensure')}"
+    except PackageNotFoundError:
+        return "tensure, not installed"
 
 
 def _matmul_flops(size: int = 768, passes: int = 4) -> float:
@@ -96,10 +123,3 @@ def _matmul_flops(size: int = 768, passes: int = 4) -> float:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -36,7 +36,7 @@ from tensure.bundle import (
 from tensure.errors import InputError
 from tensure.program import dtype_name, tensor_digest
 
-from ._machine import kernels_claim
+from ._machine import Ran
 from ._tensors import Array
 
 __all__ = ["ReceiptBook", "SignedReceipt", "Subject", "check_nonce"]
@@ -87,10 +87,10 @@ class ReceiptBook:
         *,
         outputs: Mapping[str, Array],
         inputs: Mapping[str, Array],
+        ran: Ran,
         sampling: Sampling | None = None,
         stream: Stream | None = None,
         nonce: str | None = None,
-        segment: bool = False,
     ) -> SignedReceipt:
         """The signed receipt for these outputs."""
         key, subject = self._signing_key(), self._subject()
@@ -109,8 +109,8 @@ class ReceiptBook:
                 ),
                 inputs=Inputs(tuple(_input(name, array) for name, array in inputs.items()), "checked-now"),
                 sampling=sampling or Sampling(),
-                kernels=kernels_claim(segment=segment),
-                exactness=Exactness("repeatable", basis="asserted"),
+                kernels=ran.kernels,
+                exactness=Exactness(ran.exactness, basis="asserted"),
                 stream=stream or Stream(),
                 nonce=Nonce() if nonce is None else Nonce(nonce, "asserted"),
             )

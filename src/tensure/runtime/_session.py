@@ -17,21 +17,25 @@ from typing import Self
 import numpy as np
 
 from tensure.bundle import Bundle, Plan, SigningKey, format_plan, load_signing_key, parse_plan, plan_digest
-from tensure.errors import InputError, NotYetError, RecordError, TensureError
+from tensure.errors import InputError, NotYetError, RecordError, TensureError, UnsupportedError
 from tensure.planning import host_plan
-from tensure.program import Program, digest, parse_program
+from tensure.program import DecoderConfig, Program, digest, parse_program, read_decoder
 from tensure.text import SamplingParams
 
 from ._classification import Classification, no_recipe, rank_labels, read_labels
 from ._decoder import Decoder, DecoderRun
+from ._engine import Engine
 from ._execution import HostExecution
 from ._files import load_inputs
 from ._generation import Generation
 from ._image import ImageRecipe, load_image, prepare_image
 from ._inputs import Inputs, check_inputs, check_types, suggestion
+from ._machine import ran_through_kernels, ran_through_torch
+from ._open_engine import ENGINE_KERNELS, Mode, engine_exactness, exact_is_fused, open_engine
 from ._receipt_book import ReceiptBook, SignedReceipt, Subject, check_nonce
 from ._tensors import Array
 from ._text_side import Message, TextSide, read_object
+from ._tokens import EngineTokens, TokenSource, TorchTokens
 
 __all__ = ["Session"]
 
@@ -87,8 +91,11 @@ class Session:
         check_nonce(nonce)
         call = check_inputs(self.program, inputs, entry=entry, params=params)
         outputs = self._execution.run(call.entry, call.params, call.inputs)
-        segment = self._execution.has_segment(call.entry, call.params)
-        return outputs, self._book.issue(outputs=outputs, inputs=call.inputs, nonce=nonce, segment=segment)
+        if self._execution.has_segment(call.entry, call.params):
+            ran = ran_through_kernels("one segment of strict kernels")
+        else:
+            ran = ran_through_torch()
+        return outputs, self._book.issue(outputs=outputs, inputs=call.inputs, ran=ran, nonce=nonce)
 
     def read_inputs(
         self,
@@ -146,9 +153,48 @@ class Session:
             prompt=prompt_ids,
             params=params,
             text_side=self._text_side,
-            start=lambda: DecoderRun(self._execution),
+            start=lambda: self._tokens(prompt_ids, params),
             book=self._book,
             nonce=nonce,
+        )
+
+    def engine(
+        self,
+        *,
+        max_sequences: int = 8,
+        cache_bits: int = 16,
+        mode: Mode = "exact",
+        threads: int | None = None,
+        max_rows_per_step: int = 256,
+        in_place: bool = False,
+    ) -> Engine:
+        """An engine for many sequences at once, with weights and a cache of its own; text is the caller's.
+
+        Args:
+            max_sequences: how many full contexts the cache holds; more sequences may run when they are
+                shorter.
+            cache_bits: of a key or value: 16, 8 or 4.
+            mode: "exact": tokens and logits do not depend on batch, chunks, threads, arrivals, preemption or
+                prefix hits. "fast": the quickest kernels, whatever they promise.
+            threads: to compute with; torch's number or all cores when None.
+            max_rows_per_step: tokens of one step, prompts and answers together.
+            in_place: read GGUF blocks from the bundle instead of repacking them.
+
+        Raises:
+            UnsupportedError: the bundle is no decoder that our kernels run, or "exact" on a processor
+                without fused multiply-add.
+            LimitError: weights and cache do not fit into memory; the message has the numbers.
+        """
+        return open_engine(
+            self._decoder_config(),
+            self._folder.weights,
+            salt=f"{self.program_digest} {self._folder.weights_root}",
+            max_sequences=max_sequences,
+            cache_bits=cache_bits,
+            mode=mode,
+            threads=threads,
+            max_rows_per_step=max_rows_per_step,
+            in_place=in_place,
         )
 
     def classify(
@@ -172,7 +218,10 @@ class Session:
 
     def load(self) -> Self:
         """Load the weights now rather than at the first run; returns the session."""
-        self._execution.load()
+        if read_decoder(self.program) is None:
+            self._execution.load()
+        else:
+            _ = self._engine
         return self
 
     def close(self) -> None:
@@ -198,6 +247,27 @@ class Session:
     @cached_property
     def _execution(self) -> HostExecution:
         return HostExecution(self.program, self._folder.weights, self.plan)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return self.engine(max_sequences=2, mode="exact" if exact_is_fused() else "fast")
+
+    def _decoder_config(self) -> DecoderConfig:
+        config = read_decoder(self.program)
+        if config is None:
+            raise UnsupportedError(
+                f"{self.name} is no decoder that our kernels run",
+                wanted="a Llama, Granite, Qwen2 or Qwen3 decoder as our readers give it",
+                next_step="generate() runs any decoder, through torch",
+            )
+        return config
+
+    def _tokens(self, prompt: Sequence[int], params: SamplingParams) -> TokenSource:
+        if read_decoder(self.program) is None:
+            return TorchTokens(lambda: DecoderRun(self._execution), prompt, params)
+        engine = self._engine
+        (stream,) = engine.submit(prompt, replace(params, stop=()), eos_ids=self._text_side.tokenizer.eos_ids)
+        return EngineTokens(engine, stream, ran_through_kernels(ENGINE_KERNELS, engine_exactness()))
 
     @cached_property
     def _text_side(self) -> TextSide:

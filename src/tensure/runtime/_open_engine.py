@@ -1,0 +1,73 @@
+"""An engine over a bundle's weights: how many pages, which mode, what a receipt says of it.
+
+Knows the modes and what each promises on this processor. Does not know bundles' files or text.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+from tensure.errors import InputError, UnsupportedError
+from tensure.kernels import PAGE_TOKENS, exact_is_fused
+from tensure.program import DecoderConfig, Weights
+
+from ._engine import Engine
+from ._machine import num_threads
+from ._paged_decoder import PagedDecoder
+
+__all__ = ["ENGINE_KERNELS", "MODES", "Mode", "engine_exactness", "exact_is_fused", "open_engine"]
+
+Mode: TypeAlias = Literal["exact", "fast"]
+
+MODES: Final = ("exact", "fast")
+ENGINE_KERNELS: Final = "decoder kernels, activations in 8 bits, cache in 16"
+MAX_SEQUENCES: Final = 4096
+
+
+def open_engine(
+    config: DecoderConfig,
+    weights: Weights,
+    *,
+    salt: str,
+    max_sequences: int = 8,
+    cache_bits: int = 16,
+    mode: Mode = "exact",
+    threads: int | None = None,
+    max_rows_per_step: int = 256,
+    in_place: bool = False,
+) -> Engine:
+    """See `Session.engine`; `salt` is what the cache's contents depend on beside tokens."""
+    if mode not in MODES:
+        raise InputError(f"mode is {mode!r:.40}", wanted=" or ".join(MODES))
+    if (
+        isinstance(max_sequences, bool)
+        or not isinstance(max_sequences, int)
+        or not 1 <= max_sequences <= MAX_SEQUENCES
+    ):
+        raise InputError(f"max_sequences is {max_sequences!r:.40}", wanted=f"1 to {MAX_SEQUENCES}")
+    if mode == "exact" and not exact_is_fused():
+        raise UnsupportedError(
+            "this instruction set has no fused multiply-add: its sums differ from those of all others",
+            wanted="x86-64-v3, v4 or NEON for exact results",
+            next_step="Use mode='fast'",
+        )
+    pages = max_sequences * -(-config.context // PAGE_TOKENS)
+    core = PagedDecoder(
+        config,
+        weights,
+        num_pages=pages,
+        cache_bits=cache_bits,
+        threads=num_threads() if threads is None else threads,
+        in_place=in_place,
+    )
+    return Engine(
+        core,
+        salt=f"{salt} {cache_bits} {mode} {in_place}".encode(),
+        max_rows_per_step=max_rows_per_step,
+        max_running=max(64, max_sequences),
+    )
+
+
+def engine_exactness() -> Literal["repeatable", "partition"]:
+    """What the bits of an engine's output are independent of, on this processor."""
+    return "partition" if exact_is_fused() else "repeatable"
