@@ -27,7 +27,7 @@ typedef VecI Raw;
 typedef BlockI RawBlock;
 #endif
 
-// Rows of x that one pass over a few rows of weights serves, as registers allow.
+// GGUF: rows of x that one pass over a few rows of weights serves, as registers allow.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kBatchTile = 4;
 #else
@@ -126,10 +126,9 @@ inline int32_t int_at(const void *p, int64_t index) {
 
 // ---- own layouts: a lane is a row -------------------------------------------------------------------------------------
 
-// kBlocks blocks of 16 rows that lie `apart` blocks from each other (streams for the memory), for kBatch rows of x.
-template <GemvFormat kFormat, int kBatch, int kBlocks>
-inline void packed(const GemvJob &job, const GemvActivations &place, int64_t block, int64_t apart, int64_t b0,
-                   int64_t row_end) {
+// kBlocks blocks of 16 rows that lie `apart` blocks from each other (streams for the memory), for one row of x.
+template <GemvFormat kFormat, int kBlocks>
+inline void packed(const GemvJob &job, const GemvActivations &place, int64_t block, int64_t apart, int64_t row_end) {
   constexpr bool kInt8 = kFormat == GemvFormat::int8;
   constexpr int kUnit = kInt8 ? 512 : 256;  // bytes of 32 columns
   constexpr int kScale = kInt8 ? 4 : 2;     // bytes of a scale
@@ -137,9 +136,7 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
   const int64_t units = gemv_stored_cols(kFormat, w.num_cols, w.group) / 32;
   const int64_t units_in_group = w.group ? w.group / 32 : units;
   const int64_t groups = units / units_in_group;
-  Row x[kBatch];
-  TENSURE_UNROLL
-  for (int b = 0; b < kBatch; ++b) x[b] = row_of(job.activations, place, b0 + b);
+  const Row x = row_of(job.activations, place, 0);
   const uint8_t *q[kBlocks], *scales[kBlocks], *minimums[kBlocks];
   TENSURE_UNROLL
   for (int s = 0; s < kBlocks; ++s) {
@@ -148,7 +145,7 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
     scales[s] = w.scales + here * groups * kRows * kScale;
     minimums[s] = kFormat == GemvFormat::int4_min ? w.minimums + here * groups * kRows * kScale : nullptr;
   }
-  VecF acc[kBlocks][kBatch][kParts] = {};
+  VecF acc[kBlocks][kParts] = {};
   int64_t unit = 0;
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t last = unit + units_in_group; unit < last; ++unit) {
@@ -162,21 +159,18 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
         }
         TENSURE_UNROLL
         for (int part = 0; part < kParts; ++part) {
-          VecI even[kBatch] = {}, odd[kBatch] = {};  // two chains, for the latency of the dot product
+          VecI even = {}, odd = {};  // two chains, for the latency of the dot product
           TENSURE_UNROLL
           for (int four = 0; four < kUnit / 64; ++four) {
             const VecI v = load_as<VecI>(q[s] + 64 * four + part * TENSURE_VECTOR_BYTES);
-            TENSURE_UNROLL
-            for (int b = 0; b < kBatch; ++b) {
-              if constexpr (kInt8) {
-                const VecI right = VecI{} + int_at(x[b].q, 8 * unit + four);
-                VecI &sum = four % 2 ? odd[b] : even[b];
-                sum = (VecI)dot_signed((Raw)sum, (Raw)v, (Raw)right);
-              } else {
-                const VecI low = v & 0x0f0f0f0f, high = v >> 4 & 0x0f0f0f0f;
-                even[b] = (VecI)dot_unsigned((Raw)even[b], (Raw)low, (Raw)(VecI{} + int_at(x[b].q, 8 * unit + four)));
-                odd[b] = (VecI)dot_unsigned((Raw)odd[b], (Raw)high, (Raw)(VecI{} + int_at(x[b].q, 8 * unit + 4 + four)));
-              }
+            if constexpr (kInt8) {
+              const VecI right = VecI{} + int_at(x.q, 8 * unit + four);
+              VecI &sum = four % 2 ? odd : even;
+              sum = (VecI)dot_signed((Raw)sum, (Raw)v, (Raw)right);
+            } else {
+              const VecI low = v & 0x0f0f0f0f, high = v >> 4 & 0x0f0f0f0f;
+              even = (VecI)dot_unsigned((Raw)even, (Raw)low, (Raw)(VecI{} + int_at(x.q, 8 * unit + four)));
+              odd = (VecI)dot_unsigned((Raw)odd, (Raw)high, (Raw)(VecI{} + int_at(x.q, 8 * unit + 4 + four)));
             }
           }
           VecF scale = {}, least = {};
@@ -186,17 +180,14 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
             scale = load_halves(scales[s] + part * kLanes * 2);
             if (kFormat == GemvFormat::int4_min) least = load_halves(minimums[s] + part * kLanes * 2);
           }
-          TENSURE_UNROLL
-          for (int b = 0; b < kBatch; ++b) {
-            VecI sum = even[b] + odd[b];
-            if (kFormat == GemvFormat::int4) sum += int_at(x[b].total, unit);
-            if (kInt8 && kBias) sum += int_at(x[b].total, unit) * (kBias / 8);
-            const float step = float_at(x[b].scale, unit);
-            const VecF factor = kInt8 && !w.group ? VecF{} + step : scale * step;
-            VecF &to = acc[s][b][part];
-            to = to + __builtin_convertvector(sum, VecF) * factor;
-            if (kFormat == GemvFormat::int4_min) to = to + least * float_at(x[b].sum, unit);
-          }
+          VecI sum = even + odd;
+          if (kFormat == GemvFormat::int4) sum += int_at(x.total, unit);
+          if (kInt8 && kBias) sum += int_at(x.total, unit) * (kBias / 8);
+          const float step = float_at(x.scale, unit);
+          const VecF factor = kInt8 && !w.group ? VecF{} + step : scale * step;
+          VecF &to = acc[s][part];
+          to = to + __builtin_convertvector(sum, VecF) * factor;
+          if (kFormat == GemvFormat::int4_min) to = to + least * float_at(x.sum, unit);
         }
         q[s] += kUnit;
       }
@@ -209,39 +200,35 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
     }
   }
   TENSURE_UNROLL
-  for (int s = 0; s < kBlocks; ++s)
+  for (int s = 0; s < kBlocks; ++s) {
+    float out[kRows];
     TENSURE_UNROLL
-    for (int b = 0; b < kBatch; ++b) {
-      float out[kRows];
-      TENSURE_UNROLL
-      for (int part = 0; part < kParts; ++part) {
-        VecF value = acc[s][b][part];
-        if (kInt8 && !w.group) value = value * load_as<VecF>(scales[s] + part * kLanes * 4);
-        store(out + part * kLanes, value);
-      }
-      const int64_t row = (block + s * apart) * kRows;
-      const int64_t rows = row_end - row < kRows ? row_end - row : kRows;
-      memcpy(job.y + (b0 + b) * job.y_stride + row, out, static_cast<size_t>(rows) * sizeof(float));
+    for (int part = 0; part < kParts; ++part) {
+      VecF value = acc[s][part];
+      if (kInt8 && !w.group) value = value * load_as<VecF>(scales[s] + part * kLanes * 4);
+      store(out + part * kLanes, value);
     }
+    const int64_t row = (block + s * apart) * kRows;
+    const int64_t rows = row_end - row < kRows ? row_end - row : kRows;
+    memcpy(job.y + row, out, static_cast<size_t>(rows) * sizeof(float));
+  }
 }
+
+#include "gemv/tile-inl.h"
 
 template <GemvFormat kFormat>
 inline void packed_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
-  const GemvActivations place = gemv_activations(job.weights.num_cols);
-  const int64_t begin = row_begin / kRows, end = (row_end + kRows - 1) / kRows;
   if (job.batch == 1) {
+    const GemvActivations place = gemv_activations(job.weights.num_cols);
+    const int64_t begin = row_begin / kRows, end = (row_end + kRows - 1) / kRows;
     const int64_t half = (end - begin) / 2;
     for (int64_t block = begin; block < begin + half; ++block)
-      packed<kFormat, 1, 2>(job, place, block, half, 0, row_end);
-    if ((end - begin) % 2) packed<kFormat, 1, 1>(job, place, end - 1, 0, 0, row_end);
+      packed<kFormat, 2>(job, place, block, half, row_end);
+    if ((end - begin) % 2) packed<kFormat, 1>(job, place, end - 1, 0, row_end);
     return;
   }
-  for (int64_t block = begin; block < end; ++block) {
-    int64_t b = 0;
-    for (; b + kBatchTile <= job.batch; b += kBatchTile)
-      packed<kFormat, kBatchTile, 1>(job, place, block, 0, b, row_end);
-    for (; b < job.batch; ++b) packed<kFormat, 1, 1>(job, place, block, 0, b, row_end);
-  }
+  if (kFormat == GemvFormat::int8 && !job.weights.group) return tiles<kFormat, false>(job, row_begin, row_end);
+  tiles<kFormat, true>(job, row_begin, row_end);
 }
 
 // ---- GGUF blocks in place: a lane is four neighbouring columns -------------------------------------------------------------
