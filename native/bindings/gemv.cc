@@ -42,6 +42,12 @@ GemvWeights to_gemv_weights(int format, int64_t num_rows, int64_t num_cols, int6
   return {f, num_rows, num_cols, group, q.data(), scales.data(), minimums.data()};
 }
 
+static GemvArithmetic to_rounded(int arithmetic) {
+  if (arithmetic != static_cast<int>(GemvArithmetic::fine) && arithmetic != static_cast<int>(GemvArithmetic::fast))
+    throw std::invalid_argument("no arithmetic that rounds activations");
+  return static_cast<GemvArithmetic>(arithmetic);
+}
+
 static void check_result(const GemvWeights &w, int64_t batch, const Result &y) {
   if (static_cast<int64_t>(y.shape(0)) != batch || static_cast<int64_t>(y.shape(1)) != w.num_rows)
     throw std::invalid_argument("y has another shape");
@@ -72,35 +78,37 @@ void bind_gemv(nb::module_ &m) {
       nb::arg("y").noconvert(), nb::arg("num_threads"));
   m.def(
       "gemv_quantize",
-      [](Matrix x, Writable activations) {
+      [](int arithmetic, Matrix x, Writable activations) {
+        const GemvArithmetic how = to_rounded(arithmetic);
         const auto batch = static_cast<int64_t>(x.shape(0)), num_cols = static_cast<int64_t>(x.shape(1));
-        if (static_cast<int64_t>(activations.shape(0)) != gemv_activation_bytes(num_cols, batch))
+        if (static_cast<int64_t>(activations.shape(0)) != gemv_activation_bytes(how, num_cols, batch))
           throw std::invalid_argument("activations has another size");
         bool done;
         {
           nb::gil_scoped_release unlocked;
-          done = gemv_quantize(x.data(), batch, num_cols, num_cols, activations.data());
+          done = gemv_quantize(how, x.data(), batch, num_cols, num_cols, activations.data());
         }
         check_done(done);
       },
-      nb::arg("x").noconvert(), nb::arg("activations").noconvert());
+      nb::arg("arithmetic"), nb::arg("x").noconvert(), nb::arg("activations").noconvert());
   m.def(
-      "gemv_fast",
-      [](int format, int64_t num_rows, int64_t num_cols, int64_t group, Bytes q, Bytes scales, Bytes minimums,
+      "gemv_rounded",
+      [](int arithmetic, int format, int64_t num_rows, int64_t num_cols, int64_t group, Bytes q, Bytes scales, Bytes minimums,
          Bytes activations, Result y, int num_threads) {
+        const GemvArithmetic how = to_rounded(arithmetic);
         const GemvWeights w = to_gemv_weights(format, num_rows, num_cols, group, q, scales, minimums);
         const auto batch = static_cast<int64_t>(y.shape(0));
-        if (size(activations) != gemv_activation_bytes(num_cols, batch))
+        if (size(activations) != gemv_activation_bytes(how, num_cols, batch))
           throw std::invalid_argument("activations has another size");
         check_result(w, batch, y);
         bool done;
         {
           nb::gil_scoped_release unlocked;
-          done = gemv_fast(w, activations.data(), batch, y.data(), num_rows, num_threads);
+          done = gemv_rounded(how, w, activations.data(), batch, y.data(), num_rows, num_threads);
         }
         check_done(done);
       },
-      nb::arg("format"), nb::arg("num_rows"), nb::arg("num_cols"), nb::arg("group"), nb::arg("q").noconvert(),
+      nb::arg("arithmetic"), nb::arg("format"), nb::arg("num_rows"), nb::arg("num_cols"), nb::arg("group"), nb::arg("q").noconvert(),
       nb::arg("scales").noconvert(), nb::arg("minimums").noconvert(), nb::arg("activations").noconvert(),
       nb::arg("y").noconvert(), nb::arg("num_threads"));
   m.def(
@@ -116,7 +124,10 @@ void bind_gemv(nb::module_ &m) {
       },
       nb::arg("format"), nb::arg("num_rows"), nb::arg("num_cols"), nb::arg("blocks").noconvert(),
       nb::arg("q").noconvert(), nb::arg("scales").noconvert(), nb::arg("minimums").noconvert(), nb::arg("num_threads"));
-  m.def("gemv_activation_bytes", &gemv_activation_bytes, nb::arg("num_cols"), nb::arg("batch"));
+  m.def(
+      "gemv_activation_bytes",
+      [](int arithmetic, int64_t num_cols, int64_t batch) { return gemv_activation_bytes(to_rounded(arithmetic), num_cols, batch); },
+      nb::arg("arithmetic"), nb::arg("num_cols"), nb::arg("batch"));
   m.def("gemv_exact_is_fused", &gemv_exact_is_fused);
   m.def(
       "gemv_read",

@@ -42,7 +42,7 @@ class Carver {
   int64_t used_ = 0;
 };
 
-// What a matrix multiplies: rows of floats, and the same rounded to 8 bits where some matrix wants them.
+// What a matrix multiplies: rows of floats, and the same rounded where some matrix wants that.
 struct Rows {
   float *x;
   int64_t stride;
@@ -58,13 +58,17 @@ struct Buffers {
   int64_t qkv_width, score_stride;
 };
 
+int64_t rounded_bytes(const Decoder &decoder, int64_t num_cols) {
+  return decoder.arithmetic == GemvArithmetic::exact ? 0 : gemv_activation_bytes(decoder.arithmetic, num_cols, 1);
+}
+
 Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_threads) {
   const DecoderShape &s = decoder.shape;
   const int64_t widest = std::max({s.width, s.heads * s.head_dim, s.ffn});
   Buffers b;
   b.in.stride = round_up(widest, 16);
   b.in.x = carver.take<float>(num_rows * b.in.stride);
-  b.in.rounded = carver.take<uint8_t>(gemv_activation_bytes(widest, num_rows));
+  b.in.rounded = carver.take<uint8_t>(rounded_bytes(decoder, widest) * num_rows);
   b.qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim;
   b.qkv = carver.take<float>(num_rows * b.qkv_width);
   b.attended = b.in.x;  // attention's rows are the next matrix's input
@@ -84,8 +88,7 @@ class Run {
         step_(step),
         threads_(num_threads),
         table_(*kTables[isa_in_use()]),
-        gemv_(*gemv_table()),
-        fast_(gemv_fast_kernel()),
+        gemv_(gemv_kernels(decoder.arithmetic)),
         kv_(kv_layout(decoder.kv_format, shape_.head_dim)),
         page_bytes_(kv_page_bytes(decoder.kv_format, shape_.head_dim, shape_.kv_heads,
                                   static_cast<int64_t>(decoder.layers.size()))) {
@@ -134,12 +137,12 @@ class Run {
     });
   }
 
-  bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && decoder_.int8_activations; }
+  bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && gemv_.quantize; }
 
   void round(std::initializer_list<const DecoderMatrix *> readers, int64_t row) const {
     if (std::none_of(readers.begin(), readers.end(), [&](const DecoderMatrix *m) { return rounds(*m); })) return;
     const int64_t cols = (*readers.begin())->weights.num_cols;
-    gemv_.quantize(buffers_.in.x + row * buffers_.in.stride, cols, buffers_.in.rounded + row * gemv_activation_bytes(cols, 1));
+    gemv_.quantize(buffers_.in.x + row * buffers_.in.stride, cols, buffers_.in.rounded + row * rounded_bytes(decoder_, cols));
   }
 
   void multiply(const DecoderMatrix &m, int64_t batch, float *y, int64_t y_stride, int64_t begin, int64_t end) const {
@@ -149,7 +152,7 @@ class Run {
       return;
     }
     const GemvJob job{m.weights, in.x, in.stride, in.rounded, batch, y, y_stride};
-    (rounds(m) ? fast_ : gemv_.exact)(job, begin, end);
+    gemv_.multiply(job, begin, end);
   }
 
   void norm(const float *hidden, const float *weight, int64_t row) const {
@@ -282,8 +285,7 @@ class Run {
   const DecoderStep &step_;
   const int threads_;
   const DecoderTable &table_;
-  const GemvTable &gemv_;
-  const GemvKernel fast_;
+  const GemvKernels gemv_;
   const KvLayout kv_;
   const int64_t page_bytes_;
   Buffers buffers_;

@@ -48,8 +48,7 @@ struct Decoder {
   DecoderMatrix embed;  // [V, D]: gemv kinds other than GGUF blocks of 32 are not looked up
   DecoderMatrix head;   // [V, D]
   const float *norm;    // [D]
-  // Quantised matrices are multiplied with activations rounded to 8 bits (gemv's "fast"), or with float32 ones ("exact").
-  bool int8_activations;
+  GemvArithmetic arithmetic;  // of matrices in gemv's formats
   KvFormat kv_format;
 };
 

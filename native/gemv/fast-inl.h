@@ -1,4 +1,6 @@
-// Fast arithmetic: 8-bit activations, integer dot products over 32 columns, float sums. See README.md, "fast".
+// Fast and fine arithmetic: activations of 8 or 15 bits, integer dot products over 32 columns, float sums. See README.md.
+//
+// kPlanes: 1 for fast; 2 for fine, where an activation is 128 times a byte of one plane plus a byte of the other.
 //
 // target.cc includes this file once in namespace plain and, where the instruction set has a companion with 8-bit dot products,
 // once more in namespace vnni with TENSURE_GEMV_VNNI and that companion's target in force. Hence no include guard.
@@ -106,12 +108,12 @@ inline VecI dot_unsigned(VecI acc, VecI w, VecI x) { return dot_signed(acc, w, x
 
 // One row of quantised activations.
 struct Row {
-  const int8_t *q;
+  const int8_t *q, *low;
   const uint8_t *lanes, *total, *scale, *sum;
 };
 inline Row row_of(const uint8_t *activations, const GemvActivations &place, int64_t b) {
   const uint8_t *const p = activations + b * place.bytes;
-  return {reinterpret_cast<const int8_t *>(p), p + place.lanes, p + place.total, p + place.scale, p + place.sum};
+  return {reinterpret_cast<const int8_t *>(p), reinterpret_cast<const int8_t *>(p) + place.low, p + place.lanes, p + place.total, p + place.scale, p + place.sum};
 }
 inline float float_at(const uint8_t *p, int64_t index) {
   float value;
@@ -216,10 +218,10 @@ inline void packed(const GemvJob &job, const GemvActivations &place, int64_t blo
 
 #include "gemv/tile-inl.h"
 
-template <GemvFormat kFormat>
+template <GemvFormat kFormat, int kPlanes>
 inline void packed_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
-  if (job.batch == 1) {
-    const GemvActivations place = gemv_activations(job.weights.num_cols);
+  if (job.batch == 1 && kPlanes == 1) {
+    const GemvActivations place = gemv_activations(job.weights.num_cols, 1);
     const int64_t begin = row_begin / kRows, end = (row_end + kRows - 1) / kRows;
     const int64_t half = (end - begin) / 2;
     for (int64_t block = begin; block < begin + half; ++block)
@@ -227,8 +229,8 @@ inline void packed_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) 
     if ((end - begin) % 2) packed<kFormat, 1>(job, place, end - 1, 0, row_end);
     return;
   }
-  if (kFormat == GemvFormat::int8 && !job.weights.group) return tiles<kFormat, false>(job, row_begin, row_end);
-  tiles<kFormat, true>(job, row_begin, row_end);
+  if (kFormat == GemvFormat::int8 && !job.weights.group) return tiles<kFormat, false, kPlanes>(job, row_begin, row_end);
+  tiles<kFormat, true, kPlanes>(job, row_begin, row_end);
 }
 
 // ---- GGUF blocks in place: a lane is four neighbouring columns -------------------------------------------------------------
@@ -280,17 +282,23 @@ inline float fold(const Sums &sums) {
 
 // sums += integers * factor, where the integers are the dot products of one run of 32 columns, less 8 * kLessEighths times the
 // sums of x.
-template <bool kSigned, int kLessEighths>
+template <bool kSigned, int kLessEighths, int kPlanes>
 inline void add_run(Sums &sums, const Block &w, const Row &x, int64_t group, float factor) {
-  const Block right = block_at(x.q + 32 * group), lanes = block_at(x.lanes + 32 * group);
+  const Block right = block_at(x.q + 32 * group), low = block_at(x.low + 32 * group), lanes = block_at(x.lanes + 32 * group);
   TENSURE_UNROLL
   for (int i = 0; i < kBlockParts; ++i) {
     BlockI sum = {};
-    if (kLessEighths) sum = lanes.v[i] * kLessEighths;
+    if (kPlanes == 2) {
+      sum = kSigned ? (BlockI)dot_signed((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i])
+                    : (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i]);
+      sum = sum << 7;
+    }
+    if (kPlanes == 2 && kLessEighths) sum += lanes.v[i] * kLessEighths;
+    if (kPlanes == 1 && kLessEighths) sum = lanes.v[i] * kLessEighths;
     if (kSigned) {
-      sum = (BlockI)dot_signed((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i]);
+      sum = (BlockI)dot_signed((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)(kPlanes == 2 ? low : right).v[i]);
     } else {
-      sum = (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i]);
+      sum = (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)(kPlanes == 2 ? low : right).v[i]);
     }
     sums.v[i] = sums.v[i] + __builtin_convertvector(sum, BlockF) * factor;
   }
@@ -303,26 +311,26 @@ struct GgufSums {
   float least[kBatch] = {};
 };
 
-template <GemvFormat kFormat, int kBatch>
+template <GemvFormat kFormat, int kBatch, int kPlanes>
 inline void add_block(GgufSums<kBatch> &to, const uint8_t *p, const Row *x, int64_t g) {
   if constexpr (kFormat == GemvFormat::q4_0) {
     const Block q = pairs_at(p + 2);
     const float scale = one_half(p);
     TENSURE_UNROLL
-    for (int b = 0; b < kBatch; ++b) add_run<false, 1>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
+    for (int b = 0; b < kBatch; ++b) add_run<false, 1, kPlanes>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
   } else if constexpr (kFormat == GemvFormat::q4_1) {
     const Block q = pairs_at(p + 4);
     const float scale = one_half(p), minimum = one_half(p + 2);
     TENSURE_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      add_run<false, 0>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
+      add_run<false, 0, kPlanes>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
       to.least[b] = to.least[b] + minimum * float_at(x[b].sum, g);
     }
   } else if constexpr (kFormat == GemvFormat::q8_0) {
     const Block q = block_at(p + 2);
     const float scale = one_half(p);
     TENSURE_UNROLL
-    for (int b = 0; b < kBatch; ++b) add_run<true, kBias / 8>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
+    for (int b = 0; b < kBatch; ++b) add_run<true, kBias / 8, kPlanes>(to.dots[b], q, x[b], g, scale * float_at(x[b].scale, g));
   } else {
     const Q4kScales six_bits = q4_k_scales(p);
     const float scale = one_half(p), minimum = one_half(p + 2);
@@ -344,13 +352,13 @@ inline void add_block(GgufSums<kBatch> &to, const uint8_t *p, const Row *x, int6
       TENSURE_UNROLL
       for (int i = 0; i < kBlockParts; ++i) q.v[i] = (run % 2 ? q.v[i] >> 4 : q.v[i]) & 0x0f0f0f0f;
       TENSURE_UNROLL
-      for (int b = 0; b < kBatch; ++b) add_run<false, 0>(to.dots[b], q, x[b], 8 * g + run, factors[b][run]);
+      for (int b = 0; b < kBatch; ++b) add_run<false, 0, kPlanes>(to.dots[b], q, x[b], 8 * g + run, factors[b][run]);
     }
   }
 }
 
 // kRowsAtOnce rows of weights that lie `apart` rows from each other (streams for the memory), for kBatch rows of x.
-template <GemvFormat kFormat, int kBatch, int kRowsAtOnce>
+template <GemvFormat kFormat, int kBatch, int kRowsAtOnce, int kPlanes>
 inline void gguf(const GemvJob &job, const GemvActivations &place, int64_t row, int64_t apart, int64_t b0) {
   constexpr int64_t kBytes = gemv_block_bytes(kFormat);
   constexpr int kStep = kBytes <= 32 ? 2 : 1;  // blocks that one round of prefetching covers
@@ -368,13 +376,13 @@ inline void gguf(const GemvJob &job, const GemvActivations &place, int64_t row, 
       TENSURE_UNROLL
       for (int64_t line = 0; line < kStep * kBytes; line += 64) __builtin_prefetch(p[r] + kAhead + line, 0, 3);
       TENSURE_UNROLL
-      for (int i = 0; i < kStep; ++i) add_block<kFormat, kBatch>(sums[r], p[r] + i * kBytes, x, g + i);
+      for (int i = 0; i < kStep; ++i) add_block<kFormat, kBatch, kPlanes>(sums[r], p[r] + i * kBytes, x, g + i);
       p[r] += kStep * kBytes;
     }
   }
   if (g < blocks) {
     TENSURE_UNROLL
-    for (int r = 0; r < kRowsAtOnce; ++r) add_block<kFormat, kBatch>(sums[r], p[r], x, g);
+    for (int r = 0; r < kRowsAtOnce; ++r) add_block<kFormat, kBatch, kPlanes>(sums[r], p[r], x, g);
   }
   TENSURE_UNROLL
   for (int r = 0; r < kRowsAtOnce; ++r)
@@ -387,35 +395,38 @@ inline void gguf(const GemvJob &job, const GemvActivations &place, int64_t row, 
     }
 }
 
-template <GemvFormat kFormat>
+template <GemvFormat kFormat, int kPlanes>
 inline void gguf_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
   constexpr int kStreams = 2;
-  const GemvActivations place = gemv_activations(job.weights.num_cols);
+  const GemvActivations place = gemv_activations(job.weights.num_cols, kPlanes);
   if (job.batch == 1) {
     const int64_t part = (row_end - row_begin) / kStreams;
-    for (int64_t row = row_begin; row < row_begin + part; ++row) gguf<kFormat, 1, kStreams>(job, place, row, part, 0);
-    for (int64_t row = row_begin + kStreams * part; row < row_end; ++row) gguf<kFormat, 1, 1>(job, place, row, 0, 0);
+    for (int64_t row = row_begin; row < row_begin + part; ++row) gguf<kFormat, 1, kStreams, kPlanes>(job, place, row, part, 0);
+    for (int64_t row = row_begin + kStreams * part; row < row_end; ++row) gguf<kFormat, 1, 1, kPlanes>(job, place, row, 0, 0);
     return;
   }
   for (int64_t row = row_begin; row < row_end;) {
     const bool two = row + 2 <= row_end;
     int64_t b = 0;
     for (; b + kBatchTile <= job.batch; b += kBatchTile)
-      two ? gguf<kFormat, kBatchTile, 2>(job, place, row, 1, b) : gguf<kFormat, kBatchTile, 1>(job, place, row, 0, b);
+      two ? gguf<kFormat, kBatchTile, 2, kPlanes>(job, place, row, 1, b) : gguf<kFormat, kBatchTile, 1, kPlanes>(job, place, row, 0, b);
     for (; b < job.batch; ++b)
-      two ? gguf<kFormat, 1, 2>(job, place, row, 1, b) : gguf<kFormat, 1, 1>(job, place, row, 0, b);
+      two ? gguf<kFormat, 1, 2, kPlanes>(job, place, row, 1, b) : gguf<kFormat, 1, 1, kPlanes>(job, place, row, 0, b);
     row += two ? 2 : 1;
   }
 }
 
-void fast(const GemvJob &job, int64_t row_begin, int64_t row_end) {
+template <int kPlanes> inline void rounded(const GemvJob &job, int64_t row_begin, int64_t row_end) {
   switch (job.weights.format) {
-    case GemvFormat::int8: return packed_rows<GemvFormat::int8>(job, row_begin, row_end);
-    case GemvFormat::int4: return packed_rows<GemvFormat::int4>(job, row_begin, row_end);
-    case GemvFormat::int4_min: return packed_rows<GemvFormat::int4_min>(job, row_begin, row_end);
-    case GemvFormat::q4_0: return gguf_rows<GemvFormat::q4_0>(job, row_begin, row_end);
-    case GemvFormat::q4_1: return gguf_rows<GemvFormat::q4_1>(job, row_begin, row_end);
-    case GemvFormat::q8_0: return gguf_rows<GemvFormat::q8_0>(job, row_begin, row_end);
-    case GemvFormat::q4_k: return gguf_rows<GemvFormat::q4_k>(job, row_begin, row_end);
+    case GemvFormat::int8: return packed_rows<GemvFormat::int8, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::int4: return packed_rows<GemvFormat::int4, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::int4_min: return packed_rows<GemvFormat::int4_min, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::q4_0: return gguf_rows<GemvFormat::q4_0, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::q4_1: return gguf_rows<GemvFormat::q4_1, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::q8_0: return gguf_rows<GemvFormat::q8_0, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::q4_k: return gguf_rows<GemvFormat::q4_k, kPlanes>(job, row_begin, row_end);
   }
 }
+
+void fast(const GemvJob &job, int64_t row_begin, int64_t row_end) { rounded<1>(job, row_begin, row_end); }
+void fine(const GemvJob &job, int64_t row_begin, int64_t row_end) { rounded<2>(job, row_begin, row_end); }

@@ -22,9 +22,16 @@ const GemvTable *gemv_table() {
   return isa < 0 ? nullptr : kTables[isa];
 }
 
-GemvKernel gemv_fast_kernel() {
+GemvKernels gemv_kernels(GemvArithmetic arithmetic) {
   const GemvTable *const with = gemv_table();
-  return !with ? nullptr : with->fast_vnni && cpu_has_vnni() ? with->fast_vnni : with->fast;
+  if (!with) return {nullptr, nullptr};
+  const bool vnni = cpu_has_vnni();
+  switch (arithmetic) {
+    case GemvArithmetic::exact: return {with->exact, nullptr};
+    case GemvArithmetic::fine: return {with->fine_vnni && vnni ? with->fine_vnni : with->fine, with->quantize_fine};
+    case GemvArithmetic::fast: return {with->fast_vnni && vnni ? with->fast_vnni : with->fast, with->quantize};
+  }
+  return {nullptr, nullptr};
 }
 
 // Whole blocks of 16 rows to each thread, in order.
@@ -55,21 +62,26 @@ bool gemv_exact(const GemvWeights &weights, const float *x, int64_t batch, int64
 
 bool gemv_exact_is_fused() { return gemv_table() && gemv_table()->fused; }
 
-int64_t gemv_activation_bytes(int64_t num_cols, int64_t batch) { return gemv_activations(num_cols).bytes * batch; }
+static int planes(GemvArithmetic arithmetic) { return arithmetic == GemvArithmetic::fine ? 2 : 1; }
 
-bool gemv_quantize(const float *x, int64_t batch, int64_t num_cols, int64_t x_stride, uint8_t *activations) {
-  const GemvTable *const with = gemv_table();
-  if (!with) return false;
-  const int64_t bytes = gemv_activations(num_cols).bytes;
-  for (int64_t b = 0; b < batch; ++b) with->quantize(x + b * x_stride, num_cols, activations + b * bytes);
+int64_t gemv_activation_bytes(GemvArithmetic arithmetic, int64_t num_cols, int64_t batch) {
+  return gemv_activations(num_cols, planes(arithmetic)).bytes * batch;
+}
+
+bool gemv_quantize(GemvArithmetic arithmetic, const float *x, int64_t batch, int64_t num_cols, int64_t x_stride,
+                   uint8_t *activations) {
+  const auto quantize = gemv_kernels(arithmetic).quantize;
+  if (!quantize) return false;
+  const int64_t bytes = gemv_activation_bytes(arithmetic, num_cols, 1);
+  for (int64_t b = 0; b < batch; ++b) quantize(x + b * x_stride, num_cols, activations + b * bytes);
   return true;
 }
 
-bool gemv_fast(const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y, int64_t y_stride,
-               int num_threads) {
-  const GemvKernel kernel = gemv_fast_kernel();
-  if (!kernel) return false;
-  run(kernel, {weights, nullptr, 0, activations, batch, y, y_stride}, num_threads);
+bool gemv_rounded(GemvArithmetic arithmetic, const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y,
+                  int64_t y_stride, int num_threads) {
+  const GemvKernels kernels = gemv_kernels(arithmetic);
+  if (!kernels.quantize) return false;
+  run(kernels.multiply, {weights, nullptr, 0, activations, batch, y, y_stride}, num_threads);
   return true;
 }
 

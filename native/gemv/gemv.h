@@ -1,8 +1,8 @@
 // y[b, m] = sum over k of W[m, k] * x[b, k], with W stored in 4 or 8 bits. The stable face of the family.
 //
 // One pass over the weights serves all rows of x. The caller chooses one of two arithmetics (README.md defines both to the
-// bit): gemv_exact multiplies the decoded weight by the float32 activation; gemv_quantize and gemv_fast round activations to 8
-// bits first and multiply integers. Neither depends on the number of threads, nor on which rows are computed together.
+// bit): gemv_exact multiplies the decoded weight by the float32 activation; gemv_quantize and gemv_rounded round activations to 15 or
+// 8 bits first and multiply integers. Neither depends on the number of threads, nor on which rows are computed together.
 // Layouts are in README.md. Knows plain memory only: no Python, no files, no models.
 #pragma once
 
@@ -69,6 +69,9 @@ constexpr int64_t gemv_num_scales(GemvFormat f, int64_t num_rows, int64_t num_co
   return gemv_stored_rows(f, num_rows) * groups;
 }
 
+// What activations are multiplied as: floats, or integers in groups of 32: of 15 bits (fine) or of 8 (fast).
+enum class GemvArithmetic : int { exact, fine, fast };
+
 // x: `batch` rows of num_cols floats, x_stride floats apart; y: `batch` rows of num_rows floats, y_stride apart. y overlaps
 // nothing. At most num_threads threads work, each on rows of its own. All four return false, having written nothing, when
 // no instruction set is in use.
@@ -79,12 +82,13 @@ bool gemv_exact(const GemvWeights &weights, const float *x, int64_t batch, int64
 // sets, which agree with each other bit for bit. Who needs equal bits on two machines compares this.
 bool gemv_exact_is_fused();
 
-// Rounds activations to 8 bits, once for all matrices of num_cols columns, whatever their formats. `activations` holds
+// Rounds activations (arithmetic fine or fast), once for all matrices of num_cols columns, whatever their formats. `activations` holds
 // gemv_activation_bytes and needs no alignment (64 is best).
-int64_t gemv_activation_bytes(int64_t num_cols, int64_t batch);
-bool gemv_quantize(const float *x, int64_t batch, int64_t num_cols, int64_t x_stride, uint8_t *activations);
-bool gemv_fast(const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y, int64_t y_stride,
-               int num_threads);
+int64_t gemv_activation_bytes(GemvArithmetic arithmetic, int64_t num_cols, int64_t batch);
+bool gemv_quantize(GemvArithmetic arithmetic, const float *x, int64_t batch, int64_t num_cols, int64_t x_stride,
+                   uint8_t *activations);
+bool gemv_rounded(GemvArithmetic arithmetic, const GemvWeights &weights, const uint8_t *activations, int64_t batch, float *y,
+                  int64_t y_stride, int num_threads);
 
 // The own layout that holds a GGUF format's weights, group 32; a format that has none stands for itself.
 constexpr GemvFormat gemv_repacked(GemvFormat gguf) {
@@ -110,7 +114,7 @@ void gemv_repack(const GemvRepack &job, int num_threads);
 // Blocks of 16 rows from `first` to before `last`, by the calling thread.
 void gemv_repack_blocks(const GemvRepack &job, int64_t first, int64_t last);
 
-// Reads `bytes` as gemv_fast reads weights, without its arithmetic: what the memory allows at most. Returns the exclusive or
+// Reads `bytes` as gemv_rounded reads weights, without its arithmetic: what the memory allows at most. Returns the exclusive or
 // of the 64-bit words (of a whole number of kGemvReadBytes), so that nothing can be left out.
 // streams: 1, 2, 4 or 8 places read in turn; prefetch: bytes to ask ahead, 0 for none.
 constexpr int64_t kGemvReadBytes = 8 * 256;

@@ -1,4 +1,4 @@
-// Activations to 8 bits, in groups of 32, with the sums that the integer kernels need; and the plain reader of memory.
+// Activations to 8 or 15 bits, in groups of 32, with the sums that the integer kernels need; and the plain reader of memory.
 #pragma once
 
 #include "gemv/exact-inl.h"  // and, before it, gemv/fast-inl.h in namespace plain
@@ -28,10 +28,11 @@ inline void narrow(const VecI *integers, uint8_t *out) {
 #endif
 }
 
-// q = round(x * (127 / max|x|)) with ties to even, scale = max|x| / 127. A group whose largest magnitude is below 2^-100 counts
+// q = round(x * (most / max|x|)) with ties to even, scale = max|x| / most, where most is 127, or 16256 = 128 * 127 for two planes. A group whose largest magnitude is below 2^-100 counts
 // as zeros; one that holds Inf or NaN gets a NaN scale, so that nothing that reads it looks finite.
-void quantize(const float *from, int64_t num_cols, uint8_t *out) {
-  const tensure::GemvActivations place = tensure::gemv_activations(num_cols);
+template <int kPlanes> inline void to_integers(const float *from, int64_t num_cols, uint8_t *out) {
+  const tensure::GemvActivations place = tensure::gemv_activations(num_cols, kPlanes);
+  constexpr float kMost = kPlanes == 1 ? 127.0f : 16256.0f;
   constexpr float kToInteger = 0x1.8p23f;  // adding it leaves no bits behind the point
   constexpr int kVectors = 32 / kLanes;
   static constexpr int32_t kPlaces[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -62,35 +63,48 @@ void quantize(const float *from, int64_t num_cols, uint8_t *out) {
     const bool finite = largest < 0x7f800000;
     const float most = bits_to_float(static_cast<uint32_t>(largest));
     const bool zero = !finite || most < 0x1p-100f;
-    const float scale = !finite ? bits_to_float(0x7fc00000u) : zero ? 0.0f : most / 127.0f;
-    const float inverse = zero ? 0.0f : 127.0f / most;
-    VecI integers[kVectors];
+    const float scale = !finite ? bits_to_float(0x7fc00000u) : zero ? 0.0f : most / kMost;
+    const float inverse = zero ? 0.0f : kMost / most;
+    VecI integers[kVectors], low[kVectors];
     int32_t lanes[8];
-    alignas(32) uint8_t q[32];
+    alignas(32) uint8_t q[kPlanes * 32];
     TENSURE_UNROLL
     for (int i = 0; i < kVectors; ++i) {
       const VecI rounded = (VecI)(x[i] * inverse + kToInteger) - 0x4b400000;  // the bits of kToInteger
       integers[i] = zero ? VecI{} : rounded;
+      if (kPlanes == 2) {
+        const VecI high = (integers[i] + 64) >> 7;
+        low[i] = integers[i] - (high << 7);
+        integers[i] = high;
+      }
     }
     narrow(integers, q);
+    if (kPlanes == 2) narrow(low, q + 32);
     TENSURE_UNROLL
     for (int i = 0; i < plain::kBlockParts; ++i) {
       const plain::BlockI ones = plain::BlockI{} + 0x01010101;
-      const auto right = load_as<plain::BlockI>(q + i * plain::kBlockVector);
-      const auto fours = (plain::BlockI)plain::dot_signed((plain::RawBlock)plain::BlockI{}, (plain::RawBlock)ones,
-                                                          (plain::RawBlock)right);
+      const auto sum_of = [&](const uint8_t *plane) {
+        const auto right = load_as<plain::BlockI>(plane + i * plain::kBlockVector);
+        return (plain::BlockI)plain::dot_signed((plain::RawBlock)plain::BlockI{}, (plain::RawBlock)ones, (plain::RawBlock)right);
+      };
+      plain::BlockI fours = sum_of(q);
+      if (kPlanes == 2) fours = (fours << 7) + sum_of(q + 32);
       const plain::BlockI eighths = fours * -8;
       memcpy(lanes + i * plain::kBlockLanes, &eighths, sizeof eighths);
     }
     const int32_t total = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
     const float sum = scale * static_cast<float>(total / -8);
-    memcpy(out + 32 * g, q, sizeof q);
+    memcpy(out + 32 * g, q, 32);
+    if (kPlanes == 2) memcpy(out + place.low + 32 * g, q + 32, 32);
     memcpy(out + place.lanes + 32 * g, lanes, sizeof lanes);
     memcpy(out + place.total + 4 * g, &total, 4);
     memcpy(out + place.scale + 4 * g, &scale, 4);
     memcpy(out + place.sum + 4 * g, &sum, 4);
   }
 }
+
+void quantize(const float *from, int64_t num_cols, uint8_t *out) { to_integers<1>(from, num_cols, out); }
+void quantize_fine(const float *from, int64_t num_cols, uint8_t *out) { to_integers<2>(from, num_cols, out); }
 
 template <int kStreams>
 inline uint64_t read_streams(const uint8_t *data, int64_t bytes, int64_t prefetch) {

@@ -30,14 +30,16 @@ namespace vnni {
 }  // namespace vnni
 }  // namespace
 #pragma GCC pop_options
-static constexpr tensure::GemvKernel kFastVnni = vnni::fast;
+static constexpr tensure::GemvKernel kFastVnni = vnni::fast, kFineVnni = vnni::fine;
 #else
-static constexpr tensure::GemvKernel kFastVnni = nullptr;
+static constexpr tensure::GemvKernel kFastVnni = nullptr, kFineVnni = nullptr;
 #endif
 
 namespace tensure {
 
 extern const GemvTable TENSURE_PASTE(gemv_, TENSURE_ISA);
-const GemvTable TENSURE_PASTE(gemv_, TENSURE_ISA) = {kFused, exact, plain::fast, kFastVnni, quantize, read};
+const GemvTable TENSURE_PASTE(gemv_, TENSURE_ISA) = {kFused,   exact,       plain::fast, kFastVnni,
+                                                       quantize, plain::fine, kFineVnni,   quantize_fine,
+                                                       read};
 
 }  // namespace tensure

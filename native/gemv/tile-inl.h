@@ -5,11 +5,11 @@
 // run of 32 columns. Halves of bytes are taken apart once for all rows of x, a broadcast of x serves both vectors, and each sum
 // of integers is one chain, begun with what the format takes away: the chains of a tile hide the latency, with no sum of sums.
 
-// Sums of integers and floats of a tile live in registers: 2 x 2 x 6 of 32, of 16 half as many rows.
+// Sums of integers and floats of a tile live in registers: 2 x 2 x 6 of 32 (2 x 3 x 4 with two planes), of 16 half as many rows.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 6;
+template <int kPlanes> constexpr int kTileRows = kPlanes == 1 ? 6 : 4;
 #else
-constexpr int kTileRows = 3;
+template <int kPlanes> constexpr int kTileRows = kPlanes == 1 ? 3 : 2;
 #endif
 
 // GCC makes a tree of a chain of integer sums, which takes twice the registers there are.
@@ -42,7 +42,7 @@ inline VecI run_end(Raw sum, int32_t) { return (VecI)sum; }
 #endif
 
 // kVecs vectors of weight rows from `row`, rows b0 to b0 + kBatch of x. kGroups: scales belong to groups of columns, not to rows.
-template <GemvFormat kFormat, bool kGroups, int kBatch, int kVecs>
+template <GemvFormat kFormat, bool kGroups, int kBatch, int kVecs, int kPlanes>
 inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, int64_t b0, int64_t row_end) {
   constexpr bool kInt8 = kFormat == GemvFormat::int8, kMin = kFormat == GemvFormat::int4_min;
   constexpr int kUnit = kInt8 ? 512 : 256;  // bytes of 32 columns
@@ -64,14 +64,16 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
   VecF sums[kVecs][kBatch] = {};
   const int shift = w.group == 128 ? 2 : w.group == 64 ? 1 : 0;  // units to groups
   for (int64_t unit = 0; unit < units; ++unit) {
-    Raw dots[kVecs][kBatch];
+    Raw dots[kPlanes][kVecs][kBatch];
     TENSURE_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      int32_t less = 0;
-      if (kFormat == GemvFormat::int4) less = int_at(x[b] + place.total, unit);
-      if (kInt8 && kBias) less = int_at(x[b] + place.total, unit) * (kBias / 8);
+      int32_t less = 0;  // taken away at the end where there are two planes: it belongs to their sum
+      if (kPlanes == 1 && kFormat == GemvFormat::int4) less = int_at(x[b] + place.total, unit);
+      if (kPlanes == 1 && kInt8 && kBias) less = int_at(x[b] + place.total, unit) * (kBias / 8);
       TENSURE_UNROLL
-      for (int v = 0; v < kVecs; ++v) dots[v][b] = kInt8 ? (Raw)(VecI{} + less) : run_begin(less);
+      for (int p = 0; p < kPlanes; ++p)
+        TENSURE_UNROLL
+        for (int v = 0; v < kVecs; ++v) dots[p][v][b] = kInt8 ? (Raw)(VecI{} + less) : run_begin(less);
     }
     TENSURE_UNROLL
     for (int four = 0; four < kUnit / 64; ++four) {
@@ -85,20 +87,24 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
         }
       }
       TENSURE_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        const Raw right = (Raw)(VecI{} + int_at(x[b], 8 * unit + four));
+      for (int b = 0; b < kBatch; ++b)
         TENSURE_UNROLL
-        for (int v = 0; v < kVecs; ++v)
-          dots[v][b] = kInt8 ? one_chain((Raw)dot_signed(dots[v][b], (Raw)low[v], right))
-                             : run_add(dots[v][b], (Raw)low[v], right);
-      }
+        for (int p = 0; p < kPlanes; ++p) {
+          const Raw right = (Raw)(VecI{} + int_at(x[b] + p * place.low, 8 * unit + four));
+          TENSURE_UNROLL
+          for (int v = 0; v < kVecs; ++v)
+            dots[p][v][b] = kInt8 ? one_chain((Raw)dot_signed(dots[p][v][b], (Raw)low[v], right))
+                                  : run_add(dots[p][v][b], (Raw)low[v], right);
+        }
       if (kInt8) continue;
       TENSURE_UNROLL
-      for (int b = 0; b < kBatch; ++b) {
-        const Raw right = (Raw)(VecI{} + int_at(x[b], 8 * unit + 4 + four));
+      for (int b = 0; b < kBatch; ++b)
         TENSURE_UNROLL
-        for (int v = 0; v < kVecs; ++v) dots[v][b] = run_add(dots[v][b], (Raw)high[v], right);
-      }
+        for (int p = 0; p < kPlanes; ++p) {
+          const Raw right = (Raw)(VecI{} + int_at(x[b] + p * place.low, 8 * unit + 4 + four));
+          TENSURE_UNROLL
+          for (int v = 0; v < kVecs; ++v) dots[p][v][b] = run_add(dots[p][v][b], (Raw)high[v], right);
+        }
     }
     TENSURE_UNROLL
     for (int v = 0; v < kVecs; ++v) {
@@ -111,8 +117,10 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
       }
       TENSURE_UNROLL
       for (int b = 0; b < kBatch; ++b) {
-        const int32_t less = kFormat == GemvFormat::int4 ? int_at(x[b] + place.total, unit) : 0;
-        const VecI dot = kInt8 ? (VecI)dots[v][b] : run_end(dots[v][b], less);
+        const bool takes = kFormat == GemvFormat::int4 || (kPlanes == 2 && kInt8 && kBias);
+        const int32_t less = takes ? int_at(x[b] + place.total, unit) * (kInt8 ? kBias / 8 : 1) : 0;
+        VecI dot = kInt8 ? (VecI)dots[0][v][b] : run_end(dots[0][v][b], kPlanes == 1 ? less : 0);
+        if (kPlanes == 2) dot = (dot << 7) + (kInt8 ? (VecI)dots[1][v][b] : run_end(dots[1][v][b], 0)) + less;
         const float step = float_at(x[b] + place.scale, unit);
         const VecF factor = kGroups ? scale * step : VecF{} + step;
         sums[v][b] = sums[v][b] + __builtin_convertvector(dot, VecF) * factor;
@@ -139,35 +147,35 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
   }
 }
 
-template <GemvFormat kFormat, bool kGroups, int kVecs>
+template <GemvFormat kFormat, bool kGroups, int kVecs, int kPlanes>
 inline void tile_of(int batch, const GemvJob &job, const GemvActivations &place, int64_t row, int64_t b0, int64_t row_end) {
   switch (batch) {
-    case 1: return tile<kFormat, kGroups, 1, kVecs>(job, place, row, b0, row_end);
-    case 2: return tile<kFormat, kGroups, 2, kVecs>(job, place, row, b0, row_end);
-    case 3: return tile<kFormat, kGroups, 3, kVecs>(job, place, row, b0, row_end);
+    case 1: if constexpr (1 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 1, kVecs, kPlanes>(job, place, row, b0, row_end);
+    case 2: if constexpr (2 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 2, kVecs, kPlanes>(job, place, row, b0, row_end);
+    case 3: if constexpr (3 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 3, kVecs, kPlanes>(job, place, row, b0, row_end);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 4: return tile<kFormat, kGroups, 4, kVecs>(job, place, row, b0, row_end);
-    case 5: return tile<kFormat, kGroups, 5, kVecs>(job, place, row, b0, row_end);
-    case 6: return tile<kFormat, kGroups, 6, kVecs>(job, place, row, b0, row_end);
+    case 4: if constexpr (4 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 4, kVecs, kPlanes>(job, place, row, b0, row_end);
+    case 5: if constexpr (5 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 5, kVecs, kPlanes>(job, place, row, b0, row_end);
+    case 6: if constexpr (6 <= kTileRows<kPlanes>) return tile<kFormat, kGroups, 6, kVecs, kPlanes>(job, place, row, b0, row_end);
 #endif
   }
 }
 
 // All rows of x for two vectors of weight rows, which stay in the cache; as many tiles as needed, as equal as can be.
-template <GemvFormat kFormat, bool kGroups>
+template <GemvFormat kFormat, bool kGroups, int kPlanes>
 inline void tiles(const GemvJob &job, int64_t row_begin, int64_t row_end) {
-  const GemvActivations place = gemv_activations(job.weights.num_cols);
-  const int64_t stored_end = (row_end + kRows - 1) / kRows * kRows, parts = (job.batch + kTileRows - 1) / kTileRows;
+  const GemvActivations place = gemv_activations(job.weights.num_cols, kPlanes);
+  const int64_t stored_end = (row_end + kRows - 1) / kRows * kRows, most = kTileRows<kPlanes>, parts = (job.batch + most - 1) / most;
   for (int64_t row = row_begin; row < stored_end; row += 2 * kLanes)
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t b0 = job.batch * part / parts;
       const int batch = static_cast<int>(job.batch * (part + 1) / parts - b0);
 #if defined(__AVX512F__)
       if (row + kRows == stored_end) {
-        tile_of<kFormat, kGroups, 1>(batch, job, place, row, b0, row_end);
+        tile_of<kFormat, kGroups, 1, kPlanes>(batch, job, place, row, b0, row_end);
         continue;
       }
 #endif
-      tile_of<kFormat, kGroups, 2>(batch, job, place, row, b0, row_end);
+      tile_of<kFormat, kGroups, 2, kPlanes>(batch, job, place, row, b0, row_end);
     }
 }

@@ -34,6 +34,7 @@ from tensure.kernels import (
     quantize_activations,
     read_memory,
 )
+from tensure.kernels._gemv_reference import MOST
 
 IN_PLACE = [name for name, layout in GEMV_FORMATS.items() if layout.block_cols]
 GROUPS = {"int8": [None, 32, 64, 128], "int4": [32, 64, 128], "int4_min": [32, 64, 128]}
@@ -125,19 +126,20 @@ def test_error_against_float64_is_within_its_bounds(weights: GemvWeights, batch:
     depth = -(-weights.num_cols // 16) + 5
     slack = 2.0**-126  # subnormal results
     assert (np.abs(gemv(weights, x, arithmetic="exact") - right) <= 2.0**-23 * depth * size + slack).all()
-    steps, parts = fast_bounds(weights, x)
-    fast = gemv(weights, x, arithmetic="fast")
-    assert (np.abs(fast - right) <= steps + 2.0**-23 * (weights.num_cols // 32 + 9) * parts + slack).all()
+    for arithmetic, most in MOST.items():
+        steps, parts = rounded_bounds(weights, x, most)
+        y = gemv(weights, x, arithmetic=arithmetic)
+        assert (np.abs(y - right) <= steps + 2.0**-23 * (weights.num_cols // 32 + 10) * parts + slack).all()
 
 
-def fast_bounds(weights: GemvWeights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rounded_bounds(weights: GemvWeights, x: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """What rounding x may cost; and the sum of the magnitudes that are added, q * scale and minimum apart."""
     w = decode_weights(weights).astype(np.float64)
     width = -(-weights.num_cols // 32) * 32
     runs = np.zeros((len(x), width))
     runs[:, : weights.num_cols] = np.abs(x)
     most = np.repeat(runs.reshape(len(x), -1, 32).max(axis=2), 32, axis=1)[:, : weights.num_cols]
-    steps = (0.5 + 2.0**-15) * most / 127 @ np.abs(w).T
+    steps = (0.5 + largest * 2.0**-22) * most / largest @ np.abs(w).T
     alone = decode_weights(without_minimums(weights)).astype(np.float64)
     return steps, (most + np.abs(x)) @ (np.abs(alone) + np.abs(w - alone)).T
 
@@ -152,7 +154,7 @@ def without_minimums(weights: GemvWeights) -> GemvWeights:
 
 @pytest.mark.parametrize("name", sorted(GEMV_FORMATS))
 def test_the_bound_sees_one_wrong_weight(name: str) -> None:
-    """Negative control: one weight's sign turned is out of both bounds."""
+    """Negative control: one weight's sign turned is out of all bounds."""
     num_cols = 256
     weights = random_weights(name, 3, num_cols, 7, GROUPS.get(name, [None])[-1])
     x = np.ones((1, num_cols), np.float32)
@@ -162,8 +164,9 @@ def test_the_bound_sees_one_wrong_weight(name: str) -> None:
     wrong = w.copy()
     wrong[column, 5] *= -1
     gap = np.abs((x @ wrong.T) - (x @ w.T))[0, column]
-    steps, parts = fast_bounds(weights, x)
-    assert gap > steps[0, column] + 2.0**-23 * 40 * parts[0, column]
+    for most in MOST.values():
+        steps, parts = rounded_bounds(weights, x, most)
+        assert gap > steps[0, column] + 2.0**-23 * 40 * parts[0, column]
 
 
 @pytest.mark.parametrize("name", sorted(GEMV_FORMATS))
@@ -302,15 +305,16 @@ def test_the_reference_s_fused_operation_rounds_once(a: float, b: float, c: floa
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("column", [0, 255])
 def test_what_is_not_finite_stays_visible(name: str, value: float, column: int) -> None:
-    """In "exact" as IEEE arithmetic has it; in "fast" the whole row of y is NaN, other rows untouched."""
+    """In "exact" as IEEE arithmetic has it; otherwise the whole row of y is NaN, other rows untouched."""
     weights = random_weights(name, 18, 256, 21, GROUPS.get(name, [None])[0])
     x = random_x(3, 256, 2)
     x[1, column] = value
-    exact, fast = (gemv(weights, x, arithmetic=arithmetic) for arithmetic in ARITHMETICS)
+    exact, *rounded = (gemv(weights, x, arithmetic=arithmetic) for arithmetic in ARITHMETICS)
     assert not np.isfinite(exact[1]).any()
     assert equals_reference(weights, x, "exact")
-    assert np.isnan(fast[1]).all()
-    assert np.isfinite(exact[[0, 2]]).all() and np.isfinite(fast[[0, 2]]).all()
+    assert np.isfinite(exact[[0, 2]]).all()
+    for y in rounded:
+        assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -330,11 +334,12 @@ def test_a_stored_scale_that_is_not_finite_stays_visible(name: str, half: int) -
 
 def test_rounded_activations_serve_every_format() -> None:
     x = random_x(3, 512, 8)
-    rounded = quantize_activations(x)
-    for name in GEMV_FORMATS:
-        weights = random_weights(name, 17, 512, 1, GROUPS.get(name, [None])[-1])
-        direct = gemv(weights, x, arithmetic="fast")
-        assert same_bits(gemv(weights, rounded, arithmetic="fast"), direct)
+    for arithmetic in MOST:
+        rounded = quantize_activations(x, arithmetic)
+        for name in GEMV_FORMATS:
+            weights = random_weights(name, 17, 512, 1, GROUPS.get(name, [None])[-1])
+            direct = gemv(weights, x, arithmetic=arithmetic)
+            assert same_bits(gemv(weights, rounded, arithmetic=arithmetic), direct)
 
 
 def test_writes_into_out_and_nowhere_else() -> None:
@@ -501,23 +506,24 @@ def run_forced(**environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_instruction_set_and_fallback_here() -> None:
-    """Each is right in itself; "fast" gives the same bits on all, "exact" on all that fuse."""
+    """Each is right in itself; "fine" and "fast" give the same bits on all, "exact" on all that fuse."""
     runs: list[Mapping[str, str]] = [{"TENSURE_ISA": name} for name in available_isas()]
     if "vnni" in features():
         runs += [{"TENSURE_ISA": isa(), "TENSURE_FEATURES": "-vnni"}]
-    found: dict[str, set[str]] = {"fast": set(), "exact": set()}
+    found: dict[str, set[str]] = {"fast": set(), "fine": set(), "exact": set()}
     for environment in runs:
         done = run_forced(**environment)
         assert done.returncode == 0, (environment, done.stdout, done.stderr)
-        name, vnni, fused, fast, exact = done.stdout.split()
+        name, vnni, fused, fast, fine, exact = done.stdout.split()
         assert name == environment["TENSURE_ISA"]
         assert vnni == "no" or "TENSURE_FEATURES" not in environment
         found["fast"].add(fast)
+        found["fine"].add(fine)
         if fused == "fused":
             found["exact"].add(exact)
         else:
             assert exact not in found["exact"], "not fused, and yet the same bits: the flag says nothing"
-    assert len(found["fast"]) == 1
+    assert len(found["fast"]) == len(found["fine"]) == 1
     assert len(found["exact"]) == (1 if exact_is_fused() else 0)
 
 
@@ -534,7 +540,9 @@ def forced() -> int:
                     weights = random_weights(name, 37, cols, 1, group, extreme)
                     x = random_x(17, cols, 2)
                     if extreme:
-                        x = np.sign(x) + np.float32(0)  # every activation becomes -127, 0 or 127
+                        x = np.sign(x) + np.float32(
+                            0
+                        )  # every integer is as large as can be, or 0
                     for arithmetic in ARITHMETICS:
                         assert equals_reference(weights, x, arithmetic, threads=2), (name, group, arithmetic)
                         for batch in (1, 2, 3, 4, 5, 6, 17):
@@ -545,7 +553,7 @@ def forced() -> int:
         return TensureError.exit_code
     vnni = "vnni" if "vnni" in features() else "no"
     fused = "fused" if exact_is_fused() else "twice"
-    print(isa(), vnni, fused, digests["fast"].hexdigest(), digests["exact"].hexdigest())
+    print(isa(), vnni, fused, *(digests[name].hexdigest() for name in ("fast", "fine", "exact")))
     return 0
 
 

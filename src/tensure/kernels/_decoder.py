@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tensure.errors import InputError
 from tensure.kernels._buffers import aligned_bytes, check_buffer, check_threads
-from tensure.kernels._gemv import GEMV_FORMATS, GemvWeights
+from tensure.kernels._gemv import ARITHMETICS, GEMV_FORMATS, Arithmetic, GemvWeights
 from tensure.kernels._isa import native
 
 __all__ = [
@@ -195,9 +195,10 @@ class DecoderStage:
         embed: [V, D], where the stage begins with tokens: plain, or GGUF blocks of 32.
         head: [V, D] and the last norm [D], where it ends with logits.
         kv_format: of the cache: "f16", "int8" or "int4".
-        arithmetic: how quantised matrices are multiplied: "fast" with activations rounded to 8 bits in groups
-            of 32, "exact" with float32 ones (`gemv`). Plain matrices always take float32 ones. Either way the
-            result does not depend on batch, chunks, threads, or (where sums are fused) the instruction set.
+        arithmetic: how quantised matrices are multiplied (`gemv`): "fine" with activations of 15 bits in
+            groups of 32, "fast" with 8 bits, "exact" with float32. Plain matrices take float32 always. In any
+            case the result does not depend on batch, chunks, threads, or (where sums are fused) the
+            instruction set.
 
     Raises:
         InputError: shapes that do not fit each other.
@@ -213,12 +214,12 @@ class DecoderStage:
         embed: Matrix | None = None,
         head: tuple[Matrix, Floats] | None = None,
         kv_format: str = "f16",
-        arithmetic: str = "fast",
+        arithmetic: Arithmetic = "fine",
     ) -> None:
         if kv_format not in KV_FORMATS:
             raise InputError(f"got {kv_format!r}", place="kv_format", wanted=", ".join(KV_FORMATS))
-        if arithmetic not in ("fast", "exact"):
-            raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'fast' or 'exact'")
+        if arithmetic not in ARITHMETICS:
+            raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted=", ".join(ARITHMETICS))
         table = (sizes.context, sizes.head_dim // 2)
         check_buffer("cosine", cosine, (np.float32,), table)
         check_buffer("sine", sine, (np.float32,), table)
@@ -235,7 +236,7 @@ class DecoderStage:
             cosine,
             sine,
             KV_FORMATS[kv_format],
-            arithmetic == "fast",
+            ARITHMETICS.index(arithmetic),
         )
         for index, layer in enumerate(layers):
             self._add(index, layer)

@@ -4,8 +4,8 @@
 
 W is packed in one of our own layouts (`pack_int8`, `pack_int4`) or stands in a GGUF file and is read where it
 is (`map_gguf`). The caller chooses the arithmetic: "exact" multiplies the decoded weight by the float32
-activation, "fast" rounds activations to 8 bits first. `gemv_reference` defines both, bit for bit. Knows
-nothing of files or models. Letters: M rows of W, K columns, B rows of x, G groups of a row.
+activation, "fine" and "fast" round activations to 15 or 8 bits first. `gemv_reference` defines all, bit for
+bit. Knows nothing of files or models. Letters: M rows of W, K columns, B rows of x, G groups of a row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ __all__ = [
     "read_memory",
 ]
 
-Arithmetic: TypeAlias = Literal["exact", "fast"]
+Arithmetic: TypeAlias = Literal["exact", "fine", "fast"]
+Rounded: TypeAlias = Literal["fine", "fast"]
 Bytes: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 Halves: TypeAlias = NDArray[np.float16]
@@ -44,7 +45,7 @@ Integers: TypeAlias = NDArray[np.integer]
 
 _Int = TypeVar("_Int", bound=np.integer)
 
-ARITHMETICS: Final = ("exact", "fast")
+ARITHMETICS: Final = ("exact", "fine", "fast")  # in the order of GemvArithmetic in native/gemv/gemv.h
 ROWS: Final = 16
 MAX_ELEMENTS: Final = 1 << 40
 READ_BYTES: Final = 2048
@@ -126,7 +127,10 @@ class GemvWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """Rows of x rounded to 8 bits, for any matrix with as many columns. Made by `quantize_activations`.
+    """Rows of x as integers, for any matrix with as many columns. Made by `quantize_activations`.
+
+    Args:
+        arithmetic: "fine" for 15 bits, "fast" for 8.
 
     Raises:
         InputError: sizes that do not fit each other.
@@ -135,6 +139,7 @@ class Activations:
     batch: int
     num_cols: int
     data: Bytes = field(repr=False)
+    arithmetic: Rounded = "fast"
 
     def __post_init__(self) -> None:
         _check_count("batch", self.batch, 0)
@@ -146,7 +151,7 @@ class Activations:
                 wanted=f"at most {MAX_ELEMENTS} elements",
             )
         _check_array("data", self.data, np.dtype(np.uint8), 1)
-        wanted = native().gemv_activation_bytes(self.num_cols, self.batch)
+        wanted = native().gemv_activation_bytes(_index(self.arithmetic), self.num_cols, self.batch)
         if self.data.size != wanted:
             raise InputError(
                 f"got {self.data.size} bytes",
@@ -245,20 +250,23 @@ def map_gguf(encoding: str, blocks: Bytes, num_rows: int, num_cols: int) -> Gemv
     return GemvWeights(encoding, num_rows, num_cols, 0, blocks, _NOTHING, _NOTHING)
 
 
-def quantize_activations(x_BK: Floats) -> Activations:
-    """Activations rounded to 8 bits in groups of 32, once for every matrix they are multiplied with.
+def quantize_activations(x_BK: Floats, arithmetic: Rounded = "fast") -> Activations:
+    """Activations as integers in groups of 32, once for every matrix they are multiplied with.
 
-    Each element moves by at most half of its group's max|x| / 127. A group whose largest magnitude is below
-    2^-100 counts as zeros. A row that holds Inf or NaN makes every output of that row NaN.
+    Each element moves by at most half of its group's max|x| / 127 ("fast") or / 16256 ("fine"). A group whose
+    largest magnitude is below 2^-100 counts as zeros. A row that holds Inf or NaN makes every output of that
+    row NaN.
 
     Raises:
         InputError: x is not a contiguous float32 matrix with columns.
     """
     batch, num_cols = _check_activations(x_BK)
     module = native()
-    data = np.empty(module.gemv_activation_bytes(num_cols, batch), np.uint8)
-    module.gemv_quantize(x_BK, data)
-    return Activations(batch, num_cols, data)
+    if arithmetic not in ("fine", "fast"):
+        raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'fine' or 'fast'")
+    data = np.empty(module.gemv_activation_bytes(_index(arithmetic), num_cols, batch), np.uint8)
+    module.gemv_quantize(_index(arithmetic), x_BK, data)
+    return Activations(batch, num_cols, data, arithmetic)
 
 
 def gemv(
@@ -272,12 +280,12 @@ def gemv(
     """The products [B, M]; one pass over the weights serves all rows of x.
 
     "exact": float32 activations, products added in one order by fused multiply-adds; equal bit for bit on
-    every instruction set that has them (`exact_is_fused`). "fast": 8-bit activations, equal bit for bit on
-    every instruction set. Neither depends on `threads`, nor on which rows of W or x are computed together.
-    Error bounds: native/gemv/README.md.
+    every instruction set that has them (`exact_is_fused`). "fine" and "fast": activations of 15 or 8 bits,
+    equal bit for bit on every instruction set. None depends on `threads`, nor on which rows of W or x are
+    computed together. Error bounds: native/gemv/README.md.
 
     Args:
-        x_BK: float32, contiguous; or what `quantize_activations` gave, for "fast".
+        x_BK: float32, contiguous; or what `quantize_activations` gave for the same arithmetic.
         out: float32 [B, M], contiguous, writable, apart from the rest; made when None.
         threads: at most this many threads work; small matrices use fewer.
 
@@ -286,7 +294,7 @@ def gemv(
         UnsupportedError: no instruction set is in use.
     """
     if arithmetic not in ARITHMETICS:
-        raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'exact' or 'fast'")
+        raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'exact', 'fine' or 'fast'")
     if not isinstance(weights, GemvWeights):
         raise InputError(
             f"got {type(weights).__name__}",
@@ -294,11 +302,11 @@ def gemv(
             wanted="what pack_int8, pack_int4 or map_gguf gives",
         )
     if isinstance(x_BK, Activations):
-        if arithmetic == "exact":
+        if arithmetic != x_BK.arithmetic:
             raise InputError(
-                "got activations rounded to 8 bits",
+                f"got activations rounded for {x_BK.arithmetic!r}",
                 place="x_BK",
-                wanted="float32 activations for exact arithmetic",
+                wanted=f"float32 activations, or such rounded for {arithmetic!r}",
             )
         batch, num_cols = x_BK.batch, x_BK.num_cols
     else:
@@ -330,9 +338,13 @@ def gemv(
         assert not isinstance(x_BK, Activations)
         native().gemv_exact(*stored, x_BK, out, threads)
     else:
-        rounded = x_BK if isinstance(x_BK, Activations) else quantize_activations(x_BK)
-        native().gemv_fast(*stored, rounded.data, out, threads)
+        rounded = x_BK if isinstance(x_BK, Activations) else quantize_activations(x_BK, arithmetic)
+        native().gemv_rounded(_index(arithmetic), *stored, rounded.data, out, threads)
     return out
+
+
+def _index(arithmetic: Arithmetic) -> int:
+    return ARITHMETICS.index(arithmetic)
 
 
 def exact_is_fused() -> bool:

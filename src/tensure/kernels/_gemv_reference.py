@@ -1,4 +1,4 @@
-"""What `gemv` must give, in numpy: the definition of both arithmetics, not a fast path.
+"""What `gemv` must give, in numpy: the definition of its arithmetics, not a fast path.
 
 Written from the stored bytes, without the packing code. Float operations are single float32 operations in a
 stated order, so that the kernels can be compared bit for bit. Letters as in `_gemv.py`; T is 32-column runs
@@ -20,6 +20,7 @@ __all__ = ["decode_weights", "gemv_reference"]
 RUN = 32
 SUMS = 16
 LANES = 8
+MOST = {"fast": 127, "fine": 128 * 127}  # the largest integer an activation becomes
 
 Ints: TypeAlias = NDArray[np.int64]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -32,7 +33,7 @@ def gemv_reference(
     with np.errstate(all="ignore"):  # Inf, NaN and underflow are values here
         if arithmetic == "exact":
             return _exact(decode_weights(weights), x_BK, fused)
-        return _fast(_stored(weights), x_BK)
+        return _integers(_stored(weights), x_BK, MOST[arithmetic])
 
 
 def decode_weights(weights: GemvWeights) -> Floats:
@@ -97,10 +98,10 @@ def _fold(sums: Floats) -> Floats:
     return np.ascontiguousarray(sums[..., 0])
 
 
-def _fast(stored: _Stored, x_BK: Floats) -> Floats:
+def _integers(stored: _Stored, x_BK: Floats, most: int) -> Floats:
     """Integer dot products over runs of 32 columns; own layouts add them to one sum, GGUF ones to eight."""
     num_runs = stored.scale.shape[1]
-    q_x, scale_x = _rounded(x_BK, num_runs)
+    q_x, scale_x = _rounded(x_BK, num_runs, most)
     totals = q_x.reshape(-1, num_runs, RUN).sum(axis=2)
     sum_x = scale_x * totals.astype(np.float32)
     w = stored.q.reshape(-1, num_runs, LANES, 4)
@@ -132,18 +133,18 @@ def _fast(stored: _Stored, x_BK: Floats) -> Floats:
     return value
 
 
-def _rounded(x_BK: Floats, num_runs: int) -> tuple[Ints, Floats]:
-    """Integers in -127..127 [B, 32 T] and their scales [B, T]."""
+def _rounded(x_BK: Floats, num_runs: int, largest: int) -> tuple[Ints, Floats]:
+    """Integers in -largest..largest [B, 32 T] and their scales [B, T]."""
     x = np.zeros((x_BK.shape[0], num_runs * RUN), np.float32)
     x[:, : x_BK.shape[1]] = x_BK
     runs = x.reshape(-1, num_runs, RUN)
     most = np.abs(runs).max(axis=2, initial=0)  # NaN wins
     small = most < np.float32(2.0**-100)
     usable = np.isfinite(most) & ~small
-    inverse = np.where(usable, np.float32(127) / most, np.float32(0))
+    inverse = np.where(usable, np.float32(largest) / most, np.float32(0))
     clean = np.where(usable[:, :, None], runs, np.float32(0))
     q = np.rint(clean * inverse[:, :, None]).astype(np.int64)
-    scale = np.where(small, np.float32(0), np.where(usable, most / np.float32(127), np.float32(np.nan)))
+    scale = np.where(small, np.float32(0), np.where(usable, most / np.float32(largest), np.float32(np.nan)))
     return q.reshape(x.shape), scale.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure import kernels
-from tensure.kernels import DecoderLayer, DecoderSizes, DecoderStage, GemvWeights, PlainMatrix
+from tensure.kernels import Arithmetic, DecoderLayer, DecoderSizes, DecoderStage, GemvWeights, PlainMatrix
 from tensure.program import DecoderConfig, StoredTensor, Weights
 
 from ._mapped import forget_pages
@@ -35,7 +35,7 @@ def build_stage(
     *,
     layers: Sequence[int] | None = None,
     kv_format: str = "f16",
-    arithmetic: str = "fast",
+    arithmetic: Arithmetic = "fine",
     in_place: bool = False,
     threads: int = 1,
 ) -> DecoderStage:

@@ -5,10 +5,11 @@ Knows the modes and what each promises on this processor. Does not know bundles'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 from tensure.errors import InputError, UnsupportedError
-from tensure.kernels import PAGE_TOKENS, exact_is_fused
+from tensure.kernels import PAGE_TOKENS, Arithmetic, exact_is_fused
 from tensure.program import DecoderConfig, Weights
 
 from ._engine import Engine
@@ -20,7 +21,9 @@ __all__ = ["ENGINE_KERNELS", "MODES", "Mode", "engine_exactness", "exact_is_fuse
 Mode: TypeAlias = Literal["exact", "fast"]
 
 MODES: Final = ("exact", "fast")
-ENGINE_KERNELS: Final = "decoder kernels, activations in 8 bits, cache in 16"
+# Activations of 15 bits keep the float model's tokens and cost little where memory is the limit.
+_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
+ENGINE_KERNELS: Final = "decoder kernels, activations in 15 bits, cache in 16"
 MAX_SEQUENCES: Final = 4096
 
 
@@ -59,6 +62,7 @@ def open_engine(
         cache_bits=cache_bits,
         threads=num_threads() if threads is None else threads,
         in_place=in_place,
+        arithmetic=_ARITHMETIC[mode],
     )
     return Engine(
         core,

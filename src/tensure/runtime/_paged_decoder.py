@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError, LimitError
-from tensure.kernels import PAGE_TOKENS, DecoderStage, StepRows
+from tensure.kernels import PAGE_TOKENS, Arithmetic, DecoderStage, StepRows
 from tensure.program import DecoderConfig, Weights
 
 from ._decoder_stage import build_stage
@@ -51,7 +51,7 @@ class PagedDecoder:
         num_pages: int | None = None,
         cache_bits: int = 16,
         threads: int = 1,
-        arithmetic: str = "fast",
+        arithmetic: Arithmetic = "fine",
         in_place: bool = False,
     ) -> None:
         if cache_bits not in CACHE_BITS:
