@@ -1,4 +1,5 @@
 from ._classification import Classification, Label
+from ._engine import BetweenSteps, Engine, EngineStats, StepHook
 from ._files import load_inputs, save_outputs, save_run
 from ._generation import Generation, Message, Timing
 from ._image import ImageRecipe, load_image, prepare_image
@@ -6,12 +7,19 @@ from ._machine import host_fleet, read_bandwidth
 from ._receipt_book import SignedReceipt
 from ._segment_execution import KERNEL_ACTIVATIONS, SegmentExecution
 from ._session import Session
+from ._step import DecoderCore, StepRows
+from ._stream import EndReason, Stream, Watch
 from ._tensors import Array
 
 __all__ = [
     "KERNEL_ACTIVATIONS",
     "Array",
+    "BetweenSteps",
     "Classification",
+    "DecoderCore",
+    "EndReason",
+    "Engine",
+    "EngineStats",
     "Generation",
     "ImageRecipe",
     "Label",
@@ -19,7 +27,11 @@ __all__ = [
     "SegmentExecution",
     "Session",
     "SignedReceipt",
+    "StepHook",
+    "StepRows",
+    "Stream",
     "Timing",
+    "Watch",
     "host_fleet",
     "load_image",
     "load_inputs",
