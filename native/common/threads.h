@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -23,7 +24,7 @@ inline void pause() {
 // that a short step does not pay for waking anybody, and a long pause burns no processor.
 class Team {
  public:
-  explicit Team(int num_threads) : num_threads_(num_threads) {}
+  explicit Team(int num_threads) : num_threads_(num_threads), shares_(new Share[num_threads]) {}
 
   // The team whose leader is the calling thread, or null.
   static Team *&current() {
@@ -33,25 +34,28 @@ class Team {
 
   int num_threads() const { return num_threads_; }
 
-  // The leader's: every task once, then all are done.
+  // The leader's: every task once, then all are done. A member that comes when nothing is left is not waited for.
   template <typename F> void run(int64_t num_tasks, F &f) {
     call_ = [](void *context, int64_t task, int thread) { (*static_cast<F *>(context))(task, thread); };
     context_ = &f;
-    num_tasks_ = num_tasks;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(num_threads_ - 1, std::memory_order_relaxed);
+    for (int thread = 0; thread < num_threads_; ++thread) {
+      shares_[thread].next.store(num_tasks * thread / num_threads_, std::memory_order_relaxed);
+      shares_[thread].end = num_tasks * (thread + 1) / num_threads_;
+    }
+    inside_.fetch_and(~kClosed, std::memory_order_release);
     announce();
     work(0);
-    for (int turn = 0; busy_.load(std::memory_order_acquire) != 0; ++turn)
-      if (turn < kSpins)
+    uint32_t inside = inside_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+    for (int turn = 0; inside != kClosed; inside = inside_.load(std::memory_order_acquire))
+      if (++turn < kSpins)
         pause();
       else
-        wait_while(busy_);
+        inside_.wait(inside, std::memory_order_acquire);
   }
 
   // The leader's: members return from `serve`.
   void disband() {
-    call_ = nullptr;
+    disbanded_.store(true, std::memory_order_relaxed);
     announce();
   }
 
@@ -65,9 +69,9 @@ class Team {
         else
           round_.wait(seen, std::memory_order_acquire);
       seen = now;
-      if (!call_) return;
-      work(thread);
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+      if (disbanded_.load(std::memory_order_relaxed)) return;
+      if (!(inside_.fetch_add(1, std::memory_order_acq_rel) & kClosed)) work(thread);
+      if (inside_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) inside_.notify_one();
     }
   }
 
@@ -75,27 +79,34 @@ class Team {
   // About 100 microseconds on the x86-64 processors where it was measured, nowhere else: longer than most steps' unequal
   // ends, shorter than a time slice.
   static constexpr int kSpins = 4000;
+  // A round that takes no more members: everything they would read may be gone.
+  static constexpr uint32_t kClosed = uint32_t{1} << 31;
 
   void announce() {
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
   }
 
-  static void wait_while(std::atomic<int> &busy) {
-    const int found = busy.load(std::memory_order_acquire);
-    if (found) busy.wait(found, std::memory_order_acquire);
-  }
+  // A run of neighbouring tasks for each thread: what it wrote in one step it mostly finds in its own caches in the next.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
+  // The thread's own tasks, then what the others have left.
   void work(int thread) {
-    for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < num_tasks_;) call_(context_, task, thread);
+    for (int i = 0; i < num_threads_; ++i) {
+      Share &share = shares_[(thread + i) % num_threads_];
+      for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) call_(context_, task, thread);
+    }
   }
 
   const int num_threads_;
   void (*call_)(void *, int64_t, int) = nullptr;
   void *context_ = nullptr;
-  int64_t num_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  const std::unique_ptr<Share[]> shares_;
+  std::atomic<bool> disbanded_{false};
+  alignas(64) std::atomic<uint32_t> inside_{kClosed};  // members in the round, and whether it is closed
   alignas(64) std::atomic<uint32_t> round_{0};
 };
 
