@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -21,12 +22,9 @@ inline void pause() {
 
 // Threads that stay together for a whole run of steps: between two steps they spin for a bounded time and then sleep, so
 // that a short step does not pay for waking anybody, and a long pause burns no processor.
-//
-// The leader waits for tasks, never for members: who is late, because others use its processor, finds the work done and joins the
-// next run. Measured with one busy process beside two threads: a decoded token then takes a tenth of the time.
 class Team {
  public:
-  explicit Team(int num_threads) : num_threads_(num_threads) {}
+  explicit Team(int num_threads) : num_threads_(num_threads), shares_(new Share[num_threads]) {}
 
   // The team whose leader is the calling thread, or null.
   static Team *&current() {
@@ -36,39 +34,44 @@ class Team {
 
   int num_threads() const { return num_threads_; }
 
-  // The leader's: every task once, then all are done. Fewer than 2^32 tasks.
+  // The leader's: every task once, then all are done. A member that comes when nothing is left is not waited for.
   template <typename F> void run(int64_t num_tasks, F &f) {
     call_ = [](void *context, int64_t task, int thread) { (*static_cast<F *>(context))(task, thread); };
     context_ = &f;
-    num_tasks_ = static_cast<uint32_t>(num_tasks);
-    left_.store(num_tasks_, std::memory_order_relaxed);
-    open(num_tasks_);
+    for (int thread = 0; thread < num_threads_; ++thread) {
+      shares_[thread].next.store(num_tasks * thread / num_threads_, std::memory_order_relaxed);
+      shares_[thread].end = num_tasks * (thread + 1) / num_threads_;
+    }
+    inside_.fetch_and(~kClosed, std::memory_order_release);
+    announce();
     work(0);
-    for (int turn = 0; left_.load(std::memory_order_acquire) != 0; ++turn)
-      if (turn < kSpins)
+    uint32_t inside = inside_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+    for (int turn = 0; inside != kClosed; inside = inside_.load(std::memory_order_acquire))
+      if (++turn < kSpins)
         pause();
       else
-        wait_while(left_);
+        inside_.wait(inside, std::memory_order_acquire);
   }
 
   // The leader's: members return from `serve`.
   void disband() {
-    over_.store(true, std::memory_order_relaxed);
-    open(0);
+    disbanded_.store(true, std::memory_order_relaxed);
+    announce();
   }
 
-  // A member's: takes part in every run that it is in time for, until the team is disbanded.
+  // A member's: takes part in every run until the team is disbanded.
   void serve(int thread) {
-    for (uint64_t seen = 0;;) {
-      uint64_t now = tickets_.load(std::memory_order_acquire);
-      for (int turn = 0; run_of(now) == run_of(seen) && waiting(now) == 0; now = tickets_.load(std::memory_order_acquire))
+    for (uint32_t seen = 0;;) {
+      uint32_t now = round_.load(std::memory_order_acquire);
+      for (int turn = 0; now == seen; now = round_.load(std::memory_order_acquire))
         if (++turn < kSpins)
           pause();
         else
-          tickets_.wait(now, std::memory_order_acquire);
+          round_.wait(seen, std::memory_order_acquire);
       seen = now;
-      if (over_.load(std::memory_order_relaxed)) return;
-      work(thread);
+      if (disbanded_.load(std::memory_order_relaxed)) return;
+      if (!(inside_.fetch_add(1, std::memory_order_acq_rel) & kClosed)) work(thread);
+      if (inside_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) inside_.notify_one();
     }
   }
 
@@ -76,40 +79,35 @@ class Team {
   // About 100 microseconds on the x86-64 processors where it was measured, nowhere else: longer than most steps' unequal
   // ends, shorter than a time slice.
   static constexpr int kSpins = 4000;
+  // A round that takes no more members: everything they would read may be gone.
+  static constexpr uint32_t kClosed = uint32_t{1} << 31;
 
-  // The number of the run in the upper half, the tasks nobody has taken in the lower.
-  static uint32_t run_of(uint64_t tickets) { return static_cast<uint32_t>(tickets >> 32); }
-  static uint32_t waiting(uint64_t tickets) { return static_cast<uint32_t>(tickets); }
-
-  void open(uint32_t num_tasks) {
-    const uint64_t next = static_cast<uint64_t>(run_of(tickets_.load(std::memory_order_relaxed)) + 1) << 32;
-    tickets_.store(next | num_tasks, std::memory_order_release);
-    tickets_.notify_all();
+  void announce() {
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
   }
 
-  static void wait_while(std::atomic<uint32_t> &left) {
-    const uint32_t found = left.load(std::memory_order_acquire);
-    if (found) left.wait(found, std::memory_order_acquire);
-  }
+  // A run of neighbouring tasks for each thread: what it wrote in one step it mostly finds in its own caches in the next.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
-  // Takes tasks while there are any. Whoever holds a task keeps its run from ending, so what `run` set is there to be read.
+  // The thread's own tasks, then what the others have left.
   void work(int thread) {
-    uint64_t tickets = tickets_.load(std::memory_order_acquire);
-    while (waiting(tickets) != 0) {
-      if (!tickets_.compare_exchange_weak(tickets, tickets - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      call_(context_, num_tasks_ - waiting(tickets), thread);
-      if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1 && thread != 0) left_.notify_one();
-      tickets = tickets_.load(std::memory_order_acquire);
+    for (int i = 0; i < num_threads_; ++i) {
+      Share &share = shares_[(thread + i) % num_threads_];
+      for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) call_(context_, task, thread);
     }
   }
 
   const int num_threads_;
   void (*call_)(void *, int64_t, int) = nullptr;
   void *context_ = nullptr;
-  uint32_t num_tasks_ = 0;
-  std::atomic<bool> over_{false};
-  alignas(64) std::atomic<uint64_t> tickets_{0};
-  alignas(64) std::atomic<uint32_t> left_{0};
+  const std::unique_ptr<Share[]> shares_;
+  std::atomic<bool> disbanded_{false};
+  alignas(64) std::atomic<uint32_t> inside_{kClosed};  // members in the round, and whether it is closed
+  alignas(64) std::atomic<uint32_t> round_{0};
 };
 
 // Calls f(task, thread) for every task once; thread is below num_threads. One thread never starts an OpenMP runtime.

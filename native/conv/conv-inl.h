@@ -294,11 +294,11 @@ template <int Q, bool WHOLE, bool BORDER> TENSURE_INLINE void depthwise_pixels(c
 }
 
 template <int Q, bool BORDER> void depthwise_strip(const DepthwiseRow &row, int64_t column) {
-  int64_t channel = 0;
-  for (; channel + kLanes <= row.channels; channel += kLanes)
+  int64_t channel = row.first_channel;
+  for (; channel + kLanes <= row.end_channel; channel += kLanes)
     depthwise_pixels<Q, true, BORDER>(row, column, channel, kLanes);
-  if (channel < row.channels)
-    depthwise_pixels<Q, false, BORDER>(row, column, channel, static_cast<int>(row.channels - channel));
+  if (channel < row.end_channel)
+    depthwise_pixels<Q, false, BORDER>(row, column, channel, static_cast<int>(row.end_channel - channel));
 }
 
 // The same sums in the same order for a filter KW wide, stride S, no dilation: an input vector is loaded once for all of the
@@ -346,11 +346,11 @@ TENSURE_INLINE void sliding_pixels(const DepthwiseRow &row, const Bounds<VecF> *
 
 template <int KW, int S, int Q, bool BORDER>
 void sliding_strip(const DepthwiseRow &row, const Bounds<VecF> *bounds, int64_t column) {
-  int64_t channel = 0;
-  for (; channel + kLanes <= row.channels; channel += kLanes)
+  int64_t channel = row.first_channel;
+  for (; channel + kLanes <= row.end_channel; channel += kLanes)
     sliding_pixels<KW, S, Q, true, BORDER>(row, bounds, column, channel, kLanes);
-  if (channel < row.channels)
-    sliding_pixels<KW, S, Q, false, BORDER>(row, bounds, column, channel, static_cast<int>(row.channels - channel));
+  if (channel < row.end_channel)
+    sliding_pixels<KW, S, Q, false, BORDER>(row, bounds, column, channel, static_cast<int>(row.end_channel - channel));
 }
 
 // The output columns [low, high) whose whole window lies inside the row.
@@ -366,19 +366,27 @@ Inside inside_of(const DepthwiseRow &row) {
   return {begin, end > begin ? end : begin};
 }
 
+// The strip of `size` columns, at most Q.
+template <int KW, int S, int Q>
+void sliding_strip_of(const DepthwiseRow &row, const Bounds<VecF> *bounds, bool border, int64_t column, int64_t size) {
+  if constexpr (Q > 1)
+    if (size < Q) return sliding_strip_of<KW, S, Q - 1>(row, bounds, border, column, size);
+  if (border)
+    sliding_strip<KW, S, Q, true>(row, bounds, column);
+  else
+    sliding_strip<KW, S, Q, false>(row, bounds, column);
+}
+
 template <int KW, int S> void sliding_row(const DepthwiseRow &row) {
   constexpr int Q = kRegisters == 32 || S == 1 ? 4 : 2;
   const Inside inside = inside_of(row);
   const Bounds<VecF> common(row.to.activation), *bounds = Bounds<VecF>::enough(row.to) && !row.to.residual ? &common : nullptr;
-  const int64_t count = row.end - row.begin;
-  int64_t column = row.begin;
-  for (int64_t left = count; left >= Q; left -= Q, column += Q) {
-    if (column >= inside.low && column + Q <= inside.high)
-      sliding_strip<KW, S, Q, false>(row, bounds, column);
-    else
-      sliding_strip<KW, S, Q, true>(row, bounds, column);
+  // Even strips: 7 columns are 3 + 4.
+  const int64_t count = row.end - row.begin, strips = (count + Q - 1) / Q;
+  for (int64_t i = 0; i < strips; ++i) {
+    const int64_t begin = row.begin + count * i / strips, end = row.begin + count * (i + 1) / strips;
+    sliding_strip_of<KW, S, Q>(row, bounds, begin < inside.low || end > inside.high, begin, end - begin);
   }
-  for (; column < row.end; ++column) sliding_strip<KW, S, 1, true>(row, bounds, column);
 }
 
 void depthwise_row(const DepthwiseRow &row) {

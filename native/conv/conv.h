@@ -47,6 +47,7 @@ struct Conv2dRun {
   Activation activation;   // activation(conv + bias + residual)
   int num_threads;
   void *workspace;         // conv2d_workspace bytes, 64-byte aligned
+  bool read_next = false;  // `out` is read as soon as it is written: kept in the outer caches where they may hold it
 };
 
 // Sizes of an output; conv2d needs both positive.

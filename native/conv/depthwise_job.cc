@@ -29,13 +29,16 @@ void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &
   std::memset(zeros, 0, sizeof(float) * conv.in_channels);
   char *threads = static_cast<char *>(run.workspace) + need.shared;
   const int64_t C = conv.in_channels, row_floats = run.width * C;
-  // Several rows a task: waking a thread for one short row costs more than the row.
-  const int64_t rows = run.num_images * s.out_height;
-  const int64_t per_task = std::clamp<int64_t>(rows / (4 * run.num_threads), 1, 64);
-  for_each_task(ceil_div(rows, per_task), run.num_threads, [&](int64_t task, int thread) {
+  // Several rows a task: waking a thread for one short row costs more than the row. Few rows that do not go round evenly
+  // are shared out by channels too.
+  const int64_t rows = run.num_images * s.out_height, T = run.num_threads;
+  const int64_t row_tasks = std::clamp<int64_t>(4 * T * ceil_div(rows, 4 * T * 64), 1, rows);
+  const int64_t vectors = ceil_div(C, table.lanes), parts = rows % T && rows < 8 * T ? std::min(T, vectors) : 1;
+  for_each_task(row_tasks * parts, run.num_threads, [&](int64_t task, int thread) {
+    const Piece part = piece(vectors, parts, task / row_tasks), some = piece(rows, row_tasks, task % row_tasks);
     Carver carver(threads + thread * need.per_thread);
     const Scratch scratch = carve(carver, conv);
-    for (int64_t index = task * per_task; index < std::min(rows, (task + 1) * per_task); ++index) {
+    for (int64_t index = some.begin; index < some.begin + some.size; ++index) {
       const int64_t n = index / s.out_height, m = index % s.out_height;
       for (int64_t u = 0; u < conv.kernel_h; ++u) {
         const int64_t y = m * conv.stride_h + u * conv.dilation_h - conv.pad_top;
@@ -45,6 +48,7 @@ void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &
       }
       const DepthwiseRow row{scratch.rows, scratch.columns, zeros, run.packed, C, conv.kernel_h, conv.kernel_w,
                              conv.stride_w, conv.dilation_w, conv.pad_left, run.width, 0, s.out_width,
+                             part.begin * table.lanes, std::min(C, (part.begin + part.size) * table.lanes),
                              index * s.out_width * C, {run.bias, run.residual, run.out, 1, run.activation, false}};
       table.depthwise(row);
     }

@@ -57,7 +57,7 @@ struct ImageTile {
 };
 using ImageKernel = void (*)(const ImageTile &tile);
 
-// A run of output pixels of one row of a depthwise convolution in NHWC, all channels.
+// A run of output pixels and channels of one row of a depthwise convolution in NHWC.
 struct DepthwiseRow {
   const float *const *rows;  // [kernel_h]: column 0 of each input row; a row of zeros where the input ends
   const int64_t *columns;    // [kernel_h]: floats between two columns of that row; 0 for zeros
@@ -65,6 +65,7 @@ struct DepthwiseRow {
   const float *w;            // [kernel_h * kernel_w][channels padded to lanes]
   int64_t channels, kernel_h, kernel_w, stride_w, dilation_w, pad_left, width;
   int64_t begin, end;        // output columns
+  int64_t first_channel, end_channel;  // the first a multiple of lanes, the end one too or the last
   int64_t out_at;            // of output column 0
   Epilogue to;
 };

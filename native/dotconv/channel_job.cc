@@ -135,14 +135,10 @@ class DotJob {
   }
 
   void block(int64_t index, int64_t first_panel, int64_t last_panel, const Scratch &scratch) const {
-    const int64_t column_block = index % blocks_.column_blocks;
-    const int64_t row_block = index / blocks_.column_blocks % blocks_.row_blocks;
-    const int64_t image_block = index / blocks_.column_blocks / blocks_.row_blocks;
-    const int64_t n0 = image_block * blocks_.images, m0 = row_block * blocks_.rows, l0 = column_block * blocks_.columns;
-    const int64_t images = std::min(blocks_.images, sizes_.num_images - n0);
-    const int64_t rows = std::min(blocks_.rows, sizes_.out_height - m0);
-    const int64_t columns = std::min(blocks_.columns, sizes_.out_width - l0);
-    if (images <= 0 || rows <= 0 || columns <= 0) return;
+    const Block at = block_at(sizes_, blocks_, index);
+    const auto [n0, images] = at.images;
+    const auto [m0, rows] = at.rows;
+    const auto [l0, columns] = at.columns;
     const char *base = scratch.staging;
     if (in_place_)
       base = static_cast<const char *>(run_.x) + n0 * image_ + m0 * conv_.stride_h * row_ + l0 * conv_.stride_w * pixel_;

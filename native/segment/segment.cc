@@ -51,7 +51,7 @@ Cells cells_of(const Image &image, int64_t height, int64_t width) {
 void run(const Context &context, const ConvStep &step) {
   const Conv2dRun call{step.num_images, step.height, step.width, context.read(step.x), step.packed, step.bias,
                        context.read(step.residual), context.write(step.out), step.activation, context.num_threads,
-                       context.workspace};
+                       context.workspace, /*read_next=*/true};
   conv2d(step.conv, call);
 }
 
