@@ -32,7 +32,19 @@ HELP = help_text(
 IMAGES = (".png", ".jpg", ".jpeg")
 
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "system", "raw")
+_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "system",
+    "raw",
+    "mode",
+    "cache_bits",
+)
 UNUSED = {"--prompt": ("entry", "param"), "an image": ("entry", "param", *_SAMPLING), "tensors": _SAMPLING}
 
 
@@ -63,6 +75,10 @@ def command(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Take the prompt without the chat template.")] = False,
+    mode: Annotated[
+        str | None, typer.Option(help="exact (tokens depend on nothing else that runs) or fast.")
+    ] = None,
+    cache_bits: Annotated[int, typer.Option(help="Of a key or value in the cache: 16, 8 or 4.")] = 16,
     nonce: Annotated[str | None, typer.Option(help="A text of yours for the receipt to repeat.")] = None,
     key: Key = None,
     force: Annotated[bool, typer.Option("--force", help="Replace output files that are there.")] = False,
@@ -102,6 +118,7 @@ def command(
                 "top_k": top_k,
             }
             options |= {"min_p": min_p, "seed": seed, "stop": stop or [], "system": system, "raw": raw}
+            options |= {"mode": mode, "cache_bits": cache_bits}
             shown, outputs, receipt = _answer(talk, session, prompt, {**options, "nonce": nonce})
         elif input_file is not None and _kind(input_file) == "an image":
             shown, outputs, receipt = _classify(talk, session, input_file, nonce)

@@ -13,17 +13,16 @@ from tensure.kernels import PAGE_TOKENS, Arithmetic, exact_is_fused
 from tensure.program import DecoderConfig, Weights
 
 from ._engine import Engine
-from ._machine import num_threads
+from ._machine import Ran, num_threads, ran_through_kernels
 from ._paged_decoder import PagedDecoder
 
-__all__ = ["ENGINE_KERNELS", "MODES", "Mode", "engine_exactness", "exact_is_fused", "open_engine"]
+__all__ = ["MODES", "Mode", "best_mode", "open_engine", "ran_through_engine"]
 
 Mode: TypeAlias = Literal["exact", "fast"]
 
 MODES: Final = ("exact", "fast")
 # Activations of 15 bits keep the float model's tokens and cost little where memory is the limit.
 _ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
-ENGINE_KERNELS: Final = "decoder kernels, activations in 15 bits, cache in 16"
 MAX_SEQUENCES: Final = 4096
 
 
@@ -72,6 +71,13 @@ def open_engine(
     )
 
 
-def engine_exactness() -> Literal["repeatable", "partition"]:
-    """What the bits of an engine's output are independent of, on this processor."""
-    return "partition" if exact_is_fused() else "repeatable"
+def best_mode() -> Mode:
+    """Exact where this processor can; every one that fuses multiply and add can."""
+    return "exact" if exact_is_fused() else "fast"
+
+
+def ran_through_engine(mode: Mode, cache_bits: int) -> Ran:
+    """What a receipt says of an engine's output."""
+    bits = {"fine": 15, "fast": 8}[_ARITHMETIC[mode]]
+    which = f"decoder kernels ({mode}: activations in {bits} bits, cache in {cache_bits})"
+    return ran_through_kernels(which, "partition" if mode == "exact" else "repeatable")

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -31,7 +32,7 @@ from ._generation import Generation
 from ._image import ImageRecipe, load_image, prepare_image
 from ._inputs import Inputs, check_inputs, check_types, suggestion
 from ._machine import ran_through_kernels, ran_through_torch
-from ._open_engine import ENGINE_KERNELS, Mode, engine_exactness, exact_is_fused, open_engine
+from ._open_engine import Mode, best_mode, open_engine, ran_through_engine
 from ._receipt_book import ReceiptBook, SignedReceipt, Subject, check_nonce
 from ._tensors import Array
 from ._text_side import Message, TextSide, read_object
@@ -63,6 +64,8 @@ class Session:
         self.program_digest, self.plan_digest = digest(self.program), plan_digest(self.plan)
         _check_runs_here(self.plan, self.program, self.plan_name)
         self._signing_key = signing_key
+        self._engines: dict[tuple[Mode, int], Engine] = {}
+        self._lock = Lock()
         self._book = ReceiptBook(self._subject, self._load_key)
 
     def run(
@@ -127,6 +130,8 @@ class Session:
         nonce: str | None = None,
         system: str | None = None,
         raw: bool = False,
+        mode: Mode | None = None,
+        cache_bits: int = 16,
     ) -> Generation:
         """An answer to iterate over, piece by piece; nothing is computed before the first piece is asked for.
 
@@ -139,10 +144,13 @@ class Session:
             nonce: as in `run`.
             system: a system message before the prompt.
             raw: take the text as it is, without the chat template.
+            mode: "exact" or "fast", see `engine`; exact where this processor can when None.
+            cache_bits: of a key or value in the cache: 16, 8 or 4.
 
         Raises:
-            LimitError: prompt and max_tokens exceed the context; the message says by how much.
-            UnsupportedError: the bundle does not generate text.
+            LimitError: prompt and max_tokens exceed the context, or weights and cache the memory; the message
+                says by how much.
+            UnsupportedError: the bundle does not generate text, or not in that mode.
         """
         check_nonce(nonce)
         params = SamplingParams(temperature, top_p, top_k, min_p, seed, max_tokens, _stops(stop))
@@ -153,7 +161,7 @@ class Session:
             prompt=prompt_ids,
             params=params,
             text_side=self._text_side,
-            start=lambda: self._tokens(prompt_ids, params),
+            start=lambda: self._tokens(prompt_ids, params, mode, cache_bits),
             book=self._book,
             nonce=nonce,
         )
@@ -221,7 +229,7 @@ class Session:
         if read_decoder(self.program) is None:
             self._execution.load()
         else:
-            _ = self._engine
+            self._engine_for(best_mode(), 16)
         return self
 
     def close(self) -> None:
@@ -248,9 +256,13 @@ class Session:
     def _execution(self) -> HostExecution:
         return HostExecution(self.program, self._folder.weights, self.plan)
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return self.engine(max_sequences=2, mode="exact" if exact_is_fused() else "fast")
+    def _engine_for(self, mode: Mode, cache_bits: int) -> Engine:
+        """The session's own, kept: what one answer computed of a prompt the next one finds."""
+        with self._lock:
+            key = (mode, cache_bits)
+            if key not in self._engines:
+                self._engines[key] = self.engine(max_sequences=2, mode=mode, cache_bits=cache_bits)
+            return self._engines[key]
 
     def _decoder_config(self) -> DecoderConfig:
         config = read_decoder(self.program)
@@ -262,12 +274,16 @@ class Session:
             )
         return config
 
-    def _tokens(self, prompt: Sequence[int], params: SamplingParams) -> TokenSource:
-        if read_decoder(self.program) is None:
+    def _tokens(
+        self, prompt: Sequence[int], params: SamplingParams, mode: Mode | None, cache_bits: int
+    ) -> TokenSource:
+        if mode is None and cache_bits == 16 and read_decoder(self.program) is None:
             return TorchTokens(lambda: DecoderRun(self._execution), prompt, params)
-        engine = self._engine
-        (stream,) = engine.submit(prompt, replace(params, stop=()), eos_ids=self._text_side.tokenizer.eos_ids)
-        return EngineTokens(engine, stream, ran_through_kernels(ENGINE_KERNELS, engine_exactness()))
+        chosen = best_mode() if mode is None else mode
+        engine = self._engine_for(chosen, cache_bits)
+        eos_ids = self._text_side.tokenizer.eos_ids
+        (stream,) = engine.submit(prompt, replace(params, stop=()), eos_ids=eos_ids)
+        return EngineTokens(engine, stream, ran_through_engine(chosen, cache_bits))
 
     @cached_property
     def _text_side(self) -> TextSide:
