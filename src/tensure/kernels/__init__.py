@@ -43,6 +43,7 @@ from tensure.kernels._decoder import (
     PlainMatrix,
     StepRows,
 )
+from tensure.kernels._decoder_reference import decoder_reference
 from tensure.kernels._dequantize import ENCODINGS, dequantize, dequantize_reference
 from tensure.kernels._gemv import (
     ARITHMETICS,
@@ -106,6 +107,7 @@ __all__ = [
     "DecoderStage",
     "PlainMatrix",
     "StepRows",
+    "decoder_reference",
     "ENCODINGS",
     "PEAK_KINDS",
     "available_isas",

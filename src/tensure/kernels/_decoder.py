@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -45,8 +46,19 @@ KV_FORMATS: Mapping[str, int] = MappingProxyType({"f16": 0, "int8": 1, "int4": 2
 # Name to MatrixKind in native/decoder/decoder.h and bytes of an element.
 PLAIN_KINDS: Mapping[str, tuple[int, int]] = MappingProxyType({"f32": (1, 4), "f16": (2, 2), "bf16": (3, 2)})
 
+MAX_SIZE: Final = 1 << 24
+MAX_ROWS: Final = 1 << 20
+MAX_FLOAT: Final = float(np.finfo(np.float32).max)
+
 _NOTHING: Final = np.zeros(0, np.uint8)
 _MATRICES: Final = ("q", "k", "v", "o", "gate", "up", "down")
+_NUMBERS: Final = (
+    "rms_eps",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_scale",
+    "logits_divisor",
+)
 _VECTORS: Final = ("attn_norm", "ffn_norm", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm")
 
 
@@ -68,8 +80,10 @@ class PlainMatrix:
     data: Bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in PLAIN_KINDS:
+        if not isinstance(self.kind, str) or self.kind not in PLAIN_KINDS:
             raise InputError(f"got {self.kind!r}", place="kind", wanted=", ".join(PLAIN_KINDS))
+        for key in ("num_rows", "num_cols"):
+            _check_size(key, getattr(self, key))
         wanted = self.num_rows * self.num_cols * PLAIN_KINDS[self.kind][1]
         if not isinstance(self.data, np.ndarray) or self.data.dtype != np.uint8 or self.data.ndim != 1:
             raise InputError("no vector of bytes", place="data", wanted=f"{wanted} bytes")
@@ -110,20 +124,28 @@ class DecoderSizes:
 
     def __post_init__(self) -> None:
         for key in ("width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 24:
-                raise InputError(f"got {value!r}", place=key, wanted=f"an integer from 1 to {1 << 24}")
+            _check_size(key, getattr(self, key))
         if self.heads % self.kv_heads or self.head_dim % 2 or self.heads * self.head_dim > 1 << 24:
             raise InputError(
                 f"got {self.heads} heads over {self.kv_heads} of size {self.head_dim}",
                 place="heads",
                 wanted="a whole multiple, and an even head size",
             )
+        if not isinstance(self.adjacent, bool):
+            raise InputError(f"got {self.adjacent!r}", place="adjacent", wanted="True or False")
+        for key in _NUMBERS:
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) <= MAX_FLOAT:
+                raise InputError(f"got {value!r}", place=key, wanted="a number, finite as float32")
+        if self.rms_eps < 0:
+            raise InputError(f"got {self.rms_eps!r}", place="rms_eps", wanted="no negative number")
+        if not np.float32(self.logits_divisor):
+            raise InputError(f"got {self.logits_divisor!r}", place="logits_divisor", wanted="not zero")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """One layer: projections [out, in], norms [D], biases [H E] and [G E], head norms [E]; or None."""
+    """One layer's weights: projections [out, in]; norms [D]; or None: biases [H E], [G E], head norms [E]."""
 
     attn_norm: Floats
     ffn_norm: Floats
@@ -146,7 +168,7 @@ class StepRows:
     """The rows of one step: one token at one position of one sequence each. The arrays become read-only.
 
     Args:
-        tokens: i32 [R], the token ids; read where the stage holds the embedding.
+        tokens: i32 [R], from 0 to V - 1; read where the stage holds the embedding. R is at most 2^20.
         positions: i32 [R], where each stands in its sequence, from 0 to C - 1.
         slots: i32 [R], the row of `tables` that is its sequence's. A slot means nothing beyond this step.
         tables: i32 [S, P], the pages of each sequence in order, padded with -1: position p of slot s lies in
@@ -155,6 +177,9 @@ class StepRows:
 
     A row reads the positions 0 to its own of its slot: those before the step are stored, the others are rows
     of the step.
+
+    Raises:
+        InputError: arrays of another dtype, shape or length, strided or not aligned.
     """
 
     tokens: Ints
@@ -166,9 +191,10 @@ class StepRows:
     def __post_init__(self) -> None:
         for item in fields(self):
             array = getattr(self, item.name)
+            check_buffer(item.name, array, (np.int32,))
             dims = 2 if item.name == "tables" else 1
-            if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.ndim != dims:
-                raise InputError("no int32 array", place=item.name, wanted=f"int32 of {dims} dims")
+            if array.ndim != dims:
+                raise InputError(f"got {array.ndim} dims", place=item.name, wanted=f"{dims}")
         rows = self.tokens.size
         if self.positions.size != rows or self.slots.size != rows or self.wanted.size > rows:
             raise InputError(
@@ -177,6 +203,8 @@ class StepRows:
                 place="rows",
                 wanted="one of each for every row, and at most as many wanted",
             )
+        if rows > MAX_ROWS:
+            raise InputError(f"got {rows}", place="rows", wanted=f"at most {MAX_ROWS}")
         for item in fields(self):
             getattr(self, item.name).setflags(write=False)
 
@@ -216,10 +244,16 @@ class DecoderStage:
         kv_format: str = "f16",
         arithmetic: Arithmetic = "fine",
     ) -> None:
-        if kv_format not in KV_FORMATS:
+        if not isinstance(sizes, DecoderSizes):
+            raise InputError(f"got {type(sizes).__name__}", place="sizes", wanted="DecoderSizes")
+        if not isinstance(kv_format, str) or kv_format not in KV_FORMATS:
             raise InputError(f"got {kv_format!r}", place="kv_format", wanted=", ".join(KV_FORMATS))
         if arithmetic not in ARITHMETICS:
             raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted=", ".join(ARITHMETICS))
+        if not isinstance(layers, Sequence):
+            raise InputError(f"got {type(layers).__name__}", place="layers", wanted="a list of DecoderLayer")
+        if head is not None and (not isinstance(head, tuple) or len(head) != 2):
+            raise InputError(f"got {type(head).__name__}", place="head", wanted="a matrix and the last norm")
         table = (sizes.context, sizes.head_dim // 2)
         check_buffer("cosine", cosine, (np.float32,), table)
         check_buffer("sine", sine, (np.float32,), table)
@@ -256,6 +290,8 @@ class DecoderStage:
     def workspace_bytes(self, num_rows: int, threads: int) -> int:
         """Bytes that a step of so many rows works in."""
         check_threads(threads)
+        if isinstance(num_rows, bool) or not isinstance(num_rows, int) or not 0 <= num_rows <= MAX_ROWS:
+            raise InputError(f"got {num_rows!r}", place="num_rows", wanted=f"from 0 to {MAX_ROWS}")
         return self._native.workspace(num_rows, threads)
 
     def run(self, rows: StepRows, pages: Bytes, *, hidden: Floats | None = None, threads: int = 1) -> Floats:
@@ -264,23 +300,38 @@ class DecoderStage:
         Args:
             pages: u8 [num_pages, page_bytes]: the cache, written where the rows' positions lie.
             hidden: f32 [R, D], what the stage before gave; None where this stage holds the embedding. It is
-                overwritten.
+                overwritten, and shares no memory with the pages.
 
         Not for several threads at once: the stage has one workspace.
 
         Raises:
-            InputError: rows outside the context, the vocabulary or the cache; two rows that write one place.
+            InputError: rows outside the context, the vocabulary or the cache; two rows that write one place;
+                arrays that are not as described. Nothing is written then.
         """
         check_threads(threads)
+        if not isinstance(rows, StepRows):
+            raise InputError(f"got {type(rows).__name__}", place="rows", wanted="StepRows")
         num_rows, s = rows.tokens.size, self.sizes
         check_buffer("pages", pages, (np.uint8,))
+        if pages.ndim != 2 or pages.shape[1] != self.page_bytes:
+            raise InputError(
+                f"got shape {list(pages.shape)}", place="pages", wanted=f"pages of {self.page_bytes} bytes"
+            )
         if not pages.flags.writeable:
             raise InputError("got a read-only array", place="pages", wanted="a writable one")
         if self.has_embed:
+            if hidden is not None:
+                raise InputError("got an array", place="hidden", wanted="None: this stage begins with tokens")
             hidden = np.empty((num_rows, s.width), np.float32)
         else:
             check_buffer("hidden", hidden, (np.float32,), (num_rows, s.width))
             assert hidden is not None
+            if not hidden.flags.writeable or np.may_share_memory(hidden, pages):
+                raise InputError(
+                    "got a read-only array, or one that overlaps pages",
+                    place="hidden",
+                    wanted="a writable one of its own",
+                )
         logits = np.empty((rows.wanted.size if self.has_head else 0, s.vocab), np.float32)
         need = self._native.workspace(num_rows, threads)
         if self._workspace.size < need:
@@ -294,6 +345,8 @@ class DecoderStage:
         return logits if self.has_head else hidden
 
     def _add(self, index: int, layer: DecoderLayer) -> None:
+        if not isinstance(layer, DecoderLayer):
+            raise InputError(f"got {type(layer).__name__}", place=f"layer {index}", wanted="DecoderLayer")
         s = self.sizes
         query, key = s.heads * s.head_dim, s.kv_heads * s.head_dim
         shapes = {
@@ -310,6 +363,11 @@ class DecoderStage:
                 check_buffer(f"{place}, {name}", vector, (np.float32,), (counts[name],))
             vectors.append(vector)
         _told(place, self._native.add_layer, matrices, vectors)
+
+
+def _check_size(place: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+        raise InputError(f"got {value!r}", place=place, wanted=f"an integer from 1 to {MAX_SIZE}")
 
 
 def _parts(place: str, matrix: Matrix, shape: tuple[int, int]) -> tuple[int | Bytes, ...]:
