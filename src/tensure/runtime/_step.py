@@ -32,7 +32,8 @@ class StepRows:
 
     Rows of a slot stand side by side in order of position and without gaps, from the first position that is
     not stored yet. A row reads the positions 0 to its own of its slot: those before the step are stored,
-    those of the step are rows that stand before it. Only pages that no other slot reads are written.
+    those of the step are rows that stand before it. Only pages that no other slot reads are written. What
+    else a page holds is left from others and may be anything, NaN too: not to be read, not even masked.
     """
 
     tokens: NDArray[np.int32]
