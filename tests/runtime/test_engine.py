@@ -252,6 +252,47 @@ def test_cancel_frees_pages_within_two_steps(when: str) -> None:
     assert engine.pool.num_held == 0
 
 
+class CancellingCore(PagedCore):
+    """Somebody cancels while it computes."""
+
+    victims: tuple[Stream, ...] = ()
+    engine: Engine
+
+    def step(self, rows: StepRows) -> np.ndarray:
+        for victim in self.victims:
+            self.engine.cancel(victim)
+        return super().step(rows)
+
+
+def test_a_cancel_during_a_step_lets_no_token_of_it_out() -> None:
+    core = CancellingCore(64, 4)
+    core.engine = engine = engine_of(core, max_running=2)
+    [running] = engine.submit(PROMPT, SamplingParams(max_tokens=9))
+    [other] = engine.submit(PROMPT[1:], SamplingParams(max_tokens=9))
+    [waiting] = engine.submit(PROMPT[2:], SamplingParams(max_tokens=9))
+    engine.step()
+    engine.step()
+    made = running.tokens
+    core.victims = (running, waiting)
+    engine.step()
+    assert running.finish_reason == waiting.finish_reason == "cancelled"
+    assert running.tokens == made and waiting.tokens == ()
+    assert (engine.stats.running, engine.stats.waiting) == (1, 0)
+    engine.run()
+    assert other.tokens == alone(PROMPT[1:], SamplingParams(max_tokens=9))[0]
+
+
+def test_nothing_is_computed_for_what_was_cancelled_between_steps() -> None:
+    core = PagedCore(64, 4)
+    engine = engine_of(core)
+    [stream] = engine.submit(PROMPT, SamplingParams(max_tokens=9))
+    engine.step()
+    before = core.num_rows
+    engine.cancel(stream)
+    assert not engine.step()
+    assert core.num_rows == before and stream.finish_reason == "cancelled"
+
+
 def test_logits_that_are_not_finite_end_their_stream_alone() -> None:
     core = PagedCore(64, 2)
     engine = engine_of(core)
@@ -274,6 +315,14 @@ def test_logits_that_are_not_finite_end_their_stream_alone() -> None:
     engine.run()
     assert again.tokens == tokens and engine.stats.prefix_hit_tokens == before
     assert engine.pool.num_held == 0
+
+
+def test_a_stream_that_has_a_token_runs_no_step() -> None:
+    engine = engine_of(PagedCore(64, 4))
+    [stream] = engine.submit(PROMPT, SamplingParams(max_tokens=9))
+    engine.step()
+    stream._advance(stream)  # as a thread that had to wait for the one that ran the step
+    assert engine.stats.steps == 1
 
 
 # --- the core -----------------------------------------------------------------------------------------------
@@ -321,6 +370,14 @@ def test_rows_are_read_only() -> None:
         seen[0].tokens[0] = 1
 
 
+def test_more_sequences_than_rows_never_run() -> None:
+    engine = engine_of(PagedCore(64, 4), max_rows=2, max_running=8)
+    streams = [engine.submit(PROMPT[at:], SamplingParams(max_tokens=3))[0] for at in range(5)]
+    while engine.step():
+        assert engine.stats.running <= 2
+    assert all(len(stream.tokens) == 3 for stream in streams)
+
+
 def test_decoding_rows_stand_before_prompts_and_fill_the_step() -> None:
     seen: list[StepRows] = []
     engine = engine_of(PagedCore(64, 4), max_rows=6)
@@ -347,6 +404,30 @@ def test_decoding_rows_stand_before_prompts_and_fill_the_step() -> None:
 
 
 # --- between the steps --------------------------------------------------------------------------------------
+
+
+def test_a_watch_may_distrust_pages_of_a_stream_of_the_same_step() -> None:
+    engine = engine_of(PagedCore(64, 2))
+
+    def watch(stream: Stream, token: int) -> None:
+        if len(stream.tokens) == 3:
+            engine.distrust(engine._scheduler.running[1].pages[:1])
+
+    params = SamplingParams(max_tokens=8)
+    [first] = engine.submit(PROMPT, params, watch=watch)
+    [second] = engine.submit(PROMPT[1:], params)
+    engine.run()
+    assert first.tokens == alone(PROMPT, params)[0]
+    assert second.tokens == alone(PROMPT[1:], params)[0]
+
+
+def test_hooks_hear_of_each_page_once() -> None:
+    engine = engine_of(PagedCore(64, 2))
+    heard: list[int] = []
+    engine.between_steps.append(lambda state: heard.extend(state.sealed))
+    engine.submit(PROMPT, SamplingParams(temperature=1.0, max_tokens=8), 3)
+    engine.run()
+    assert len(heard) == len(set(heard)) == len(engine.pool.sealed_pages()) == 5 + 3 * 3
 
 
 @pytest.mark.parametrize("repairs", [True, False])
@@ -403,6 +484,43 @@ def test_a_hook_that_raises_loses_no_token() -> None:
         else:
             assert engine.step()
     assert stream.tokens == alone(PROMPT, SamplingParams(max_tokens=6))[0]
+
+
+def test_every_hook_runs_when_one_raises() -> None:
+    core = PagedCore(6, 4)
+    engine = engine_of(core)
+    called: list[int] = []
+
+    def bad(state: BetweenSteps) -> None:
+        called.append(-state.number)
+        raise ZeroDivisionError
+
+    engine.between_steps[:] = [bad, lambda state: called.append(state.number), PageWatch(core)]
+    for seed in range(4):
+        engine.submit(PROMPT[seed:], SamplingParams(max_tokens=3))
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert called == [-1, 1]
+
+
+def test_an_interrupt_in_a_watch_ends_its_stream_and_loses_nothing_of_others() -> None:
+    engine = engine_of(PagedCore(64, 2))
+
+    def watch(stream: Stream, token: int) -> None:
+        if len(stream.tokens) == 3:
+            raise KeyboardInterrupt
+
+    params = SamplingParams(max_tokens=6)
+    [before] = engine.submit(PROMPT[1:], params)
+    [hit] = engine.submit(PROMPT, params, watch=watch)
+    after = engine.submit(PROMPT[2:], params, 2)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run()
+    engine._scheduler.check_state()
+    engine.run()
+    assert hit.finish_reason == "error" and hit.tokens == alone(PROMPT, params)[0][:3]
+    assert before.tokens == alone(PROMPT[1:], params)[0]
+    assert after[0].tokens == after[1].tokens == alone(PROMPT[2:], params)[0]
 
 
 def test_statistics_count_what_there_is() -> None:

@@ -63,6 +63,14 @@ def test_every_stream_is_what_it_is_alone(scenario: Scenario) -> None:
     event(f"prefix hits: {outcome.hit_tokens > 0}")
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 64])
+def test_batch_and_chunking_change_nothing(batch: int, max_rows: int) -> None:
+    params = SamplingParams(temperature=1.0, max_tokens=12)
+    jobs = [Job(at=0, prompt=BASES[at % 2][at:30], params=params) for at in range(8)]
+    simulate(Scenario(100, 4, max_rows, batch, tuple(jobs)))
+
+
 # --- a fixed set of scenarios, known to do all that can be done ---------------------------------------------
 
 

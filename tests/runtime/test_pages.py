@@ -102,6 +102,18 @@ def test_a_collision_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.check([first, second])
 
 
+def test_a_page_with_another_parent_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pages, "chain_digest", lambda parent, token_bytes: token_bytes)
+    pool = PagePool(8, 1)
+    first = fill(pool, [1, 2])
+    assert pool.find(keys_of(pool, [3, 2])) == []
+    second = fill(pool, [3, 2])
+    assert pool.is_sealed(second[0]) and not pool.is_sealed(second[1])
+    assert pool.find(keys_of(pool, [3, 2])) == second[:1]
+    assert pool.find(keys_of(pool, [1, 2])) == first
+    pool.check([first, second])
+
+
 @given(st.integers(1, 12), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_pool_against_a_plain_model(num_pages: int, page_tokens: int, rng: random.Random) -> None:
     """The model: a set of chains with the time of their last use, and nothing clever."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import SupportsIndex, TypeAlias
 
@@ -95,8 +96,8 @@ class Engine:
 
     `between_steps` is a list of callables, each called with a `BetweenSteps` after every step and before the
     next: a scrub step, page hashes, metrics. They run under the lock and their time is added to the step's.
-        What
-    one raises comes out of the `step` that called it; tokens of that step stand, and further steps may run.
+    When one raises, the others still run, and its error comes out of that `step`; the step's tokens stand,
+    and further steps may run.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Engine:
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[Request, Stream] = {}
         self._requests: dict[Stream, Request] = {}
+        self._sealed: list[int] = []  # not told to the hooks yet
         self._num_steps = self._num_rows = self._num_computed = self._num_made = 0
 
     # --- at the door --------------------------------------------------------------------------------
@@ -257,13 +259,12 @@ class Engine:
         if rows is None:
             return False
         logits_QV = self._compute(rows)
-        sealed = self._deliver(logits_QV)
+        self._deliver(logits_QV)
         self._let_go()
         self._num_steps += 1
         self._num_rows = rows.num_rows
         self._num_computed += rows.num_rows
-        for hook in tuple(self.between_steps):
-            hook(BetweenSteps(self, self._num_steps, rows, sealed))
+        self._look(rows)
         return True
 
     def _let_in(self) -> None:
@@ -293,13 +294,12 @@ class Engine:
             )
         return logits_QV
 
-    def _deliver(self, logits_QV: NDArray[np.float32]) -> tuple[int, ...]:
-        """Take over what the core computed, request by request; gives the pages that were sealed.
+    def _deliver(self, logits_QV: NDArray[np.float32]) -> None:
+        """Take over what the core computed, request by request.
 
         A token is chosen before its request is committed: what interrupts the choice leaves the request to be
         planned again.
         """
-        sealed: list[int] = []
         row = iter(logits_QV)
         for request, is_wanted in self._scheduler.planned:
             logits_V = next(row) if is_wanted else None
@@ -317,10 +317,9 @@ class Engine:
                     # Its keys and values may be what is not finite: nobody shall find them.
                     self._end(stream, "error", error)
                     continue
-            sealed += self._scheduler.commit(request)
+            self._sealed += self._scheduler.commit(request)
             if token is not None:
                 self._go_on(request, stream, token)
-        return tuple(page for page in sealed if self.pool.is_sealed(page))
 
     def _go_on(self, request: Request, stream: Stream, token: int) -> None:
         """Hand a token to its request and its stream, and end both when it was the last."""
@@ -328,17 +327,28 @@ class Engine:
         self._num_made += 1
         try:
             reason = stream.take(token)
-        except Exception as error:  # noqa: BLE001 - the caller's own code: its stream ends with it, no other
+        except BaseException as error:
             self._end(stream, "error", error)
+            if not isinstance(error, Exception):
+                raise  # an interrupt; streams that are not committed yet are planned again
             return
         if reason is not None:
             self._end(stream, reason)
 
-    def _end(self, stream: Stream, reason: EndReason, error: Exception | None = None) -> None:
+    def _end(self, stream: Stream, reason: EndReason, error: BaseException | None = None) -> None:
         request = self._requests.pop(stream)
         del self._streams[request]
         self._scheduler.finish(request, distrust=isinstance(error, EvaluationError))
         stream.end(reason, error)
+
+    def _look(self, rows: StepRows) -> None:
+        """Call the hooks, every one in order, also when one before it raises."""
+        sealed = tuple(page for page in self._sealed if self.pool.is_sealed(page))
+        self._sealed.clear()
+        state = BetweenSteps(self, self._num_steps, rows, sealed)
+        with ExitStack() as stack:
+            for hook in reversed(self.between_steps):
+                stack.callback(hook, state)
 
     def _advance(self, stream: Stream) -> None:
         """Run a step for a stream that has no token, unless another thread has done so meanwhile."""

@@ -13,6 +13,9 @@ because a holder takes a chain from its head, releases it whole, and swaps its o
 that was sealed first. Hence nobody holds the child of a page that nobody holds; and as a chain is released
 tail first, in the order of last use a child stands before its parent. Eviction takes the first in that
 order: always the end of a chain, so that no chain that can be found has a hole.
+
+A swap, like any shared prefix, changes no bit only if the core's bits depend on nothing but the tokens up to
+a position: not on how a prompt was cut, nor on what else a step held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The face of what computes a step's rows.
 
 Rows of a slot stand side by side in order of position and without gaps, from the first position that is not
-stored yet; at most one of them is wanted, the last; only pages that no other slot reads are written. Does
+stored yet; at most one of them is wanted, the last; only pages that no other slot reads are written. What
+else a page holds is left from others and may be anything, NaN too. Does
 not know who chose the rows, how logits become tokens, or how a core works inside.
 """
 

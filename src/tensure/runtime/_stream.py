@@ -45,7 +45,7 @@ class Stream(Iterator[int]):
         self.index = index
         self.prompt = prompt
         self.params = params
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._sampler = Sampler(params)
         self._eos_ids = eos_ids
         self._watch = watch
@@ -140,7 +140,7 @@ class Stream(Iterator[int]):
             reason = "length"
         return reason
 
-    def end(self, reason: EndReason, error: Exception | None = None) -> None:
+    def end(self, reason: EndReason, error: BaseException | None = None) -> None:
         """No token comes after those that have come."""
         self.error = error
         self._reason = reason
