@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t kStagingBytes = 320 << 10;
 constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kShareFloats = 4;     // the least of a product's weights that a tile fetches ahead
+constexpr int64_t kProductsAhead = 16;  // of a lone pixel
 // Outputs over this many times L2 are written past the caches; one that the next step reads only where L3 would not hold
 // it either: reading 5 MB back from memory costs a MobileNet 8 % of its time, 13 MB kept costs VGG-16 half a per cent.
 constexpr int64_t kStreamedL2s = 2, kKeptL2s = 8;
@@ -33,15 +35,18 @@ int64_t staging_floats(const Conv2d &conv, Source source, int64_t images, int64_
   }
 }
 
+// Whether the weights are more than stay in L2: they come from L3 once a block.
+bool outgrows_l2(const Conv2d &conv) { return 4 * num_products(conv) * conv.out_channels > l2_bytes() / 2; }
+
 bool copies(Source source) { return source == Source::staged || source == Source::fused; }
 
 Deal choose_deal(const Conv2d &conv, Source source, const Sizes &s, const TileShape &shape, const std::vector<Panel> &panels,
                  int num_threads) {
   if (!(conv.switches & kCacheBlock)) return {cut_evenly(s, s.num_images, 1, 1), 1};
-  const bool reloads = 4 * num_products(conv) * conv.out_channels > l2_bytes() / 2;
+  const bool reloads = outgrows_l2(conv);
   int64_t target = kFewPixels;
   if (reloads) {
-    // Weights come from L3 once a block: make blocks as large as their input fits beside a panel.
+    // Make blocks as large as their input fits beside a panel.
     const int64_t pixel_bytes = 4 * conv.in_channels * conv.stride_h * conv.stride_w;
     target = std::clamp<int64_t>(kStagingBytes / pixel_bytes, kFewPixels, 1024);
   }
@@ -128,6 +133,7 @@ class ChannelJob {
     float *whole = shared.take<float>(whole_floats());
     set_strides();
     streams_ = streams();
+    fetches_ = outgrows_l2(conv_);
     fill_offsets(offsets);
     offsets_ = offsets;
     whole_ = whole;
@@ -311,6 +317,24 @@ class ChannelJob {
     }
   }
 
+  // The weights that a part's tiles fetch into L2 on their way: each `share` floats of every product, one after the other.
+  struct Ahead {
+    const float *weights;
+    int64_t share;
+  };
+
+  // What this thread wants next stands behind the part's weights, or it begins anew with another block. A lone pixel reads
+  // a product's weights faster than the processor foresees: its tile fetches those of a later product.
+  Ahead ahead_of(const ChannelTile &part, const Panel &panel, int64_t pixels, int64_t tiles, bool is_last_panel) const {
+    const Ahead nothing{part.w, 0};
+    if (!fetches_) return nothing;
+    if (pixels == 1) return {part.w + kProductsAhead * panel.width, panel.width};
+    const bool begins_anew = part.last && is_last_panel;
+    if (tiles == 1 || (begins_anew && blocks_.count() == 1)) return nothing;
+    return {begins_anew ? run_.packed : part.w + part.num_products * panel.width,
+            round_up(ceil_div(panel.width, tiles), kShareFloats)};
+  }
+
   void panel(const Panel &panel, int64_t begin, int64_t end, const Scratch &scratch, const float *base) const {
     const int vectors = static_cast<int>(ceil_div(panel.width, shape_.lanes));
     const bool half = panel.width % shape_.lanes;
@@ -339,8 +363,12 @@ class ChannelJob {
       tile.w = run_.packed + panel.at * products_ + k0 * panel.width;
       tile.first = part == 0;
       tile.last = part == parts - 1;
+      const Ahead ahead = ahead_of(tile, panel, pixels, tiles, &panel == &panels_.back());
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t p0 = begin + pixels * t / tiles, p1 = begin + pixels * (t + 1) / tiles;
+        const bool has_share = t * ahead.share < panel.width;
+        tile.next = has_share ? ahead.weights + tile.num_products * t * ahead.share : tile.w;
+        tile.step = has_share ? ahead.share : 0;
         const float *moved[kMaxPixels];
         tile.x = scratch.x + p0;
         if (group_at) {
@@ -372,6 +400,7 @@ class ChannelJob {
   Planes in_, out_;
   const int64_t *offsets_ = nullptr;
   bool streams_ = false;
+  bool fetches_ = false;  // weights ahead of time, because they do not all stay in L2
   const float *whole_ = nullptr;
   Strides at_{};
   int64_t window_columns_ = 0, row_step_ = 0, column_step_ = 0, image_step_ = 0;
