@@ -65,8 +65,32 @@ bool conv2d(const Conv2d &conv, const Conv2dRun &run) {
   else if (runs_image_tiles(conv))
     run_image_job(conv, *table(), sizes, run);
   else
-    run_channel_job(conv, *table(), sizes, run);
+    prepare_channel_job(conv, *table(), sizes, run.num_threads)->run(run);
   return true;
+}
+
+namespace {
+
+// Jobs that have little to prepare: they do so in every run.
+class UnpreparedConv2d final : public PreparedConv2d {
+ public:
+  UnpreparedConv2d(const Conv2d &conv, const Workspace &workspace) : conv_(conv), workspace_(workspace) {}
+  Workspace workspace() const override { return workspace_; }
+  void run(const Conv2dRun &run) const override { conv2d(conv_, run); }
+
+ private:
+  const Conv2d conv_;
+  const Workspace workspace_;
+};
+
+}  // namespace
+
+std::unique_ptr<const PreparedConv2d> prepare_conv2d(const Conv2d &conv, int64_t num_images, int64_t height, int64_t width,
+                                                     int num_threads) {
+  if (!table()) return nullptr;
+  if (num_images == 0 || conv.algorithm == ConvAlgorithm::winograd || is_depthwise(conv) || runs_image_tiles(conv))
+    return std::make_unique<UnpreparedConv2d>(conv, conv2d_workspace(conv, num_images, height, width, num_threads));
+  return prepare_channel_job(conv, *table(), sizes_of(conv, num_images, height, width), num_threads);
 }
 
 // --- im2win as a tensor of its own ---
