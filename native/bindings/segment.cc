@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -99,7 +100,7 @@ class BoundSegment {
 
   int64_t workspace(int num_threads) const {
     at_least(num_threads, 1);
-    return segment_workspace(steps_, num_threads);
+    return prepared(num_threads)->workspace();
   }
 
   // Seconds of each step, when timed.
@@ -112,7 +113,9 @@ class BoundSegment {
       pointers.push_back(inputs[i].data());
     }
     if (static_cast<int64_t>(arena.size()) * 4 < arena_bytes_) throw std::invalid_argument("the arena is too small");
-    if (static_cast<int64_t>(workspace.size()) < this->workspace(num_threads))
+    at_least(num_threads, 1);
+    const std::shared_ptr<const PreparedSegment> prepared = this->prepared(num_threads);
+    if (static_cast<int64_t>(workspace.size()) < prepared->workspace())
       throw std::invalid_argument("the workspace is too small");
     // An empty array may begin anywhere.
     if ((arena.size() && reinterpret_cast<uintptr_t>(arena.data()) % 64) ||
@@ -122,8 +125,7 @@ class BoundSegment {
     bool done;
     {
       nb::gil_scoped_release unlocked;
-      done = run_segment(steps_, pointers.data(), arena.data(), workspace.data(), num_threads,
-                         timed ? seconds.data() : nullptr);
+      done = prepared->run(pointers.data(), arena.data(), workspace.data(), timed ? seconds.data() : nullptr);
     }
     if (!done) throw std::runtime_error("no instruction set is in use");
     return seconds;
@@ -132,6 +134,16 @@ class BoundSegment {
   int64_t num_steps() const { return static_cast<int64_t>(steps_.size()); }
 
  private:
+  // The steps prepared for a number of threads; kept, because mostly the next run asks for the same. The GIL is held here, and
+  // a run that goes on without it has its own hold of what it runs.
+  std::shared_ptr<const PreparedSegment> prepared(int num_threads) const {
+    if (!prepared_ || prepared_for_ != std::pair(num_steps(), num_threads)) {
+      prepared_ = std::make_shared<const PreparedSegment>(steps_, num_threads);
+      prepared_for_ = {num_steps(), num_threads};
+    }
+    return prepared_;
+  }
+
   static void at_least(int64_t value, int64_t least) {
     if (value < least) throw std::invalid_argument("a size is too small");
   }
@@ -177,6 +189,8 @@ class BoundSegment {
   }
 
   std::vector<Step> steps_;
+  mutable std::shared_ptr<const PreparedSegment> prepared_;
+  mutable std::pair<int64_t, int> prepared_for_;  // how many steps, for how many threads
   std::vector<Input> kept_;
   std::vector<int64_t> input_floats_;
   int64_t arena_bytes_;

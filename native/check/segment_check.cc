@@ -236,9 +236,10 @@ int64_t check_segments(int rounds, Plant plant) {
     const float *const inputs[] = {input.data()};
     Guarded<float> arena(places.floats(), 0), arena_of_two(places.floats(), 0);
     for (const int threads : {1, 2}) {
-      Guarded<char> workspace(segment_workspace(steps, threads), 0);
+      const PreparedSegment prepared(steps, threads);
+      Guarded<char> workspace(prepared.workspace(), 0);
       const Guarded<float> &to = threads == 1 ? arena : arena_of_two;
-      if (!run_segment(steps, inputs, to.data(), workspace.data(), threads)) fail("the segment did not run");
+      if (!prepared.run(inputs, to.data(), workspace.data())) fail("the segment did not run");
       to.expect_guards("arena");
       workspace.expect_guards("workspace of a segment");
       places.expect_gaps(to);

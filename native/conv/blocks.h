@@ -79,6 +79,24 @@ struct TaskCost {
   double copy;            // for a copied byte
 };
 
+// The most that one of the threads has to do, in units of `total`, when `outer` times `total` is cut into `pieces` of
+// `parts` each and every thread takes a run of those.
+inline double busiest_share(int64_t outer, int64_t total, int64_t pieces, int64_t parts, int num_threads) {
+  const int64_t tasks = outer * pieces * parts;
+  const auto before = [&](int64_t task) {
+    const int64_t block = task / parts;
+    const Piece at = piece(total, pieces, block % pieces);
+    const double begun = static_cast<double>(at.size * (task % parts)) / static_cast<double>(parts);
+    return static_cast<double>(block / pieces * total + at.begin) + begun;
+  };
+  double most = 0;
+  for (int t = 0; t < num_threads; ++t) {
+    const Piece own = piece(tasks, num_threads, t);
+    most = std::max(most, before(own.begin + own.size) - before(own.begin));
+  }
+  return most;
+}
+
 // Deals blocks and panels out to threads: of finer cuts than `cut`, and of panels shared out evenly, those that keep the
 // busiest thread for the shortest time. One thread takes the blocks as they are. `bytes_of` as for cut_blocks.
 template <typename BytesOf>
@@ -87,24 +105,24 @@ Deal deal_out(const Sizes &s, const Blocks &cut, int64_t num_panels, int num_thr
   if (num_threads == 1) return best;
   const bool by_columns = cut.column_blocks > 1 || s.out_height == 1;
   const int64_t total = by_columns ? s.out_width : s.out_height;
-  const int64_t first = by_columns ? cut.column_blocks : cut.row_blocks, other = cut.count() / first;
+  const int64_t first = by_columns ? cut.column_blocks : cut.row_blocks, outer = cut.count() / first;
   const double pixels = static_cast<double>(s.num_images * s.out_height * s.out_width);
   double least = 0;
   for (int64_t pieces = first; pieces <= std::min(total, first + 8 * num_threads); ++pieces) {
     const Blocks blocks = by_columns ? cut_evenly(s, cut.image_blocks, cut.row_blocks, pieces)
                                      : cut_evenly(s, cut.image_blocks, pieces, cut.column_blocks);
     const double copied = cost.copy * static_cast<double>(bytes_of(blocks.images, blocks.rows, blocks.columns));
+    const int64_t tiles = ceil_div(blocks.max_pixels(), cost.tile_pixels);
     for (int64_t parts = 1; parts <= num_panels; ++parts) {
-      const int64_t tasks = blocks.count() * parts, rounds = ceil_div(tasks, num_threads);
+      const int64_t tasks = outer * pieces * parts, rounds = ceil_div(tasks, num_threads);
       if (parts > 1 && tasks > 64 * num_threads) break;
       if (num_panels % parts) continue;
-      // Equal runs of blocks are equal; one block more is the largest.
-      const double size = tasks % num_threads ? static_cast<double>(blocks.max_pixels())
-                                              : pixels / static_cast<double>(other * pieces);
-      const double tiles = static_cast<double>(ceil_div(static_cast<int64_t>(size + 0.999), cost.tile_pixels));
-      const double task = (size + tiles + cost.reload) * static_cast<double>(num_panels / parts) + copied * num_panels + 1;
+      const double panels = static_cast<double>(num_panels), all = pixels * panels;
+      const double share = all * busiest_share(outer, total, pieces, parts, num_threads) / static_cast<double>(outer * total);
+      const double beside = static_cast<double>((tiles + cost.reload) * (num_panels / parts)) + copied * panels + 1;
       // Threads never end together: some part of a task is waited for.
-      const double time = task * static_cast<double>(rounds) + task / 16;
+      const double waiting = (all / static_cast<double>(tasks) + beside) / 16;
+      const double time = share + beside * static_cast<double>(rounds) + waiting;
       if (least == 0 || time < least) {
         least = time;
         best = {blocks, parts};

@@ -91,9 +91,18 @@ TENSURE_INLINE void add_products(const ChannelTile &tile, Sums<V, MR, NV, HALF> 
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) x[i] = tile.x[i];
   const float *w = tile.w;
+  const float *next = tile.next;
+  const int64_t step = tile.step;
   const int64_t *offset = tile.offsets;
   for (const int64_t *end = offset + tile.num_products; offset != end; ++offset) {
     const int64_t at = *offset;
+    // A narrow tile has no load to spare; one of a single pixel waits for nothing but its weights.
+    if constexpr (NV >= 3 && MR > 1) __builtin_prefetch(next, 0, 2);
+    if constexpr (NV >= 3 && MR == 1) {
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(next + L * j);
+    }
+    next += step;
     V weights[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) weights[j] = load<V>(w + L * j);

@@ -65,8 +65,32 @@ bool conv2d(const Conv2d &conv, const Conv2dRun &run) {
   else if (runs_image_tiles(conv))
     run_image_job(conv, *table(), sizes, run);
   else
-    run_channel_job(conv, *table(), sizes, run);
+    prepare_channel_job(conv, *table(), sizes, run.num_threads)->run(run);
   return true;
+}
+
+namespace {
+
+// Jobs that have little to prepare: they do so in every run.
+class UnpreparedConv2d final : public PreparedConv2d {
+ public:
+  UnpreparedConv2d(const Conv2d &conv, const Workspace &workspace) : conv_(conv), workspace_(workspace) {}
+  Workspace workspace() const override { return workspace_; }
+  void run(const Conv2dRun &run) const override { conv2d(conv_, run); }
+
+ private:
+  const Conv2d conv_;
+  const Workspace workspace_;
+};
+
+}  // namespace
+
+std::unique_ptr<const PreparedConv2d> prepare_conv2d(const Conv2d &conv, int64_t num_images, int64_t height, int64_t width,
+                                                     int num_threads) {
+  if (!table()) return nullptr;
+  if (num_images == 0 || conv.algorithm == ConvAlgorithm::winograd || is_depthwise(conv) || runs_image_tiles(conv))
+    return std::make_unique<UnpreparedConv2d>(conv, conv2d_workspace(conv, num_images, height, width, num_threads));
+  return prepare_channel_job(conv, *table(), sizes_of(conv, num_images, height, width), num_threads);
 }
 
 // --- im2win as a tensor of its own ---
@@ -99,11 +123,26 @@ template <int C> static void weave_planes(const float *x, int64_t plane, int64_t
   for (int64_t l = 0; l < width; ++l)
     for (int c = 0; c < C; ++c) out[l * C + c] = x[c * plane + l];
 }
+// Three planes, the usual picture, four pixels at a time: compilers shuffle one float after the other.
+static void weave_three(const float *x, int64_t plane, int64_t width, float *out) {
+  typedef float Four __attribute__((vector_size(16), aligned(4)));
+  const auto four = [](const float *p) { return *reinterpret_cast<const Four *>(p); };
+  int64_t l = 0;
+  for (; l + 4 <= width; l += 4) {
+    const Four a = four(x + l), b = four(x + plane + l), c = four(x + 2 * plane + l);
+    Four *to = reinterpret_cast<Four *>(out + 3 * l);
+    const Four low = __builtin_shufflevector(a, b, 0, 4, 1, 5), high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    to[0] = __builtin_shufflevector(low, c, 0, 1, 4, 2);
+    to[1] = __builtin_shufflevector(__builtin_shufflevector(low, c, 3, 5, 3, 5), high, 0, 1, 4, 5);
+    to[2] = __builtin_shufflevector(c, high, 2, 6, 7, 3);
+  }
+  if (l < width) weave_planes<3>(x + l, plane, width - l, out + 3 * l);
+}
 static void weave(int64_t channels, const float *x, int64_t plane, int64_t width, float *out) {
   switch (channels) {
     case 1: return weave_planes<1>(x, plane, width, out);
     case 2: return weave_planes<2>(x, plane, width, out);
-    case 3: return weave_planes<3>(x, plane, width, out);
+    case 3: return weave_three(x, plane, width, out);
     case 4: return weave_planes<4>(x, plane, width, out);
   }
 }

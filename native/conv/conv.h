@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "common/activation.h"
 
@@ -68,6 +69,19 @@ Workspace conv2d_workspace(const Conv2d &conv, int64_t num_images, int64_t heigh
 
 // Returns false, having written nothing, when no instruction set is in use.
 bool conv2d(const Conv2d &conv, const Conv2dRun &run);
+
+// A convolution of one size on a number of threads: blocks, shares and offsets worked out once, for any number of runs.
+class PreparedConv2d {
+ public:
+  virtual ~PreparedConv2d() = default;
+  virtual Workspace workspace() const = 0;
+  // `run` has the sizes and the number of threads that were prepared for.
+  virtual void run(const Conv2dRun &run) const = 0;
+};
+
+// Null when no instruction set is in use.
+std::unique_ptr<const PreparedConv2d> prepare_conv2d(const Conv2d &conv, int64_t num_images, int64_t height, int64_t width,
+                                                     int num_threads);
 
 // The im2win tensor of x, whole: NCHW [N][C][Ho][Wp*Hf], NHWC [N][Ho][Wp*Hf][C], CHWN [C][Ho][Wp*Hf][N], CHWNb alike,
 // Wp = width + pad_left + pad_right.

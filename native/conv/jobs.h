@@ -25,7 +25,8 @@ inline Sizes one_long_row(const Sizes &s) {
 }
 
 Workspace channel_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads);
-void run_channel_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);
+std::unique_ptr<const PreparedConv2d> prepare_channel_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes,
+                                                          int num_threads);
 
 Workspace image_workspace(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, int num_threads);
 void run_image_job(const Conv2d &conv, const ConvTable &table, const Sizes &sizes, const Conv2dRun &run);

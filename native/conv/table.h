@@ -36,6 +36,8 @@ struct ChannelTile {
   const int64_t *offsets;   // of each product, from a base
   int64_t num_products;
   const float *w;           // [num_products][vectors * lanes]
+  const float *next;        // weights to fetch on the way, `step` floats on with each product: a line into L2, or all of a
+  int64_t step;             // product's when there is one pixel. Nothing is read there, and it may lie beyond the end
   const int64_t *out_at;    // where in out each pixel's first channel of the tile stands
   int num_channels;         // valid ones, at most vectors * lanes
   float *partial;           // [pixels][vectors * lanes], sums so far; used unless first and last

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <type_traits>
+#include <utility>
 
 #include "common/isa.h"
 #include "common/threads.h"
@@ -48,11 +50,11 @@ Cells cells_of(const Image &image, int64_t height, int64_t width) {
   return {found, image.layout == Layout::chwn ? 1 : image.num_images};
 }
 
-void run(const Context &context, const ConvStep &step) {
+void run(const Context &context, const ConvStep &step, const PreparedConv2d &prepared) {
   const Conv2dRun call{step.num_images, step.height, step.width, context.read(step.x), step.packed, step.bias,
                        context.read(step.residual), context.write(step.out), step.activation, context.num_threads,
                        context.workspace, /*read_next=*/true};
-  conv2d(step.conv, call);
+  prepared.run(call);
 }
 
 // The valid part of a window along one dim.
@@ -176,25 +178,31 @@ void run(const Context &context, const MoveStep &step) {
 
 }  // namespace
 
-int64_t segment_workspace(const std::vector<Step> &steps, int num_threads) {
-  int64_t most = 0;
-  for (const Step &step : steps)
+PreparedSegment::PreparedSegment(std::vector<Step> steps, int num_threads) : steps_(std::move(steps)), num_threads_(num_threads) {
+  if (isa_in_use() < 0) return;
+  for (const Step &step : steps_)
     if (const ConvStep *conv = std::get_if<ConvStep>(&step)) {
-      const Workspace need = conv2d_workspace(conv->conv, conv->num_images, conv->height, conv->width, num_threads);
-      most = std::max(most, need.shared + need.per_thread * num_threads);
+      convs_.push_back(prepare_conv2d(conv->conv, conv->num_images, conv->height, conv->width, num_threads));
+      const Workspace need = convs_.back()->workspace();
+      workspace_ = std::max(workspace_, need.shared + need.per_thread * num_threads);
     }
-  return most;
 }
 
-bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace, int num_threads,
-                 double *seconds) {
+bool PreparedSegment::run(const float *const *inputs, float *arena, void *workspace, double *seconds) const {
   if (isa_in_use() < 0) return false;
-  const Context context{*kTables[isa_in_use()], inputs, arena, workspace, num_threads};
+  const Context context{*kTables[isa_in_use()], inputs, arena, workspace, num_threads_};
   using Clock = std::chrono::steady_clock;
-  with_team(num_threads, [&] {
-    for (size_t i = 0; i < steps.size(); ++i) {
+  with_team(num_threads_, [&] {
+    auto conv = convs_.begin();
+    for (size_t i = 0; i < steps_.size(); ++i) {
       const Clock::time_point begin = seconds ? Clock::now() : Clock::time_point();
-      std::visit([&](const auto &step) { run(context, step); }, steps[i]);
+      const auto run_step = [&](const auto &step) {
+        if constexpr (std::is_same_v<decltype(step), const ConvStep &>)
+          tensure::run(context, step, **conv++);
+        else
+          tensure::run(context, step);
+      };
+      std::visit(run_step, steps_[i]);
       if (seconds) seconds[i] += std::chrono::duration<double>(Clock::now() - begin).count();
     }
   });

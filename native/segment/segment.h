@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <variant>
 #include <vector>
 
@@ -79,11 +80,22 @@ struct MoveStep {
 
 using Step = std::variant<ConvStep, PoolStep, MeanStep, PointwiseStep, ActivationStep, SoftmaxStep, MoveStep>;
 
-// Bytes of workspace for the whole segment, the steps one after the other.
-int64_t segment_workspace(const std::vector<Step> &steps, int num_threads);
+// Steps for a number of threads: what a convolution can work out beforehand is worked out here, once for all runs.
+class PreparedSegment {
+ public:
+  PreparedSegment(std::vector<Step> steps, int num_threads);
 
-// False, with nothing written, when no instruction set is in use. With `seconds`, one for each step, adds what each took.
-bool run_segment(const std::vector<Step> &steps, const float *const *inputs, float *arena, void *workspace, int num_threads,
-                 double *seconds = nullptr);
+  // Bytes for the whole segment, the steps one after the other.
+  int64_t workspace() const { return workspace_; }
+
+  // False, with nothing written, when no instruction set is in use. With `seconds`, one for each step, adds what each took.
+  bool run(const float *const *inputs, float *arena, void *workspace, double *seconds = nullptr) const;
+
+ private:
+  std::vector<Step> steps_;
+  std::vector<std::unique_ptr<const PreparedConv2d>> convs_;  // of the convolutions among them, in order
+  int num_threads_;
+  int64_t workspace_ = 0;
+};
 
 }  // namespace tensure

@@ -109,11 +109,11 @@ def bits_of(done: subprocess.CompletedProcess[str], isa: str, rounds: int) -> di
     *lines, last = done.stdout.splitlines()
     counts = re.fullmatch(
         rf"{isa}: (\d+) convolutions, (\d+) moves, (\d+) steps of segments, (\d+) runs of blocks, "
-        r"(\d+) of bytes agree",
+        r"(\d+) of bytes, (\d+) cuts agree",
         last,
     )
     assert counts, last
-    least = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds, 4 * rounds)
+    least = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds, 4 * rounds, 2 * rounds)
     assert all(int(found) >= wanted for found, wanted in zip(counts.groups(), least, strict=True)), last
     assert len(lines) == rounds
     return {words[1]: words[3] for words in (line.split() for line in lines)}
@@ -167,6 +167,7 @@ PLANTED = {
     "step": "segment, convolution: element",
     "block": "encoding 0, element",
     "byte": "bytes, round 0: element",
+    "share": "of its share",
 }
 
 
