@@ -4,6 +4,7 @@
 // builds that watch every access. They compare the families' stable faces with the plainest loops in double.
 #pragma once
 
+#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -101,6 +102,14 @@ template <typename T> class Guarded {
   char *begin_;
 };
 
+// An IEEE half by its definition.
+inline double half(const uint8_t *p) {
+  const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double sign = bits >> 15 ? -1 : 1;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+}
+
 // FNV-1a over the bits of floats.
 inline void digest(uint64_t &hash, float value) {
   uint32_t bits;
@@ -110,8 +119,8 @@ inline void digest(uint64_t &hash, float value) {
 
 // A fault planted on purpose, which the checks must see: a weight in another place, a byte written behind an output, a float
 // read behind an input (only a sanitizer sees that), an output of a step changed, a block changed, a weight
-// of bytes off by one, all work given to one of two threads.
-enum class Plant { none, weight, guard, read, step, block, byte, share };
+// of bytes off by one, all work given to one of two threads, a key of a decoder's cache or a weight of one of its layers changed.
+enum class Plant { none, weight, guard, read, step, block, byte, share, key, layer };
 
 // Each draws `rounds` cases and returns how many results it compared.
 int64_t check_conv(int rounds, Plant plant);
@@ -120,5 +129,6 @@ int64_t check_segments(int rounds, Plant plant);
 int64_t check_dequantize(int rounds, Plant plant);
 int64_t check_dotconv(int rounds, Plant plant);
 int64_t check_blocks(int rounds, Plant plant);
+int64_t check_decoder(int rounds, Plant plant);
 
 }  // namespace tensure::check

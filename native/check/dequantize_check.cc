@@ -7,13 +7,6 @@
 namespace tensure::check {
 namespace {
 
-double half(const uint8_t *p) {
-  const int bits = p[0] | p[1] << 8, exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const double sign = bits >> 15 ? -1 : 1;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
-}
-
 double element(DequantizeEncoding encoding, const uint8_t *block, int i) {
   const double scale = half(block);
   const auto nibble = [i](const uint8_t *at) { return i < 16 ? at[i] & 15 : at[i - 16] >> 4; };

@@ -1,7 +1,7 @@
 """native/check, a program without Python, for what this process cannot be: watched, or another processor.
 
-It holds conv, dotconv, segment and dequantize against plain loops in double or 64-bit integers; here it is
-built twice. For x86-64 the sanitizers watch addresses and undefined behaviour; for aarch64 it is static,
+It holds conv, dotconv, segment, dequantize and decoder (with gemv in it) against plain loops in double or
+64-bit integers; here it is built twice. For x86-64 the sanitizers watch addresses and undefined behaviour; for aarch64 it is static,
 without OpenMP, and runs under qemu. A build is kept in build/check until a source changes.
 """
 
@@ -23,7 +23,7 @@ from tensure.kernels import available_isas
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE, KEPT = ROOT / "native", ROOT / "build" / "check"
-FAMILIES = ("conv", "dotconv", "segment", "dequantize")
+FAMILIES = ("conv", "dotconv", "segment", "dequantize", "gemv", "decoder")
 ROUNDS = 15
 
 COMMON = ["-std=gnu++20", "-O1", "-ffp-contract=off", f"-I{NATIVE}"]
@@ -104,19 +104,20 @@ def run(program: Path, *words: str, isa: str = "", emulator: str = "") -> subpro
 
 
 def bits_of(done: subprocess.CompletedProcess[str], isa: str, rounds: int) -> dict[str, str]:
-    """What each geometry gave, once the run is seen to have compared everything and found nothing."""
+    """What each geometry and each decoder gave, once the run is seen to have compared everything and found nothing."""
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     *lines, last = done.stdout.splitlines()
     counts = re.fullmatch(
         rf"{isa}: (\d+) convolutions, (\d+) moves, (\d+) steps of segments, (\d+) runs of blocks, "
-        r"(\d+) of bytes, (\d+) cuts agree",
+        r"(\d+) of bytes, (\d+) cuts, (\d+) rows of decoders agree",
         last,
     )
     assert counts, last
-    least = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds, 4 * rounds, 2 * rounds)
+    each = (2 * 21 * rounds, 30 * (rounds // 4 + 1), 9 * 2 * rounds, 3 * rounds, 4 * rounds, 2 * rounds)
+    least = (*each, rounds)
     assert all(int(found) >= wanted for found, wanted in zip(counts.groups(), least, strict=True)), last
-    assert len(lines) == rounds
-    return {words[1]: words[3] for words in (line.split() for line in lines)}
+    assert len(lines) == 2 * rounds
+    return {f"{words[0]} {words[1]}": words[3] for words in (line.split() for line in lines)}
 
 
 @cache
@@ -168,6 +169,8 @@ PLANTED = {
     "block": "encoding 0, element",
     "byte": "bytes, round 0: element",
     "share": "of its share",
+    "key": "decoder, key at position 0: element",
+    "layer": "decoder, position 0: logit",
 }
 
 
