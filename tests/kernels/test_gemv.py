@@ -540,9 +540,7 @@ def forced() -> int:
                     weights = random_weights(name, 37, cols, 1, group, extreme)
                     x = random_x(17, cols, 2)
                     if extreme:
-                        x = np.sign(x) + np.float32(
-                            0
-                        )  # every integer is as large as can be, or 0
+                        x = np.sign(x) + np.float32(0)  # every integer is as large as can be, or 0
                     for arithmetic in ARITHMETICS:
                         assert equals_reference(weights, x, arithmetic, threads=2), (name, group, arithmetic)
                         for batch in (1, 2, 3, 4, 5, 6, 17):

@@ -16,13 +16,21 @@ from ._engine import Engine
 from ._machine import num_threads
 from ._paged_decoder import PagedDecoder
 
-__all__ = ["ENGINE_KERNELS", "MODES", "Mode", "engine_exactness", "exact_is_fused", "open_engine"]
+__all__ = [
+    "ENGINE_KERNELS",
+    "MODES",
+    "MODE_ARITHMETIC",
+    "Mode",
+    "engine_exactness",
+    "exact_is_fused",
+    "open_engine",
+]
 
 Mode: TypeAlias = Literal["exact", "fast"]
 
 MODES: Final = ("exact", "fast")
 # Activations of 15 bits keep the float model's tokens and cost little where memory is the limit.
-_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
+MODE_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
 ENGINE_KERNELS: Final = "decoder kernels, activations in 15 bits, cache in 16"
 MAX_SEQUENCES: Final = 4096
 
@@ -62,7 +70,7 @@ def open_engine(
         cache_bits=cache_bits,
         threads=num_threads() if threads is None else threads,
         in_place=in_place,
-        arithmetic=_ARITHMETIC[mode],
+        arithmetic=MODE_ARITHMETIC[mode],
     )
     return Engine(
         core,
