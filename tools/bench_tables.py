@@ -48,13 +48,23 @@ def newest(folder: Path) -> dict[str, list[Report]]:
             raise Problem(f"{path.name} is not a benchmark result ({FORMAT})")
         if report["quick"] or report["clock"] != "wall":
             continue
-        key = (report["bench"], report["machine"]["hardware"])
+        key = (report["bench"], hardware_of(report))
         if key not in found or found[key]["date"] <= report["date"]:
             found[key] = report
     grouped: dict[str, list[Report]] = {}
     for (bench, _), report in sorted(found.items()):
         grouped.setdefault(bench, []).append(report)
     return grouped
+
+
+def hardware_of(report: Report) -> str:
+    """What tells machines apart: the slug, and family and model where an older slug lacks them."""
+    machine = report["machine"]
+    words = machine["hardware"].split("-")
+    family, _, model = machine.get("cpu_family_model", "").partition("/")
+    if any(char.isdigit() for word in words[:-1] for char in word) or not (family.isdigit() and model):
+        return str(machine["hardware"])
+    return "-".join([*words[:-1], f"f{family}m{model}", words[-1]])
 
 
 def filled(text: str, reports: Mapping[str, Sequence[Report]], document: str) -> str:
@@ -95,10 +105,15 @@ def picture_line(report: Report, document: str) -> str:
 def draw(root: Path, reports: Mapping[str, Sequence[Report]], check: bool) -> list[str]:
     """Write the pictures; with check, name those that are not what results/ says."""
     problems: list[str] = []
+    drawn: set[str] = set()
     for report in (report for group in reports.values() for report in group):
         name = plot_name(report)
         if name is None:
             continue
+        if name in drawn:
+            problems.append(f"{name} is of two machines; put family and model into a result's hardware")
+            continue
+        drawn.add(name)
         path, picture = root / name, bar_chart(report)
         if path.is_file() and path.read_text(encoding="utf-8") == picture:
             continue

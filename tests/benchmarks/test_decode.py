@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.runtime.small_models import write_small_gguf
 
+from tensure.benchmarks import _engine_float, _engine_tensure
 from tensure.benchmarks._bench import bench, names
-from tensure.benchmarks._decode import TOLERANCES, same_logits
+from tensure.benchmarks._decode import decode_bars, prefill_bars
 from tensure.benchmarks._limits import bandwidth, f32_rate
-from tensure.benchmarks._records import Case
+from tensure.benchmarks._records import Bar, Case, Measured, NotMeasured, Row
+from tensure.benchmarks._statistics import spread
+from tensure.benchmarks._text_cases import TOLERANCES, same_logits
 from tensure.benchmarks._text_engine import TextEngine, memory_facts, pack, unpack
 from tensure.errors import InputError, NotYetError
 
@@ -113,6 +118,53 @@ def test_decode_times_greedy_tokens_and_not_the_prompt() -> None:
         engine.run(case("train"))
 
 
+def test_our_decoder_in_both_modes_is_the_float_model(tmp_path: Path) -> None:
+    """Prompt and forced token through `PagedDecoder`; a wrong forced token is seen."""
+    path = str(write_small_gguf(tmp_path / "small.gguf"))
+    prompt, forced = [1, 2, 3, 4, 5], 20
+    wanted = _engine_float.setup(path).check({"params": {"prompts": [prompt], "forced": [forced]}})
+    for mode, name in (("exact", "tensure"), ("fast", "tensure fast")):
+        engine = _engine_tensure.setup(path, mode)
+        asked = case("decode", prompt=prompt, forced=[forced], tokens=4)
+        assert same_logits(CASE, name, wanted, engine.check(asked)) is None
+        assert same_logits(CASE, name, wanted, engine.check(asked)) is None  # from an empty cache again
+        other = case("decode", prompt=prompt, forced=[21], tokens=4)
+        assert same_logits(CASE, name, wanted, engine.check(other)) is not None
+        assert engine.run(asked)["wall_s"] > 0 and engine.facts()["through"] == "PagedDecoder"
+
+
+def measured(**ratios: dict[str, float]) -> Measured:
+    rows = [
+        Row("c", name.replace("_", " "), 1, "tok/s", spread([1.0]), 1.0, own, None, {})
+        for name, own in ratios.items()
+    ]
+    return Measured(rows=rows)
+
+
+def test_decode_bars_are_both_modes_over_llama_cpp() -> None:
+    found = measured(tensure={"llama.cpp": 1.6}, tensure_fast={"llama.cpp": 1.59})
+    found.rows.append(Row("c", "llama.cpp", 1, "tok/s", spread([1.0]), 1.0, {}, None, {}))
+    bars = decode_bars([CASE], found)
+    assert [(bar.name, bar.met) for bar in bars if isinstance(bar, Bar)] == [
+        ("c: tensure over llama.cpp", True),
+        ("c: tensure fast over llama.cpp", False),
+    ]
+    gaps = decode_bars([CASE], measured(tensure={}, tensure_fast={}))
+    assert [gap.reason for gap in gaps if isinstance(gap, NotMeasured)] == ["without llama.cpp"] * 2
+
+
+def test_prefill_bars_are_like_against_like() -> None:
+    found = measured(
+        tensure={"llama.cpp": 0.9}, tensure_fast={"transformers bf16": 1.0}, transformers_bf16={}
+    )
+    found.rows.append(Row("c", "llama.cpp", 1, "tok/s", spread([1.0]), 1.0, {}, None, {}))
+    bars = prefill_bars([CASE], found)
+    assert [(bar.name, bar.met) for bar in bars if isinstance(bar, Bar)] == [
+        ("c: tensure fast over transformers bf16", True),
+        ("c: tensure over llama.cpp", False),
+    ]
+
+
 def test_memory_is_that_of_this_process() -> None:
     facts = memory_facts()
     assert 1e6 < facts["rss_bytes"] <= facts["peak_rss_bytes"]
@@ -135,7 +187,16 @@ def test_limits_are_the_best_of_all_tries() -> None:
 
 
 def test_names_and_what_is_to_come() -> None:
-    assert {"conv", "conv-paper", "decode", "prefill", "net", "start"} <= set(names())
+    assert {
+        "conv",
+        "decode",
+        "decode-batch",
+        "decode-quality",
+        "decode-start",
+        "prefill",
+        "net",
+        "start",
+    } <= set(names())
     with pytest.raises(NotYetError, match=r"bench series is not built yet.*time series"):
         bench("series")
     with pytest.raises(InputError, match="Did you mean 'decode'"):

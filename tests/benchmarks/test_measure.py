@@ -221,6 +221,21 @@ def test_best_peer_bar_needs_all_peers() -> None:
     assert not found.bars and "needs all peers; without b" in found.not_measured[-1].reason
 
 
+def test_our_other_mode_is_nobodys_rival_and_its_faults_are_ours() -> None:
+    world = World(best_peer=1.5)
+    world.add("tensure", 1.0)
+    world.add("tensure fast", 0.5)
+    world.add("a", 2.0)
+    found = measure(world.benchmark(), FULL, clock=world.clock)
+    (bar,) = found.bars
+    assert bar.value == 2.0 and bar.met and not found.not_measured
+    assert found.rows[0].ratios == {"tensure fast": 0.5, "a": 2.0}
+    world.engines["tensure fast"].output = 43
+    found = measure(world.benchmark(), FULL, clock=world.clock)
+    assert [bar.value for bar in found.bars] == [2.0]
+    assert [(item.name, item.wrong) for item in found.not_measured] == [("tensure fast, c", True)]
+
+
 def test_quick_run_stops_between_rounds_and_says_whom_it_did_not_reach() -> None:
     world = World(rounds=(9, 9))
     world.add("tensure", QUICK_S / 3)

@@ -15,7 +15,7 @@ from tools import bench_tables
 
 from tensure.benchmarks import Bar, NotMeasured, Report, bar_chart, markdown, table
 from tensure.benchmarks._machine import commit, describe_machine, hardware_slug, versions
-from tensure.benchmarks._records import Limit, Row
+from tensure.benchmarks._records import Limit, Row, is_ours
 from tensure.benchmarks._statistics import spread
 
 MACHINE = {"hardware": "fast-2c", "cpu": "Fast", "cores": 2, "isa": "v3", "load_average": 0.1}
@@ -91,6 +91,18 @@ def test_table_shows_losses_and_gaps() -> None:
     assert "| 1 thread | **tensure** | 11 | 10 to 12 | 0.50 | 25 % | 98 | 400 |" in text
     assert "Not measured: llama.cpp (not installed)." in text
     assert "39.0 GB/s of memory bandwidth (a sum) make 44 tok/s" in text
+
+
+def test_our_other_mode_has_its_column_and_is_no_peer() -> None:
+    rows = [
+        row("tensure", 10.0, ratios={"tensure fast": 0.8, "peer": 0.5}),
+        row("tensure fast", 12.5, ratios={"tensure": 1.25, "peer": 0.625}),
+        row("peer", 20.0, ratios={"tensure": 2.0, "tensure fast": 1.6}),
+    ]
+    headings, cells = table(report(rows=rows).to_json())
+    assert headings[4:6] == ["vs peer", "vs tensure fast"]
+    assert [line[4:6] for line in cells] == [["1", "1.60"], ["0.62", "1"], ["0.50", "0.80"]]
+    assert is_ours("tensure fast") and is_ours("tensure") and not is_ours("tensured")
 
 
 def test_table_shows_bars() -> None:
@@ -188,6 +200,10 @@ def test_machine() -> None:
     assert versions()["torch"] != "not installed"
     assert hardware_slug("AMD EPYC 9575F 64-Core Processor", 2) == "amd-epyc-9575f-2c"
     assert hardware_slug("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", 4) == "intel-xeon-e5-2680-v4-4c"
+    assert hardware_slug("AMD EPYC", 2, "26", "2") == "amd-epyc-f26m2-2c"
+    assert hardware_slug("AMD EPYC Processor", 2, "25", "17") == "amd-epyc-f25m17-2c"
+    assert hardware_slug("AMD EPYC 9575F 64-Core Processor", 2, "26", "2") == "amd-epyc-9575f-2c"
+    assert hardware_slug("aarch64", 4, None, None) == "aarch64-4c"
 
 
 def test_commit(tmp_path: Path) -> None:
@@ -236,6 +252,33 @@ def test_documents_are_filled_and_checked(tmp_path: Path, tool: Tool) -> None:
     assert tool(tmp_path, "--check").returncode == 0
     readme.write_text(text.replace("| 11 |", "| 99 |"))  # a figure prettied up by hand
     assert tool(tmp_path, "--check").returncode == 1
+
+
+def machine(hardware: str, family_model: str) -> dict[str, object]:
+    return {**MACHINE, "hardware": hardware, "cpu_family_model": family_model}
+
+
+def test_a_name_without_digits_is_told_apart_by_family_and_model(tmp_path: Path, tool: Tool) -> None:
+    """Of an older result the family stands in the machine's description; a newer one of it replaces it."""
+    results = tmp_path / "results"
+    report(machine=machine("amd-epyc-2c", "25/1"), about="zen 3, older").save(results)
+    report(machine=machine("amd-epyc-2c", "26/2"), about="zen 5", date="2026-01-03T00:00:00Z").save(results)
+    newer = machine("amd-epyc-f25m1-2c", "25/1")
+    report(machine=newer, about="zen 3, newer", date="2026-01-04T00:00:00Z").save(results)
+    page = tmp_path / "README.md"
+    page.write_text("<!-- bench:decode -->\n<!-- /bench -->\n")
+    assert tool(tmp_path).returncode == 0
+    text = page.read_text()
+    assert "Zen 5" in text and "Zen 3, newer" in text and "older" not in text
+
+
+def test_two_machines_never_share_a_picture(tmp_path: Path, tool: Tool) -> None:
+    results = tmp_path / "results"
+    conv_report(machine=machine("amd-epyc-2c", "25/1")).save(results)
+    conv_report(machine=machine("amd-epyc-2c", "26/2"), date="2026-01-03T00:00:00Z").save(results)
+    (tmp_path / "README.md").write_text("<!-- bench:conv -->\n<!-- /bench -->\n")
+    done = tool(tmp_path)
+    assert done.returncode == 1 and "conv_amd-epyc-2c.svg is of two machines" in done.stderr
 
 
 def test_pictures_are_drawn_shown_and_checked(tmp_path: Path, tool: Tool) -> None:

@@ -13,7 +13,19 @@ from typing import Final
 
 from tensure.errors import InputError, NotYetError
 
-from . import _conv, _conv_paper, _decode, _gemm, _gemv, _net, _start, _tune
+from . import (
+    _conv,
+    _conv_paper,
+    _decode,
+    _decode_batch,
+    _decode_quality,
+    _decode_start,
+    _gemm,
+    _gemv,
+    _net,
+    _start,
+    _tune,
+)
 from ._declare import Benchmark, register
 from ._machine import commit, describe_machine, versions
 from ._measure import measure
@@ -23,7 +35,19 @@ __all__ = ["bench", "names"]
 
 MAX_BATCH: Final = 1024
 
-_LOADED: Final = (_conv, _conv_paper, _decode, _gemm, _gemv, _net, _start, _tune)
+_LOADED: Final = (
+    _conv,
+    _conv_paper,
+    _decode,
+    _decode_batch,
+    _decode_quality,
+    _decode_start,
+    _gemm,
+    _gemv,
+    _net,
+    _start,
+    _tune,
+)
 """Importing a file declares its benchmarks."""
 
 #: Names that the command line will know, and what they will measure.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from ._format import bar_text, emphasised, number, percent
-from ._records import OURS, Json
+from ._records import OURS, Json, is_ours
 
 __all__ = ["columns", "engines_of"]
 
@@ -59,7 +59,7 @@ def _matrix(report: Mapping[str, Json]) -> Grid:
     more: dict[str, list[str]] = {"of the limit": [], "vs best peer": [], "error": [], "bar": []}
     for case in (row[0] for row in rows):
         ours = cases[case].get(OURS)
-        ratios = list(ours["ratios"].values()) if ours else []
+        ratios = [x for name, x in ours["ratios"].items() if not is_ours(name)] if ours else []
         more["of the limit"].append(percent(ours["of_limit"]) if ours else "")
         more["vs best peer"].append(f"{better(ratios):.2f}" if ratios else "")
         more["error"].append(f"{ours['max_error']:.0e}" if ours and "max_error" in ours else "")

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from ._quality_engine import QualityEngine
 from ._records import Json
 from ._text_engine import Floats, TextEngine
 
-__all__ = ["PATH_VARIABLE", "llama_cpp_missing", "setup"]
+__all__ = ["PATH_VARIABLE", "llama_cpp_missing", "setup", "setup_quality"]
 
 PATH_VARIABLE: Final = "TENSURE_BENCH_PATH"
 _CONTEXT: Final = 2048
@@ -38,12 +39,17 @@ def llama_cpp_missing() -> str | None:
 class LlamaCppModel:
     """A model of llama.cpp."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, all_logits: bool = False) -> None:
         sys.path += _extra_folders()
         self._api: Any = import_module("llama_cpp")
         threads = len(os.sched_getaffinity(0))
         self._llama = self._api.Llama(
-            model_path=path, n_ctx=_CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
+            model_path=path,
+            n_ctx=_CONTEXT,
+            n_threads=threads,
+            n_threads_batch=threads,
+            logits_all=all_logits,
+            verbose=False,
         )
         self._vocab = int(self._llama.n_vocab())
 
@@ -59,6 +65,13 @@ class LlamaCppModel:
     def step(self, token: int) -> Floats:
         """One token."""
         return self._eval([token])
+
+    def score(self, tokens: Sequence[int]) -> Floats:
+        """All logits, where the model was made for them."""
+        self._llama.reset()
+        self._llama.eval(list(tokens))
+        scores: Floats = np.asarray(self._llama.scores[: len(tokens)], np.float32)
+        return scores
 
     def best(self, logits: Floats) -> int:
         """Greedy."""
@@ -90,3 +103,8 @@ def _extra_folders() -> list[str]:
 def setup(path: str) -> TextEngine:
     """The engine for a GGUF file."""
     return TextEngine(LlamaCppModel(path))
+
+
+def setup_quality(path: str) -> QualityEngine:
+    """The same, for all logits of a text."""
+    return QualityEngine(LlamaCppModel(path, all_logits=True))

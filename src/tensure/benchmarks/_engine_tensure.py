@@ -1,82 +1,126 @@
-"""Our own engine as decode and prefill time it: the host Runner's loop, as a Session drives it.
+"""Our own engine as decode and prefill time it: steps of the decoder over its paged cache, as an engine's.
 
-One Runner call a token, the cache updated in place. Tokenizing, sampling beyond greedy, digests and the
-receipt are outside: they cost the same however fast the model runs. Runs in a process of its own.
+One `PagedDecoder.step` a token, its rows made anew each time. Tokenizing, sampling beyond greedy, digests and
+the receipt are outside: they cost the same however fast the model runs. Runs in a process of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Final
 
-import torch
+import numpy as np
 
-from tensure import host, kernels
+from tensure import kernels
+from tensure.errors import InputError
+from tensure.kernels import Arithmetic, StepRows
+from tensure.program import DecoderConfig, Weights, read_decoder
 from tensure.program.from_gguf import from_gguf
+from tensure.runtime._open_engine import MODE_ARITHMETIC, MODES
+from tensure.runtime._paged_decoder import PagedDecoder
 
+from ._quality_engine import QualityEngine
 from ._records import Json
 from ._text_engine import Floats, TextEngine
 
-__all__ = ["setup"]
+__all__ = ["PagedModel", "arithmetic_of", "decoder_facts", "read_model", "setup", "setup_quality"]
+
+COMPUTES: Final[Mapping[Arithmetic, str]] = {
+    "fine": "activations of 15 bits",
+    "fast": "activations of 8 bits",
+    "exact": "activations in f32",
+}
 
 
-class RunnerModel:
-    """SmolLM2 on `host.Runner`."""
+class PagedModel:
+    """A decoder and one sequence in slot 0, with a cache for a whole context."""
 
-    def __init__(self, path: str) -> None:
-        model = from_gguf(path)
-        self._program = model.program
-        weights = host.load_weights(model.weights)
-        self._bytes = sum({t.data_ptr(): t.numel() * t.element_size() for t in weights.values()}.values())
-        self._runner = host.Runner(self._program, weights)
-        self._states: dict[str, torch.Tensor] = {}
+    def __init__(self, path: str, mode: str) -> None:
+        config, weights = read_model(path)
+        arithmetic = arithmetic_of(mode)
+        self._decoder = PagedDecoder(config, weights, arithmetic=arithmetic)
+        self._table = np.arange(self._decoder.num_pages, dtype=np.int32)[None]
+        self._facts = decoder_facts(weights, arithmetic)
         self._position = 0
 
     def set_threads(self, threads: int) -> None:
-        """Of torch's pool, which is all that computes here; the Runner pins it at each call."""
-        self._runner.threads = threads
-        torch.set_num_threads(threads)
+        """Of the kernels' pool."""
+        self._decoder.threads = threads
 
-    def prefill(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The whole prompt in one call."""
-        with torch.inference_mode():
-            self._states = dict(host.zero_states(self._program, "decode", {"pos": 0}))
+    def prefill(self, tokens: Sequence[int]) -> Floats:
+        """The whole prompt in one step."""
         self._position = 0
-        return self._call("prefill", {"n": len(tokens), "pos": 0}, tokens)
+        logits: Floats = self._step(tokens, [len(tokens) - 1])[0]
+        return logits
 
-    def step(self, token: int) -> torch.Tensor:
+    def step(self, token: int) -> Floats:
         """One token."""
-        return self._call("decode", {"pos": self._position}, [token])
+        logits: Floats = self._step([token], [0])[0]
+        return logits
 
-    def best(self, logits: torch.Tensor) -> int:
+    def score(self, tokens: Sequence[int]) -> Floats:
+        """All logits of one step."""
+        self._position = 0
+        return self._step(tokens, range(len(tokens)))
+
+    def best(self, logits: Floats) -> int:
         """Greedy."""
         return int(logits.argmax())
 
-    def to_array(self, logits: torch.Tensor) -> Floats:
-        """Already f32."""
-        array: Floats = logits.numpy()
-        return array
+    def to_array(self, logits: Floats) -> Floats:
+        """A copy: a result lasts until the next step."""
+        return logits.copy()
 
     def facts(self) -> Mapping[str, Json]:
-        """Weights are decoded to f32 when they are loaded, today."""
-        return {
-            "weight_bytes": self._bytes,
-            "computes": "f32",
-            "version": f"{version('tensure')} (torch {torch.__version__}, kernels {kernels.isa()})",
-            "through": "host.Runner",
-        }
+        """Weights as the file stores them: repacking keeps their bytes."""
+        return self._facts
 
-    def _call(self, entry: str, params: dict[str, int], tokens: Sequence[int]) -> torch.Tensor:
-        with torch.inference_mode():
-            inputs = {"tokens": torch.tensor(tokens, dtype=torch.int64)}
-            outputs, after = self._runner.run(
-                inputs, entry=entry, params=params, states=self._states, in_place=True
-            )
-        self._states = dict(after)
-        self._position += len(tokens)
-        return outputs["logits"]
+    def _step(self, tokens: Sequence[int], wanted: Sequence[int]) -> Floats:
+        num = len(tokens)
+        rows = StepRows(
+            tokens=np.array(tokens, np.int32),
+            positions=np.arange(self._position, self._position + num, dtype=np.int32),
+            slots=np.zeros(num, np.int32),
+            tables=self._table,
+            wanted=np.array(wanted, np.int32),
+        )
+        self._position += num
+        return self._decoder.step(rows)
 
 
-def setup(path: str) -> TextEngine:
-    """The engine for a GGUF file."""
-    return TextEngine(RunnerModel(path))
+def read_model(path: str) -> tuple[DecoderConfig, Weights]:
+    """The decoder of a GGUF file and its mapped weights."""
+    model = from_gguf(path)
+    config = read_decoder(model.program)
+    if config is None:
+        raise InputError("no decoder that our kernels run", file=path)
+    return config, model.weights
+
+
+def arithmetic_of(mode: str) -> Arithmetic:
+    """What the engine's mode of this name computes with."""
+    if mode not in MODE_ARITHMETIC:
+        raise InputError(f"mode is {mode!r:.40}", wanted=" or ".join(MODES))
+    return {str(key): value for key, value in MODE_ARITHMETIC.items()}[mode]
+
+
+def decoder_facts(weights: Weights, arithmetic: Arithmetic) -> dict[str, Json]:
+    """Size, arithmetic and version, for the table."""
+    features = ", ".join((kernels.isa(), *kernels.features()))
+    return {
+        "weight_bytes": sum(weights[name].data.nbytes for name in weights),
+        "computes": COMPUTES[arithmetic],
+        "version": f"{version('tensure')} (kernels {features})",
+        "through": "PagedDecoder",
+    }
+
+
+def setup(path: str, mode: str) -> TextEngine:
+    """The engine for a GGUF file, in mode exact or fast."""
+    return TextEngine(PagedModel(path, mode))
+
+
+def setup_quality(path: str, mode: str) -> QualityEngine:
+    """The same, for all logits of a text."""
+    return QualityEngine(PagedModel(path, mode))

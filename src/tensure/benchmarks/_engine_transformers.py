@@ -18,10 +18,12 @@ from transformers import initialization
 from tensure import host
 from tensure.program.from_gguf import GgufFile, read_gguf
 
+from ._llama_names import llama_config, reordered, their_name
+from ._quality_engine import QualityEngine
 from ._records import Json
 from ._text_engine import Floats, TextEngine
 
-__all__ = ["setup"]
+__all__ = ["setup", "setup_quality"]
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,6 +48,13 @@ class TransformersModel:
     def step(self, token: int) -> torch.Tensor:
         """One token."""
         return self._call([token])
+
+    def score(self, tokens: Sequence[int]) -> Floats:
+        """All logits of one call without a cache."""
+        with torch.inference_mode():
+            found = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+        logits: Floats = found.logits[0].float().numpy()
+        return logits
 
     def best(self, logits: torch.Tensor) -> int:
         """Greedy."""
@@ -78,23 +87,9 @@ class TransformersModel:
 
 
 def _build(found: GgufFile, dtype: torch.dtype) -> Any:
-    keys: dict[str, Any] = {key.removeprefix("llama."): value for key, value in found.metadata.items()}
-    heads, kv_heads = int(keys["attention.head_count"]), int(keys["attention.head_count_kv"])
-    embed = found.tensors["token_embd.weight"]
-    tied = "output.weight" not in found.tensors
-    config = transformers.LlamaConfig(
-        vocab_size=embed.shape[0],
-        hidden_size=int(keys["embedding_length"]),
-        intermediate_size=int(keys["feed_forward_length"]),
-        num_hidden_layers=int(keys["block_count"]),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=int(keys["context_length"]),
-        rms_norm_eps=float(keys["attention.layer_norm_rms_epsilon"]),
-        rope_theta=float(keys["rope.freq_base"]),
-        tie_word_embeddings=tied,
-        dtype=dtype,
-    )
+    keys = llama_config(found)
+    heads, kv_heads = keys["num_attention_heads"], keys["num_key_value_heads"]
+    config = transformers.LlamaConfig(**keys, dtype=dtype)
     with initialization.no_init_weights():  # random numbers that are overwritten below
         model: Any = transformers.LlamaForCausalLM(config)
     model.tie_weights()
@@ -103,47 +98,19 @@ def _build(found: GgufFile, dtype: torch.dtype) -> Any:
     for name, stored in found.tensors.items():
         values = host.load_weights({name: stored})[name]
         with torch.no_grad():
-            targets.pop(_their_name(name)).copy_(_reordered(name, values, heads, kv_heads))
+            targets.pop(their_name(name)).copy_(reordered(name, values, heads, kv_heads))
     if targets:
         raise AssertionError(f"weights without a tensor: {sorted(targets)[:3]}")
     return model
-
-
-_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _their_name(name: str) -> str:
-    if name in _NAMES:
-        return _NAMES[name]
-    _, layer, part, _ = name.split(".")
-    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
-
-
-def _reordered(name: str, values: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
-    """Query and key rows back from GGUF's order (rotary pairs adjacent) to halves; the rest as it is."""
-    num = heads if ".attn_q." in name else kv_heads if ".attn_k." in name else 0
-    if not num:
-        return values
-    rows, columns = values.shape
-    return values.view(num, rows // num // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def setup(path: str, dtype: str) -> TextEngine:
     """The engine for a GGUF file of the llama architecture and a dtype."""
     transformers.logging.set_verbosity_error()
     return TextEngine(TransformersModel(path, dtype))
+
+
+def setup_quality(path: str, dtype: str) -> QualityEngine:
+    """The same, for all logits of a text."""
+    transformers.logging.set_verbosity_error()
+    return QualityEngine(TransformersModel(path, dtype))

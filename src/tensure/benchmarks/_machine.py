@@ -31,7 +31,9 @@ def describe_machine() -> dict[str, Json]:
     cpu = _cpu()
     cores = len(os.sched_getaffinity(0))
     return {
-        "hardware": hardware_slug(cpu.get("model name", platform.machine()), cores),
+        "hardware": hardware_slug(
+            cpu.get("model name", platform.machine()), cores, cpu.get("cpu family"), cpu.get("model")
+        ),
         "cpu": cpu.get("model name", "unknown"),
         "cpu_family_model": f"{cpu.get('cpu family', '?')}/{cpu.get('model', '?')}",
         "cores": cores,
@@ -45,11 +47,17 @@ def describe_machine() -> dict[str, Json]:
     }
 
 
-def hardware_slug(cpu: str, cores: int) -> str:
-    """A short name for file names: `amd-epyc-9575f-2c`."""
+def hardware_slug(cpu: str, cores: int, family: str | None = None, model: str | None = None) -> str:
+    """A short name for file names: `amd-epyc-9575f-2c`.
+
+    A virtual machine may hide which one it is behind a name without digits, that of processors of several
+    generations; family and model tell them apart: `amd-epyc-f26m2-2c`.
+    """
     plain = re.sub(r"\((?:r|tm|c)\)|@.*|\b\d+-core\b|\bprocessor\b|\bcpu\b", " ", cpu.lower())
-    words = re.findall(r"[a-z0-9.]+", plain)
-    return "-".join([*words[:5], f"{cores}c"])
+    words = re.findall(r"[a-z0-9.]+", plain)[:5]
+    if family and model and not any(char.isdigit() for word in words for char in word):
+        words.append(f"f{family}m{model}")
+    return "-".join([*words, f"{cores}c"])
 
 
 def versions() -> dict[str, str]:

@@ -33,6 +33,7 @@ from ._records import (
     Row,
     Scope,
     Timing,
+    is_ours,
     share_name,
 )
 from ._statistics import median_ratio, spread
@@ -156,7 +157,7 @@ def _set_up(
                 reason = f"cannot be set up: {error}"
         if reason is not None:
             say(f"{peer.name} is not measured: {reason}")
-            found.not_measured.append(NotMeasured(peer.name, reason))
+            found.not_measured.append(NotMeasured(peer.name, reason, wrong=is_ours(peer.name)))
     return engines
 
 
@@ -250,7 +251,7 @@ def _compare(
         except EngineError as error:
             if name == OURS and benchmark.peers:
                 raise
-            found.not_measured.append(NotMeasured(label, str(error), wrong=name == OURS))
+            found.not_measured.append(NotMeasured(label, str(error), wrong=is_ours(name)))
     known = oracle is not None or benchmark.reference in outputs
     reference = benchmark.reference if known else OURS
     found.reference = reference
@@ -261,7 +262,7 @@ def _compare(
         difference = benchmark.agree(case, name, right, outputs[name])
         if difference is not None:
             reason = f"not timed, since its output is not that of {reference}: {difference}"
-            found.not_measured.append(NotMeasured(f"{name}, {case.name}", reason, wrong=name == OURS))
+            found.not_measured.append(NotMeasured(f"{name}, {case.name}", reason, wrong=is_ours(name)))
             del outputs[name]
     return {name: engines[name] for name in outputs}
 
@@ -272,7 +273,8 @@ def _attempt(engine: Engine, name: str, case: Case, found: Measured) -> Timing |
     except EngineError as error:
         if name == OURS:
             raise
-        found.not_measured.append(NotMeasured(f"{name}, {case.name}", f"stopped: {error}"))
+        reason = f"stopped: {error}"
+        found.not_measured.append(NotMeasured(f"{name}, {case.name}", reason, wrong=is_ours(name)))
         return None
 
 
@@ -317,11 +319,12 @@ def _best_peer_bar(
     """The bar on our ratio to the best peer: it needs every named peer, since the absent one may be best."""
     assert benchmark.best_peer is not None
     name = f"{case.name}: ratio to the best peer"
-    absent = [peer.name for peer in benchmark.peers if peer.name not in values]
+    rivals = [peer.name for peer in benchmark.peers if not is_ours(peer.name)]
+    absent = [rival for rival in rivals if rival not in values]
     if absent:
         found.not_measured.append(NotMeasured(name, f"needs all peers; without {', '.join(absent)}"))
         return
-    ratios = [median_ratio(values[OURS], values[peer.name]) for peer in benchmark.peers]
+    ratios = [median_ratio(values[OURS], values[rival]) for rival in rivals]
     worst = min(ratios) if benchmark.better == "higher" else max(ratios)
     found.bars.append(Bar(name, worst, "x", benchmark.best_peer, benchmark.better))
 

@@ -37,6 +37,7 @@ __all__ = [
     "Row",
     "Scope",
     "Timing",
+    "is_ours",
     "share_name",
 ]
 
@@ -189,6 +190,11 @@ class Bar:
     def met(self) -> bool:
         """Whether the value is as good as asked; a value that is no number is not."""
         return self.value >= self.target if self.better == "higher" else self.value <= self.target
+
+
+def is_ours(engine: str) -> bool:
+    """Whether an engine is ours in one of its modes, as `tensure fast` is: it is nobody's rival."""
+    return engine == OURS or engine.startswith(f"{OURS} ")
 
 
 def share_name(case: str) -> str:

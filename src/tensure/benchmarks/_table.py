@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ._columns import columns
 from ._format import bar_text, emphasised, mega, number, percent
-from ._records import OURS, Json, share_name
+from ._records import OURS, Json, is_ours, share_name
 
 __all__ = ["markdown", "table"]
 
@@ -28,9 +28,12 @@ def table(report: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
         f"{report['metric']}, median": [number(row["value"]) for row in rows],
         "min to max": [f"{number(row['min'])} to {number(row['max'])}" for row in rows],
         f"vs {peer}": [_ratio(row, peer) for row in rows],
+        **{f"vs {mode}": [_ratio(row, mode) for row in rows] for mode in _modes(report)},
         f"of the {_limit_name(report)} limit": [percent(row["of_limit"]) for row in rows],
         "weights, MB": [mega(row.get("weight_bytes")) for row in rows],
         "peak memory, MB": [mega(row.get("peak_rss_bytes")) for row in rows],
+        "KL divergence": [f"{row['kl']:.2e}" if "kl" in row else "" for row in rows],
+        "same best token": [f"{row['top1']:.1%}" if "top1" in row else "" for row in rows],
         "bar": [_bar(report, row) for row in rows],
     }
     kept = {name: cells for name, cells in columns.items() if any(cells)}
@@ -60,8 +63,14 @@ def markdown(report: Mapping[str, Json]) -> str:
 
 def _peer(report: Mapping[str, Json]) -> str:
     """The engine that ratios are shown against: the first peer that was measured."""
-    engines = [row["engine"] for row in report["rows"] if row["engine"] != OURS]
+    engines = [row["engine"] for row in report["rows"] if not is_ours(row["engine"])]
     return engines[0] if engines else "peer"
+
+
+def _modes(report: Mapping[str, Json]) -> list[str]:
+    """Our own other modes, which show what the first costs."""
+    engines = dict.fromkeys(row["engine"] for row in report["rows"])
+    return [name for name in engines if is_ours(name) and name != OURS]
 
 
 def _limit_name(report: Mapping[str, Json]) -> str:

@@ -16,13 +16,13 @@ from ._engine import Engine
 from ._machine import Ran, num_threads, ran_through_kernels
 from ._paged_decoder import PagedDecoder
 
-__all__ = ["MODES", "Mode", "best_mode", "open_engine", "ran_through_engine"]
+__all__ = ["MODES", "MODE_ARITHMETIC", "Mode", "best_mode", "open_engine", "ran_through_engine"]
 
 Mode: TypeAlias = Literal["exact", "fast"]
 
 MODES: Final = ("exact", "fast")
 # Activations of 15 bits keep the float model's tokens and cost little where memory is the limit.
-_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
+MODE_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
 MAX_SEQUENCES: Final = 4096
 
 
@@ -61,7 +61,7 @@ def open_engine(
         cache_bits=cache_bits,
         threads=num_threads() if threads is None else threads,
         in_place=in_place,
-        arithmetic=_ARITHMETIC[mode],
+        arithmetic=MODEMODE_ARITHMETIC[mode],
     )
     return Engine(
         core,
@@ -78,6 +78,6 @@ def best_mode() -> Mode:
 
 def ran_through_engine(mode: Mode, cache_bits: int) -> Ran:
     """What a receipt says of an engine's output."""
-    bits = {"fine": 15, "fast": 8}[_ARITHMETIC[mode]]
+    bits = {"fine": 15, "fast": 8}[MODE_ARITHMETIC[mode]]
     which = f"decoder kernels ({mode}: activations in {bits} bits, cache in {cache_bits})"
     return ran_through_kernels(which, "partition" if mode == "exact" else "repeatable")
