@@ -255,10 +255,7 @@ def quantize_activations(x_BK: Floats) -> Activations:
         InputError: x is not a contiguous float32 matrix with columns.
     """
     batch, num_cols = _check_activations(x_BK)
-    module = native()
-    data = np.empty(module.gemv_activation_bytes(num_cols, batch), np.uint8)
-    module.gemv_quantize(x_BK, data)
-    return Activations(batch, num_cols, data)
+    return Activations(batch, num_cols, _quantized(x_BK))
 
 
 def gemv(
@@ -330,8 +327,8 @@ def gemv(
         assert not isinstance(x_BK, Activations)
         native().gemv_exact(*stored, x_BK, out, threads)
     else:
-        rounded = x_BK if isinstance(x_BK, Activations) else quantize_activations(x_BK)
-        native().gemv_fast(*stored, rounded.data, out, threads)
+        rounded = x_BK.data if isinstance(x_BK, Activations) else _quantized(x_BK)
+        native().gemv_fast(*stored, rounded, out, threads)
     return out
 
 
@@ -358,6 +355,14 @@ def read_memory(data: Bytes, *, streams: int = 2, prefetch: int = 2048, threads:
     if isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 0 <= prefetch <= 1 << 20:
         raise InputError(f"got {prefetch!r}", place="prefetch", wanted=f"an integer from 0 to {1 << 20}")
     return native().gemv_read(data[: data.size // READ_BYTES * READ_BYTES], streams, prefetch, threads)
+
+
+def _quantized(x_BK: Floats) -> Bytes:
+    """What `Activations` holds for x that was checked."""
+    module = native()
+    data = np.empty(module.gemv_activation_bytes(x_BK.shape[1], x_BK.shape[0]), np.uint8)
+    module.gemv_quantize(x_BK, data)
+    return data
 
 
 def stored_bytes(name: str, num_rows: int, num_cols: int, group: int) -> tuple[int, int, int]:
