@@ -35,7 +35,17 @@ constexpr int kBatchTile = 4;
 #else
 constexpr int kBatchTile = 2;
 #endif
-constexpr int kAhead = 2048;  // bytes: measured best of 512 to 8192 with two streams
+
+// The value, in a register: GCC loads twice what two instructions can take from memory, and makes a tree of a chain of integer
+// sums, which takes twice the registers there are.
+inline Raw in_register(Raw value) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(value));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(value));
+#endif
+  return value;
+}
 
 // dot_unsigned: each lane adds the products of four bytes, w in 0..15 and x in -127..127.
 // dot_signed: w in -128..127; adds kBias times the sum of the four x as well, which the caller takes away.
@@ -128,112 +138,18 @@ inline int32_t int_at(const void *p, int64_t index) {
 
 // ---- own layouts: a lane is a row -------------------------------------------------------------------------------------
 
-// kBlocks blocks of 16 rows that lie `apart` blocks from each other (streams for the memory), for one row of x.
-template <GemvFormat kFormat, int kBlocks>
-inline void packed(const GemvJob &job, const GemvActivations &place, int64_t block, int64_t apart, int64_t row_end) {
-  constexpr bool kInt8 = kFormat == GemvFormat::int8;
-  constexpr int kUnit = kInt8 ? 512 : 256;  // bytes of 32 columns
-  constexpr int kScale = kInt8 ? 4 : 2;     // bytes of a scale
-  const GemvWeights &w = job.weights;
-  const int64_t units = gemv_stored_cols(kFormat, w.num_cols, w.group) / 32;
-  const int64_t units_in_group = w.group ? w.group / 32 : units;
-  const int64_t groups = units / units_in_group;
-  const Row x = row_of(job.activations, place, 0);
-  const uint8_t *q[kBlocks], *scales[kBlocks], *minimums[kBlocks];
-  TENSURE_UNROLL
-  for (int s = 0; s < kBlocks; ++s) {
-    const int64_t here = block + s * apart;
-    q[s] = w.q + here * units * kUnit;
-    scales[s] = w.scales + here * groups * kRows * kScale;
-    minimums[s] = kFormat == GemvFormat::int4_min ? w.minimums + here * groups * kRows * kScale : nullptr;
-  }
-  VecF acc[kBlocks][kParts] = {};
-  int64_t unit = 0;
-  for (int64_t group = 0; group < groups; ++group) {
-    for (int64_t last = unit + units_in_group; unit < last; ++unit) {
-      TENSURE_UNROLL
-      for (int s = 0; s < kBlocks; ++s) {
-        TENSURE_UNROLL
-        for (int line = 0; line < kUnit; line += 64) __builtin_prefetch(q[s] + kAhead + line, 0, 3);
-        if (w.group) {
-          __builtin_prefetch(scales[s] + kAhead / kUnit * kRows * kScale, 0, 3);
-          if (kFormat == GemvFormat::int4_min) __builtin_prefetch(minimums[s] + kAhead / kUnit * kRows * kScale, 0, 3);
-        }
-        TENSURE_UNROLL
-        for (int part = 0; part < kParts; ++part) {
-          VecI even = {}, odd = {};  // two chains, for the latency of the dot product
-          TENSURE_UNROLL
-          for (int four = 0; four < kUnit / 64; ++four) {
-            const VecI v = load_as<VecI>(q[s] + 64 * four + part * TENSURE_VECTOR_BYTES);
-            if constexpr (kInt8) {
-              const VecI right = VecI{} + int_at(x.q, 8 * unit + four);
-              VecI &sum = four % 2 ? odd : even;
-              sum = (VecI)dot_signed((Raw)sum, (Raw)v, (Raw)right);
-            } else {
-              const VecI low = v & 0x0f0f0f0f, high = v >> 4 & 0x0f0f0f0f;
-              even = (VecI)dot_unsigned((Raw)even, (Raw)low, (Raw)(VecI{} + int_at(x.q, 8 * unit + four)));
-              odd = (VecI)dot_unsigned((Raw)odd, (Raw)high, (Raw)(VecI{} + int_at(x.q, 8 * unit + 4 + four)));
-            }
-          }
-          VecF scale = {}, least = {};
-          if constexpr (kInt8) {
-            if (w.group) scale = load_as<VecF>(scales[s] + part * kLanes * 4);
-          } else {
-            scale = load_halves(scales[s] + part * kLanes * 2);
-            if (kFormat == GemvFormat::int4_min) least = load_halves(minimums[s] + part * kLanes * 2);
-          }
-          VecI sum = even + odd;
-          if (kFormat == GemvFormat::int4) sum += int_at(x.total, unit);
-          if (kInt8 && kBias) sum += int_at(x.total, unit) * (kBias / 8);
-          const float step = float_at(x.scale, unit);
-          const VecF factor = kInt8 && !w.group ? VecF{} + step : scale * step;
-          VecF &to = acc[s][part];
-          to = to + __builtin_convertvector(sum, VecF) * factor;
-          if (kFormat == GemvFormat::int4_min) to = to + least * float_at(x.sum, unit);
-        }
-        q[s] += kUnit;
-      }
-    }
-    TENSURE_UNROLL
-    for (int s = 0; s < kBlocks; ++s) {
-      if (!w.group) break;
-      scales[s] += kRows * kScale;
-      if (kFormat == GemvFormat::int4_min) minimums[s] += kRows * kScale;
-    }
-  }
-  TENSURE_UNROLL
-  for (int s = 0; s < kBlocks; ++s) {
-    float out[kRows];
-    TENSURE_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      VecF value = acc[s][part];
-      if (kInt8 && !w.group) value = value * load_as<VecF>(scales[s] + part * kLanes * 4);
-      store(out + part * kLanes, value);
-    }
-    const int64_t row = (block + s * apart) * kRows;
-    const int64_t rows = row_end - row < kRows ? row_end - row : kRows;
-    memcpy(job.y + row, out, static_cast<size_t>(rows) * sizeof(float));
-  }
-}
-
+#include "gemv/stream-inl.h"
 #include "gemv/tile-inl.h"
 
-template <GemvFormat kFormat, int kPlanes>
+template <GemvFormat kFormat, bool kGroups, int kPlanes>
 inline void packed_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
-  if (job.batch == 1 && kPlanes == 1) {
-    const GemvActivations place = gemv_activations(job.weights.num_cols, 1);
-    const int64_t begin = row_begin / kRows, end = (row_end + kRows - 1) / kRows;
-    const int64_t half = (end - begin) / 2;
-    for (int64_t block = begin; block < begin + half; ++block)
-      packed<kFormat, 2>(job, place, block, half, row_end);
-    if ((end - begin) % 2) packed<kFormat, 1>(job, place, end - 1, 0, row_end);
-    return;
-  }
-  if (kFormat == GemvFormat::int8 && !job.weights.group) return tiles<kFormat, false, kPlanes>(job, row_begin, row_end);
-  tiles<kFormat, true, kPlanes>(job, row_begin, row_end);
+  job.batch == 1 ? streams<kFormat, kGroups, kPlanes>(job, row_begin, row_end)
+                 : tiles<kFormat, kGroups, kPlanes>(job, row_begin, row_end);
 }
 
 // ---- GGUF blocks in place: a lane is four neighbouring columns -------------------------------------------------------------
+
+constexpr int kAhead = 4096;  // bytes: measured best of 2048 to 4096
 
 struct Block {
   BlockI v[kBlockParts];
@@ -285,21 +201,16 @@ inline float fold(const Sums &sums) {
 template <bool kSigned, int kLessEighths, int kPlanes>
 inline void add_run(Sums &sums, const Block &w, const Row &x, int64_t group, float factor) {
   const Block right = block_at(x.q + 32 * group), low = block_at(x.low + 32 * group), lanes = block_at(x.lanes + 32 * group);
+  const auto dot = [](BlockI sum, BlockI left, BlockI with) {
+    return kSigned ? (BlockI)dot_signed((RawBlock)sum, (RawBlock)left, (RawBlock)with)
+                   : (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)left, (RawBlock)with);
+  };
   TENSURE_UNROLL
   for (int i = 0; i < kBlockParts; ++i) {
     BlockI sum = {};
-    if (kPlanes == 2) {
-      sum = kSigned ? (BlockI)dot_signed((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i])
-                    : (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)right.v[i]);
-      sum = sum << 7;
-    }
-    if (kPlanes == 2 && kLessEighths) sum += lanes.v[i] * kLessEighths;
-    if (kPlanes == 1 && kLessEighths) sum = lanes.v[i] * kLessEighths;
-    if (kSigned) {
-      sum = (BlockI)dot_signed((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)(kPlanes == 2 ? low : right).v[i]);
-    } else {
-      sum = (BlockI)dot_unsigned((RawBlock)sum, (RawBlock)w.v[i], (RawBlock)(kPlanes == 2 ? low : right).v[i]);
-    }
+    if (kPlanes == 2) sum = dot(sum, w.v[i], right.v[i]) << 7;
+    if (kLessEighths) sum += lanes.v[i] * kLessEighths;
+    sum = dot(sum, w.v[i], kPlanes == 2 ? low.v[i] : right.v[i]);
     sums.v[i] = sums.v[i] + __builtin_convertvector(sum, BlockF) * factor;
   }
 }
@@ -395,10 +306,22 @@ inline void gguf(const GemvJob &job, const GemvActivations &place, int64_t row, 
     }
 }
 
+#include "gemv/nibbles-inl.h"
+
 template <GemvFormat kFormat, int kPlanes>
 inline void gguf_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
   constexpr int kStreams = 2;
   const GemvActivations place = gemv_activations(job.weights.num_cols, kPlanes);
+#if defined(TENSURE_GEMV_NIBBLES)
+  if constexpr (kFormat == GemvFormat::q4_0 || kFormat == GemvFormat::q4_1) {
+    if (job.batch == 1) {
+      const int64_t part = (row_end - row_begin) / kRowsTogether;
+      for (int64_t row = row_begin; row < row_begin + part; ++row) nibbles<kFormat, kPlanes>(job, place, row, part);
+      for (int64_t row = row_begin + kRowsTogether * part; row < row_end; ++row) gguf<kFormat, 1, 1, kPlanes>(job, place, row, 0, 0);
+      return;
+    }
+  }
+#endif
   if (job.batch == 1) {
     const int64_t part = (row_end - row_begin) / kStreams;
     for (int64_t row = row_begin; row < row_begin + part; ++row) gguf<kFormat, 1, kStreams, kPlanes>(job, place, row, part, 0);
@@ -418,9 +341,11 @@ inline void gguf_rows(const GemvJob &job, int64_t row_begin, int64_t row_end) {
 
 template <int kPlanes> inline void rounded(const GemvJob &job, int64_t row_begin, int64_t row_end) {
   switch (job.weights.format) {
-    case GemvFormat::int8: return packed_rows<GemvFormat::int8, kPlanes>(job, row_begin, row_end);
-    case GemvFormat::int4: return packed_rows<GemvFormat::int4, kPlanes>(job, row_begin, row_end);
-    case GemvFormat::int4_min: return packed_rows<GemvFormat::int4_min, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::int8:
+      return job.weights.group ? packed_rows<GemvFormat::int8, true, kPlanes>(job, row_begin, row_end)
+                               : packed_rows<GemvFormat::int8, false, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::int4: return packed_rows<GemvFormat::int4, true, kPlanes>(job, row_begin, row_end);
+    case GemvFormat::int4_min: return packed_rows<GemvFormat::int4_min, true, kPlanes>(job, row_begin, row_end);
     case GemvFormat::q4_0: return gguf_rows<GemvFormat::q4_0, kPlanes>(job, row_begin, row_end);
     case GemvFormat::q4_1: return gguf_rows<GemvFormat::q4_1, kPlanes>(job, row_begin, row_end);
     case GemvFormat::q8_0: return gguf_rows<GemvFormat::q8_0, kPlanes>(job, row_begin, row_end);

@@ -12,26 +12,18 @@ template <int kPlanes> constexpr int kTileRows = kPlanes == 1 ? 6 : 4;
 template <int kPlanes> constexpr int kTileRows = kPlanes == 1 ? 3 : 2;
 #endif
 
-// GCC makes a tree of a chain of integer sums, which takes twice the registers there are.
-inline Raw one_chain(Raw sum) {
-#if defined(__x86_64__)
-  __asm__("" : "+v"(sum));
-#endif
-  return sum;
-}
-
 // 32 columns of weights in 0..15, four at a time. Without 8-bit dot products on x86 the eight sums of pairs are at most
 // 8 * 2 * 15 * 127 = 30480: they stay in 16 bits up to the end.
 #if defined(__SSSE3__) && !defined(TENSURE_GEMV_VNNI)
 inline Raw run_begin(int32_t) { return Raw{}; }
 #if defined(__AVX512BW__)
-inline Raw run_add(Raw sum, Raw w, Raw x) { return one_chain(_mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x))); }
+inline Raw run_add(Raw sum, Raw w, Raw x) { return in_register(_mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x))); }
 inline Raw run_end(Raw sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 #elif defined(__AVX2__)
-inline Raw run_add(Raw sum, Raw w, Raw x) { return one_chain(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))); }
+inline Raw run_add(Raw sum, Raw w, Raw x) { return in_register(_mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))); }
 inline Raw run_end(Raw sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 #else
-inline Raw run_add(Raw sum, Raw w, Raw x) { return one_chain(_mm_add_epi16(sum, _mm_maddubs_epi16(w, x))); }
+inline Raw run_add(Raw sum, Raw w, Raw x) { return in_register(_mm_add_epi16(sum, _mm_maddubs_epi16(w, x))); }
 inline Raw run_end(Raw sum) { return _mm_madd_epi16(sum, _mm_set1_epi16(1)); }
 #endif
 inline VecI run_end(Raw sum, int32_t less) { return (VecI)run_end(sum) + less; }
@@ -80,7 +72,7 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
       VecI low[kVecs], high[kVecs];
       TENSURE_UNROLL
       for (int v = 0; v < kVecs; ++v) {
-        low[v] = load_as<VecI>(q[v] + kUnit * unit + 64 * four);
+        low[v] = (VecI)in_register((Raw)load_as<VecI>(q[v] + kUnit * unit + 64 * four));
         if (!kInt8) {
           high[v] = low[v] >> 4 & 0x0f0f0f0f;
           low[v] = low[v] & 0x0f0f0f0f;
@@ -93,7 +85,7 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
           const Raw right = (Raw)(VecI{} + int_at(x[b] + p * place.low, 8 * unit + four));
           TENSURE_UNROLL
           for (int v = 0; v < kVecs; ++v)
-            dots[p][v][b] = kInt8 ? one_chain((Raw)dot_signed(dots[p][v][b], (Raw)low[v], right))
+            dots[p][v][b] = kInt8 ? in_register((Raw)dot_signed(dots[p][v][b], (Raw)low[v], right))
                                   : run_add(dots[p][v][b], (Raw)low[v], right);
         }
       if (kInt8) continue;
@@ -122,7 +114,7 @@ inline void tile(const GemvJob &job, const GemvActivations &place, int64_t row, 
         VecI dot = kInt8 ? (VecI)dots[0][v][b] : run_end(dots[0][v][b], kPlanes == 1 ? less : 0);
         if (kPlanes == 2) dot = (dot << 7) + (kInt8 ? (VecI)dots[1][v][b] : run_end(dots[1][v][b], 0)) + less;
         const float step = float_at(x[b] + place.scale, unit);
-        const VecF factor = kGroups ? scale * step : VecF{} + step;
+        const VecF factor = kGroups ? scale * step : step - VecF{};
         sums[v][b] = sums[v][b] + __builtin_convertvector(dot, VecF) * factor;
         if (kMin) sums[v][b] = sums[v][b] + least * float_at(x[b] + place.sum, unit);
       }

@@ -250,6 +250,15 @@ def test_packing_loses_nothing(group: int | None) -> None:
         assert with_least.nbytes == 32 * groups * group // 2 + 2 * 32 * groups * 2
 
 
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_packed_weights_begin_with_a_line_of_the_cache(name: str) -> None:
+    """64 bytes that straddle two lines load at half speed: a third of the whole for one row of x."""
+    for rows in (16, 700):
+        weights = random_weights(name, rows, 768, 1, 32)
+        for part in (weights.q, weights.scales, weights.minimums):
+            assert not part.size or part.ctypes.data % 64 == 0
+
+
 @pytest.mark.parametrize("name", sorted(GEMV_FORMATS))
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_comparison_sees_one_flipped_bit(name: str, arithmetic: str) -> None:
@@ -509,7 +518,7 @@ def test_every_instruction_set_and_fallback_here() -> None:
     """Each is right in itself; "fine" and "fast" give the same bits on all, "exact" on all that fuse."""
     runs: list[Mapping[str, str]] = [{"TENSURE_ISA": name} for name in available_isas()]
     if "vnni" in features():
-        runs += [{"TENSURE_ISA": isa(), "TENSURE_FEATURES": "-vnni"}]
+        runs += [{"TENSURE_ISA": name, "TENSURE_FEATURES": "-vnni"} for name in available_isas()]
     found: dict[str, set[str]] = {"fast": set(), "fine": set(), "exact": set()}
     for environment in runs:
         done = run_forced(**environment)

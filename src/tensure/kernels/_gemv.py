@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensure.errors import InputError, UnsupportedError
-from tensure.kernels._buffers import check_threads
+from tensure.kernels._buffers import aligned_bytes, check_threads
 from tensure.kernels._isa import native
 
 __all__ = [
@@ -178,7 +178,7 @@ def pack_int8(q_MK: NDArray[np.int8], scales: Floats, group: int | None = None) 
     _check_scales("scales", scales, np.dtype(np.float32), wanted)
     filled = _filled(q_MK, group or 32, 0)
     blocks = filled.reshape(filled.shape[0] // ROWS, ROWS, filled.shape[1] // 4, 4).transpose(0, 2, 1, 3)
-    packed = np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
+    packed = _aligned(blocks)
     rows = _interleaved(scales.reshape(num_rows, groups))
     return GemvWeights("int8", num_rows, num_cols, group or 0, packed, rows, _NOTHING)
 
@@ -216,7 +216,7 @@ def pack_int4(
         num_rows,
         num_cols,
         group,
-        np.ascontiguousarray(pairs).reshape(-1),
+        _aligned(pairs),
         _interleaved(scales_MG),
         _NOTHING if minimums_MG is None else _interleaved(minimums_MG),
     )
@@ -261,12 +261,9 @@ def quantize_activations(x_BK: Floats, arithmetic: Rounded = "fast") -> Activati
         InputError: x is not a contiguous float32 matrix with columns.
     """
     batch, num_cols = _check_activations(x_BK)
-    module = native()
     if arithmetic not in ("fine", "fast"):
         raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted="'fine' or 'fast'")
-    data = np.empty(module.gemv_activation_bytes(_index(arithmetic), num_cols, batch), np.uint8)
-    module.gemv_quantize(_index(arithmetic), x_BK, data)
-    return Activations(batch, num_cols, data, arithmetic)
+    return Activations(batch, num_cols, _quantized(x_BK, arithmetic), arithmetic)
 
 
 def gemv(
@@ -338,8 +335,8 @@ def gemv(
         assert not isinstance(x_BK, Activations)
         native().gemv_exact(*stored, x_BK, out, threads)
     else:
-        rounded = x_BK if isinstance(x_BK, Activations) else quantize_activations(x_BK, arithmetic)
-        native().gemv_rounded(_index(arithmetic), *stored, rounded.data, out, threads)
+        rounded = x_BK.data if isinstance(x_BK, Activations) else _quantized(x_BK, arithmetic)
+        native().gemv_rounded(_index(arithmetic), *stored, rounded, out, threads)
     return out
 
 
@@ -372,6 +369,14 @@ def read_memory(data: Bytes, *, streams: int = 2, prefetch: int = 2048, threads:
     return native().gemv_read(data[: data.size // READ_BYTES * READ_BYTES], streams, prefetch, threads)
 
 
+def _quantized(x_BK: Floats, arithmetic: Arithmetic) -> Bytes:
+    """What `Activations` holds for x that was checked."""
+    module, index = native(), _index(arithmetic)
+    data = np.empty(module.gemv_activation_bytes(index, x_BK.shape[1], x_BK.shape[0]), np.uint8)
+    module.gemv_quantize(index, x_BK, data)
+    return data
+
+
 def stored_bytes(name: str, num_rows: int, num_cols: int, group: int) -> tuple[int, int, int]:
     """Of q, scales and minimums; as gemv_q_bytes and gemv_num_scales in native/gemv/gemv.h."""
     layout = GEMV_FORMATS[name]
@@ -398,8 +403,17 @@ def _interleaved(scales_MG: NDArray[np.floating]) -> Bytes:
     num_rows, groups = scales_MG.shape
     filled = np.zeros((-(-num_rows // ROWS) * ROWS, groups), scales_MG.dtype)
     filled[:num_rows] = scales_MG
-    blocks = filled.reshape(-1, ROWS, groups).transpose(0, 2, 1)
-    return np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
+    return _aligned(filled.reshape(-1, ROWS, groups).transpose(0, 2, 1))
+
+
+def _aligned(array: NDArray[np.generic]) -> Bytes:
+    """Its elements in order, as bytes from a multiple of 64 on: no line of the cache is loaded twice.
+
+    numpy asks for huge pages for arrays of 4 MiB and more.
+    """
+    room = aligned_bytes(array.nbytes)
+    room.view(array.dtype).reshape(array.shape)[...] = array
+    return room
 
 
 def _check_array(place: str, array: object, dtype: np.dtype[np.generic] | None, ndim: int) -> None:

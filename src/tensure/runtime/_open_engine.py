@@ -61,7 +61,7 @@ def open_engine(
         cache_bits=cache_bits,
         threads=num_threads() if threads is None else threads,
         in_place=in_place,
-        arithmetic=MODEMODE_ARITHMETIC[mode],
+        arithmetic=MODE_ARITHMETIC[mode],
     )
     return Engine(
         core,
