@@ -42,6 +42,8 @@ from tensure.kernels import (
     features,
     isa,
 )
+from tensure.kernels._decoder_attention_reference import Cached, round_for_cache
+from tensure.kernels._decoder_rows_reference import rotate
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -138,6 +140,83 @@ def test_keys_and_values_of_any_size_equal_reference(seed: int, kv_format: str, 
     model = dataclasses.replace(model, layers=[layer])
     tokens = model.tokens(18, seed)
     assert same_bits(Server(model, [tokens]).serve(whole([tokens]))[0], model.reference(tokens))
+
+
+HEADS_OF_CACHE = {
+    "ordinary": [0.3, -1.2, 0.7, 2.0, -0.1, 0.0],
+    "ties of 8 bits": [127.0, 0.5, -1.5, 2.5, 63.5, -126.5],
+    "ties of 4 bits": [-3.0, 12.0, -2.5, 0.5, 3.5, 11.5],
+    "near ties of 8 bits": [np.float32(9.1) * (n + 0.5) / 127 for n in (126.5, 3, 17, 38, 66, 99)],
+    "near ties of 4 bits": [np.float32(9.1) * n / 15 for n in (0, 15, 1.5, 3.5, 8.5, 13.5)],
+    "where x / (max / 127) rounds otherwise": [
+        64.0592041015625,
+        0.7566047310829163,
+        1.2610080242156982,
+        2.2698144912719727,
+        2.774217367172241,
+        3.278620719909668,
+    ],
+    "one number": [0.7] * 6,
+    "narrower than 2^-100": [3e-31, -4e-31, 1e-31, 0.0, 1e-40, 0.0],
+    "zeros": [0.0] * 6,
+    "below 2^-100": [7e-31, -7e-31, 3e-31, 0.0, 1e-40, 0.0],
+    "above 2^-100": [8e-31, -8e-31, 3e-31, 0.0, 1e-40, 0.0],
+    "just beyond half": [65519.0, 65520.0, -65520.0, 6e-8, 2.9e-8, 3.1e-8],
+    "wide": [3e38, -3e37, 1e38, 0.0, 1.0, 2.0],
+    "too wide": [3e38, -3e38, 1e38, 0.0, 1.0, 2.0],
+    "infinite": [np.inf, -1.0, 1e38, 0.0, 1.0, 2.0],
+    "NaN last": [1.0, -1.0, 3.0, 0.0, 1.0, np.nan],
+}
+
+
+@pytest.mark.parametrize("kv_format", sorted(KV_FORMATS))
+@pytest.mark.parametrize("what", sorted(HEADS_OF_CACHE))
+def test_pages_hold_what_the_reference_rounds(kv_format: str, what: str) -> None:
+    """Position 0, turned by nothing, with biases alone as key and value: bytes as kv.h lays them out."""
+    model = random_model(1, biases=True, layers=1, heads=(1, 2), kv_format=kv_format)
+    head = np.array(HEADS_OF_CACHE[what], np.float32)
+    rng = np.random.default_rng(len(what))
+    scaled = [head, head[::-1] * np.float32(rng.uniform(0.5, 1))]  # other products that end close to a tie
+    key, value = (np.ascontiguousarray(x, np.float32) for x in scaled)
+    nothing = plain("f32", np.zeros((6, 20)))
+    layer = dataclasses.replace(model.layers[0], k=nothing, v=nothing, k_bias=key, v_bias=value)
+    server = Server(dataclasses.replace(model, layers=[layer]), [model.tokens(1)])
+    server.step([(0, 0)])
+    page = server.pages[0][server.tables[0, 0]]
+    with np.errstate(all="ignore"):
+        # By nothing, and yet Inf makes a NaN of its partner.
+        turned = rotate(key.reshape(1, 1, 6), model.cosine[:1], model.sine[:1], False)
+        for x, found in zip((turned, value), stored_at_position_0(page, kv_format), strict=True):
+            wanted = round_for_cache(x.reshape(1, 1, 6), kv_format)
+            if not np.isfinite(x).all() and kv_format != "f16":
+                assert np.isnan(found.scale).all()
+                continue
+            for ours, theirs in zip(dataclasses.astuple(found), dataclasses.astuple(wanted), strict=True):
+                assert (ours is None) == (theirs is None)
+                assert ours is None or np.array_equal(ours, theirs, equal_nan=True)
+
+
+def stored_at_position_0(page: np.ndarray, kv_format: str) -> tuple[Cached, Cached]:
+    """Key and value of a page of one layer and one head of size 6."""
+    bits = {"f16": 16, "int8": 8, "int4": 4}[kv_format]
+    values = -(-6 * 2 * bits // 64) * 64
+    key, value = page[: 6 * 2 * bits], page[values : values + 32 * 2 * bits]
+    scales = page[values + 32 * 2 * bits :]
+    if kv_format == "f16":
+        k, v = (part.view(np.float16).astype(np.float32) for part in (key, value))
+        return Cached(k[::16].reshape(1, 1, 6), None, None), Cached(v[:6].reshape(1, 1, 6), None, None)
+    numbers = scales[: scales.size // 4 * 4].view(np.float32)[::16].reshape(-1, 1, 1)
+    if kv_format == "int8":
+        k, v = (part.view(np.int8).astype(np.float32) for part in (key, value))
+        return (
+            Cached(k[::16].reshape(1, 1, 6), numbers[0], None),
+            Cached(v[:6].reshape(1, 1, 6), numbers[1], None),
+        )
+    k = np.concatenate([key[::16] & 15, key[::16] >> 4]).astype(np.float32)
+    return (
+        Cached(k.reshape(1, 1, 6), numbers[0], numbers[1]),
+        Cached((value[:6] & 15).astype(np.float32).reshape(1, 1, 6), numbers[2], numbers[3]),
+    )
 
 
 def test_without_layers_embedding_and_head_alone() -> None:

@@ -1,8 +1,9 @@
 """native/check, a program without Python, for what this process cannot be: watched, or another processor.
 
 It holds conv, dotconv, segment, dequantize and decoder (with gemv in it) against plain loops in double or
-64-bit integers; here it is built twice. For x86-64 the sanitizers watch addresses and undefined behaviour; for aarch64 it is static,
-without OpenMP, and runs under qemu. A build is kept in build/check until a source changes.
+64-bit integers; here it is built twice. For x86-64 the sanitizers watch addresses and undefined behaviour;
+for aarch64 it is static, without OpenMP, and runs under qemu. A build is kept in build/check until a source
+changes.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def run(program: Path, *words: str, isa: str = "", emulator: str = "") -> subpro
 
 
 def bits_of(done: subprocess.CompletedProcess[str], isa: str, rounds: int) -> dict[str, str]:
-    """What each geometry and each decoder gave, once the run is seen to have compared everything and found nothing."""
+    """What each geometry and decoder gave, once the run is seen to have compared all and found nothing."""
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     *lines, last = done.stdout.splitlines()
     counts = re.fullmatch(
