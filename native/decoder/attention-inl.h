@@ -198,7 +198,7 @@ template <typename Put> TENSURE_INLINE float to_bytes(const float *x, int64_t co
 struct Step {
   float scale, minimum;
 };
-// Four bits: scale = (max - min) / 15 and the minimum.
+// Four bits: scale = (max - min) / 15 and the minimum. What is wider than a float holds is not finite either.
 template <typename Put> TENSURE_INLINE Step to_nibbles(const float *x, int64_t count, Put put) {
   const Range r = range_of(x, count);
   const float width = r.most - r.least;
@@ -208,7 +208,7 @@ template <typename Put> TENSURE_INLINE Step to_nibbles(const float *x, int64_t c
     const int q = flat ? 0 : nearest((x[i] - r.least) * inverse);
     put(i, q < 0 ? 0 : q > 15 ? 15 : q);
   }
-  if (!r.finite) return {__builtin_nanf(""), 0.0f};
+  if (!r.finite || width - width != 0.0f) return {__builtin_nanf(""), r.finite ? r.least : 0.0f};
   return {flat ? 0.0f : width / 15.0f, r.least};
 }
 

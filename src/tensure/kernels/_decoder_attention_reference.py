@@ -41,8 +41,8 @@ def round_for_cache(x_TGE: Floats, kv_format: str) -> Cached:
 
     "f16": to half, ties to even. "int8": scale = max|x| / 127 and q = round(x * (127 / max|x|)); a head below
     2^-100 is zeros. "int4": with width = max - min, scale = width / 15, minimum = min and
-    q = round((x - min) * (15 / width)) in 0..15; a head narrower than 2^-100, or wider than float32 holds, is
-    its minimum. A head that holds Inf or NaN has the scale NaN.
+    q = round((x - min) * (15 / width)) in 0..15; a head narrower than 2^-100 is its minimum.
+    A head that holds Inf or NaN, or is wider than float32 holds, has the scale NaN.
     """
     if kv_format == "f16":
         return Cached(x_TGE.astype(np.float16).astype(np.float32), None, None)
@@ -56,7 +56,8 @@ def round_for_cache(x_TGE: Floats, kv_format: str) -> Cached:
         return Cached(np.rint(clean * inverse[:, :, None]), np.where(finite, scale, NAN), None)
     least = clean.min(axis=2)
     width = clean.max(axis=2) - least
-    flat = (width < SMALL) | np.isinf(width)
+    finite = finite & np.isfinite(width)
+    flat = (width < SMALL) | ~finite
     inverse = np.where(flat, ZERO, np.float32(15) / width)
     steps = np.rint((clean - least[:, :, None]) * inverse[:, :, None])
     q = np.where(flat[:, :, None], ZERO, np.clip(steps, 0, 15))
