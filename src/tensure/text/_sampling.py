@@ -65,7 +65,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token and its natural log-probability, to 2e-7, under the model's own, unfiltered distribution."""
+    """A chosen token and its natural log-probability under the model's own distribution, good to 2e-7."""
 
     token_id: int
     logprob: float
