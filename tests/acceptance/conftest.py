@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.acceptance.engine_models import Sealed, key_of, seal_model
 
 import tensure
 
@@ -195,3 +197,26 @@ def entries() -> Callable[[Path], dict[str, bytes]]:
 def public_key() -> Callable[[], Path]:
     """The public half of the key of the machine one stands on."""
     return lambda: Path(os.environ["XDG_CONFIG_HOME"]) / "tensure" / "keys" / "signing-key.pub.pem"
+
+
+# --- the engine ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def engine_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the engine's models lie, sealed by a key of their own."""
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="session")
+def decoder(engine_home: Path) -> Callable[[str], Sealed]:
+    """Random decoders by name, `family-encoding`, each made once."""
+    return cache(lambda name: seal_model(engine_home, name))
+
+
+@pytest.fixture(scope="session")
+def smol_engine_bundle(engine_home: Path) -> Sealed:
+    """SmolLM2 with all of its default context; its reference is the loaded Model."""
+    model = tensure.load("smollm2-135m")
+    with key_of(engine_home) as key:
+        return Sealed(tensure.seal(model, engine_home / "smol.bundle"), key, model)

@@ -218,8 +218,8 @@ def write_gguf(
         else:
             writer.add_uint32(full, value)
     for key, array in (gguf_tensors(family, model) if tensors is None else tensors).items():
-        if array.ndim == 2 and encoding == "q8_0":
-            kind = gguf.GGMLQuantizationType.Q8_0
+        if array.ndim == 2 and encoding in ("q4_0", "q4_1", "q8_0"):
+            kind = gguf.GGMLQuantizationType[encoding.upper()]
             writer.add_tensor(key, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 from tensure.errors import InputError, UnsupportedError
-from tensure.kernels import PAGE_TOKENS, Arithmetic, exact_is_fused
+from tensure.kernels import PAGE_TOKENS, Arithmetic, check_threads, exact_is_fused
 from tensure.program import DecoderConfig, Weights
 
 from ._engine import Engine
@@ -47,6 +47,10 @@ def open_engine(
         or not 1 <= max_sequences <= MAX_SEQUENCES
     ):
         raise InputError(f"max_sequences is {max_sequences!r:.40}", wanted=f"1 to {MAX_SEQUENCES}")
+    if isinstance(max_rows_per_step, bool) or not isinstance(max_rows_per_step, int) or max_rows_per_step < 1:
+        raise InputError(f"max_rows_per_step is {max_rows_per_step!r:.40}", wanted="an integer of at least 1")
+    threads = num_threads() if threads is None else threads
+    check_threads(threads)
     if mode == "exact" and not exact_is_fused():
         raise UnsupportedError(
             "this instruction set has no fused multiply-add: its sums differ from those of all others",
@@ -59,7 +63,7 @@ def open_engine(
         weights,
         num_pages=pages,
         cache_bits=cache_bits,
-        threads=num_threads() if threads is None else threads,
+        threads=threads,
         in_place=in_place,
         arithmetic=MODE_ARITHMETIC[mode],
     )

@@ -71,8 +71,11 @@ class PagedDecoder:
         self._stage: DecoderStage = build_stage(
             config, weights, kv_format=kv_format, arithmetic=arithmetic, in_place=in_place, threads=threads
         )
-        # Untouched pages take no memory.
-        self._pages = np.empty((pages, self._stage.page_bytes), np.uint8)
+        try:
+            # Untouched pages take no memory.
+            self._pages = np.empty((pages, self._stage.page_bytes), np.uint8)
+        except MemoryError:  # a limit that no file of the system tells
+            raise _does_not_fit(weight_bytes, cache_bytes, pages, "what this process may take") from None
 
     @property
     def cache_pages(self) -> NDArray[np.uint8]:
@@ -96,16 +99,20 @@ def _check_memory(weight_bytes: int, cache_bytes: int, num_pages: int) -> None:
     free = _free_bytes()
     need = weight_bytes + cache_bytes + _SPARE
     if free is not None and need > free:
-        raise LimitError(
-            f"weights of {_mib(weight_bytes)} and a cache of {_mib(cache_bytes)} ({num_pages} pages) "
-            f"do not fit into {_mib(free)} of free memory",
-            wanted=f"{_mib(need)} free",
-            next_step="Use a shorter context, fewer sequences, or a cache of 8 or 4 bits",
-        )
+        raise _does_not_fit(weight_bytes, cache_bytes, num_pages, f"{_mib(free)} of free memory")
+
+
+def _does_not_fit(weight_bytes: int, cache_bytes: int, num_pages: int, room: str) -> LimitError:
+    return LimitError(
+        f"weights of {_mib(weight_bytes)} and a cache of {_mib(cache_bytes)} ({num_pages} pages) "
+        f"do not fit into {room}",
+        wanted=f"{_mib(weight_bytes + cache_bytes + _SPARE)} free",
+        next_step="Use a shorter context, fewer sequences, or a cache of 8 or 4 bits",
+    )
 
 
 def _free_bytes() -> int | None:
-    """What the system says it could give, or what this process's control group allows if that is less."""
+    """What the system says it could give, or this process's limit or control group if they allow less."""
     found: list[int] = []
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
@@ -120,6 +127,16 @@ def _free_bytes() -> int | None:
         if most != "max":
             found.append(max(int(most) - used, 0))
     except (OSError, ValueError):
+        pass
+    try:
+        import resource  # no such module outside Unix
+
+        most_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+        with open("/proc/self/statm", encoding="ascii") as sizes:
+            used = int(sizes.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if most_bytes != resource.RLIM_INFINITY:
+            found.append(max(most_bytes - used, 0))
+    except (ImportError, OSError, ValueError):
         pass
     if not found:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
