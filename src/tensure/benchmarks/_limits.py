@@ -128,10 +128,11 @@ def _best(
 
 
 class _LimitsEngine:
-    """The limits for a number of threads, in a process of their own so that the caller needs no torch."""
+    """One limit for a number of threads, in a process of their own so that the caller needs no torch."""
 
-    def limits(self, threads: int) -> Json:
-        return {"bandwidth": asdict(bandwidth(threads)), "f32": asdict(f32_rate(threads))}
+    def limits(self, asked: Json) -> Json:
+        ways = {"bandwidth": bandwidth, "f32": f32_rate}
+        return asdict(ways[asked["kind"]](asked["threads"]))
 
     def peak(self, asked: Json) -> Json:
         return asdict(register_peak(asked["kind"], asked["threads"], asked["seconds"]))
