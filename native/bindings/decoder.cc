@@ -79,9 +79,7 @@ class BoundDecoder {
 
   void set_embed(const MatrixParts &parts) {
     const DecoderMatrix m = matrix(parts, decoder_.shape.vocab, decoder_.shape.width);
-    const GemvFormat f = m.weights.format;
-    expect(m.kind != MatrixKind::gemv || f == GemvFormat::q4_0 || f == GemvFormat::q4_1 || f == GemvFormat::q8_0,
-           "rows of this format are not looked up");
+    expect(m.kind != MatrixKind::gemv || m.weights.format != GemvFormat::q4_k, "rows of this format are not looked up");
     decoder_.embed = m;
     decoder_.has_embed = true;
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "common/half-inl.h"
 #include "common/isa.h"
 #include "common/threads.h"
 #include "decoder/table.h"
@@ -50,11 +51,12 @@ struct Rows {
 };
 
 struct Buffers {
-  Rows in;                       // what a norm or an activation gave
-  float *qkv, *attended;         // [R, (H + 2G) E], [R, H E]
-  float *gate, *up;              // [R, F]
-  float *sum;                    // [R, D]: what a layer adds
-  float *scores;                 // [threads, heads of a group, score_stride]
+  Rows in;        // what a norm or attention gave
+  Rows gated;     // [R, F]: silu(gate) * up
+  float *qkv;     // [R, (H + 2G) E]
+  float *gate;    // [R, F]
+  float *sum;     // [R, D]: what a matrix adds to the stream
+  float *scores;  // [threads, heads of a group, score_stride]
   int64_t qkv_width, score_stride;
 };
 
@@ -64,20 +66,45 @@ int64_t rounded_bytes(const Decoder &decoder, int64_t num_cols) {
 
 Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_threads) {
   const DecoderShape &s = decoder.shape;
-  const int64_t widest = std::max({s.width, s.heads * s.head_dim, s.ffn});
+  const int64_t width = std::max(s.width, s.heads * s.head_dim), widest = std::max(width, s.ffn);
   Buffers b;
-  b.in.stride = round_up(widest, 16);
+  b.in.stride = round_up(width, 16);
   b.in.x = carver.take<float>(num_rows * b.in.stride);
   b.in.rounded = carver.take<uint8_t>(rounded_bytes(decoder, widest) * num_rows);
   b.qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim;
-  b.qkv = carver.take<float>(num_rows * b.qkv_width);
-  b.attended = b.in.x;  // attention's rows are the next matrix's input
-  b.gate = carver.take<float>(num_rows * s.ffn);
-  b.up = carver.take<float>(num_rows * s.ffn);
-  b.sum = carver.take<float>(num_rows * s.width);
+  // One place, one tenant after the other: queries, keys and values until attention is done; gates until they are multiplied;
+  // and what o or down gives.
+  b.qkv = b.gate = b.sum = carver.take<float>(num_rows * std::max({b.qkv_width, s.ffn, s.width}));
+  b.gated = {carver.take<float>(num_rows * s.ffn), s.ffn, b.in.rounded};
   b.score_stride = round_up(s.context, kPageTokens);
   b.scores = carver.take<float>(num_threads * (s.heads / s.kv_heads) * b.score_stride);
   return b;
+}
+
+// One row of gemv's own layouts, decoded: each value as gemv's "exact" decodes it.
+void look_up_packed(const GemvWeights &w, int64_t row, float *out) {
+  const int64_t cols = gemv_stored_cols(w.format, w.num_cols, w.group), block = row / kGemvRows, lane = row % kGemvRows;
+  const int64_t group = w.group ? w.group : cols, groups = cols / group;
+  const auto scale_at = [&](const uint8_t *scales, int64_t k) {
+    const int64_t index = (block * groups + k / group) * kGemvRows + lane;
+    if (w.format != GemvFormat::int8) return load_half(scales + 2 * index);
+    float scale;
+    std::memcpy(&scale, scales + 4 * index, 4);
+    return scale;
+  };
+  for (int64_t k = 0; k < w.num_cols; ++k) {
+    const float scale = scale_at(w.scales, k);
+    if (w.format == GemvFormat::int8) {
+      const int8_t q = static_cast<int8_t>(w.q[block * cols * kGemvRows + k / 4 * 64 + lane * 4 + k % 4]);
+      out[k] = static_cast<float>(q) * scale;
+      continue;
+    }
+    // 64 bytes are a word of each row: its low halves are columns 4 w to 4 w + 3 of 32, its high halves those 16 further on.
+    const int64_t within = k % 32, word = within % 16 / 4;
+    const uint8_t pair = w.q[block * cols * (kGemvRows / 2) + k / 32 * 256 + word * 64 + lane * 4 + within % 4];
+    const float q = static_cast<float>(within < 16 ? pair & 15 : pair >> 4);
+    out[k] = w.format == GemvFormat::int4 ? (q - 8.0f) * scale : q * scale + scale_at(w.minimums, k);
+  }
 }
 
 class Run {
@@ -139,14 +166,13 @@ class Run {
 
   bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && gemv_.quantize; }
 
-  void round(std::initializer_list<const DecoderMatrix *> readers, int64_t row) const {
+  void round(std::initializer_list<const DecoderMatrix *> readers, const Rows &in, int64_t row) const {
     if (std::none_of(readers.begin(), readers.end(), [&](const DecoderMatrix *m) { return rounds(*m); })) return;
     const int64_t cols = (*readers.begin())->weights.num_cols;
-    gemv_.quantize(buffers_.in.x + row * buffers_.in.stride, cols, buffers_.in.rounded + row * rounded_bytes(decoder_, cols));
+    gemv_.quantize(in.x + row * in.stride, cols, in.rounded + row * rounded_bytes(decoder_, cols));
   }
 
-  void multiply(const DecoderMatrix &m, int64_t batch, float *y, int64_t y_stride, int64_t begin, int64_t end) const {
-    const Rows &in = buffers_.in;
+  void multiply(const DecoderMatrix &m, const Rows &in, int64_t batch, float *y, int64_t y_stride, int64_t begin, int64_t end) const {
     if (m.kind != MatrixKind::gemv) {
       table_.plain_rows({static_cast<int>(m.kind), m.data, m.weights.num_cols, in.x, batch, in.stride, y, y_stride}, begin, end);
       return;
@@ -160,9 +186,9 @@ class Run {
   }
 
   // hidden += what the matrix gives.
-  void add_product(const DecoderMatrix &m) {
+  void add_product(const DecoderMatrix &m, const Rows &in) {
     for_each_block({&m}, rows(), [&](int, int64_t begin, int64_t end) {
-      multiply(m, rows(), buffers_.sum, shape_.width, begin, end);
+      multiply(m, in, rows(), buffers_.sum, shape_.width, begin, end);
       for (int64_t row = 0; row < rows(); ++row) {
         const int64_t at = row * shape_.width + begin;
         if (shape_.residual_multiplier == 1.0f)
@@ -188,6 +214,10 @@ class Run {
       table_.widen(static_cast<int>(m.kind), m.data + row * w.num_cols * bytes, w.num_cols, out);
       return;
     }
+    if (!gemv_is_gguf(w.format)) {
+      look_up_packed(w, row, out);
+      return;
+    }
     const DequantizeEncoding encoding = w.format == GemvFormat::q4_0   ? DequantizeEncoding::q4_0
                                         : w.format == GemvFormat::q4_1 ? DequantizeEncoding::q4_1
                                                                        : DequantizeEncoding::q8_0;
@@ -199,13 +229,13 @@ class Run {
     const int64_t E = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
     for_each_row(rows(), [&](int64_t row) {
       norm(step_.hidden + row * shape_.width, layer.attn_norm, row);
-      round({&layer.q, &layer.k, &layer.v}, row);
+      round({&layer.q, &layer.k, &layer.v}, buffers_.in, row);
     });
     const int64_t k_at = shape_.heads * E, v_at = k_at + shape_.kv_heads * E;
     const DecoderMatrix *const matrices[] = {&layer.q, &layer.k, &layer.v};
     const int64_t at[] = {0, k_at, v_at};
     for_each_block({&layer.q, &layer.k, &layer.v}, rows(), [&](int which, int64_t begin, int64_t end) {
-      multiply(*matrices[which], rows(), buffers_.qkv + at[which], buffers_.qkv_width, begin, end);
+      multiply(*matrices[which], buffers_.in, rows(), buffers_.qkv + at[which], buffers_.qkv_width, begin, end);
     });
     for_each_row(rows(), [&](int64_t row) { place(layer, index, row); });
     // All keys and values of the step are written: rows may read each other's. A row's heads go to as many tasks as the threads
@@ -218,10 +248,10 @@ class Run {
       table_.attend({decoder_.kv_format, kv_, E, heads, buffers_.qkv + row * buffers_.qkv_width + first * E,
                      shape_.attention_scale, pages, page_bytes_, step_.tables + step_.slots[row] * step_.table_pages,
                      step_.positions[row], buffers_.scores + thread * group * buffers_.score_stride, buffers_.score_stride,
-                     buffers_.attended + row * buffers_.in.stride + first * E});
+                     buffers_.in.x + row * buffers_.in.stride + first * E});
     });
-    for_each_row(rows(), [&](int64_t row) { round({&layer.o}, row); });
-    add_product(layer.o);
+    for_each_row(rows(), [&](int64_t row) { round({&layer.o}, buffers_.in, row); });
+    add_product(layer.o, buffers_.in);
   }
 
   // Biases, norms and rotation of one row's heads; its key and value into the cache.
@@ -248,32 +278,28 @@ class Run {
   void feed_forward(const DecoderLayer &layer) {
     for_each_row(rows(), [&](int64_t row) {
       norm(step_.hidden + row * shape_.width, layer.ffn_norm, row);
-      round({&layer.gate, &layer.up}, row);
+      round({&layer.gate, &layer.up}, buffers_.in, row);
     });
     for_each_block({&layer.gate}, rows(), [&](int, int64_t begin, int64_t end) {
-      multiply(layer.gate, rows(), buffers_.gate, shape_.ffn, begin, end);
-      multiply(layer.up, rows(), buffers_.up, shape_.ffn, begin, end);
+      multiply(layer.gate, buffers_.in, rows(), buffers_.gate, shape_.ffn, begin, end);
+      multiply(layer.up, buffers_.in, rows(), buffers_.gated.x, shape_.ffn, begin, end);
       for (int64_t row = 0; row < rows(); ++row) {
         const int64_t at = row * shape_.ffn + begin;
-        table_.silu_multiply(buffers_.gate + at, buffers_.up + at, end - begin);
+        table_.silu_multiply(buffers_.gate + at, buffers_.gated.x + at, end - begin);
       }
     });
-    for_each_row(rows(), [&](int64_t row) {
-      std::memcpy(buffers_.in.x + row * buffers_.in.stride, buffers_.up + row * shape_.ffn,
-                  sizeof(float) * static_cast<size_t>(shape_.ffn));
-      round({&layer.down}, row);
-    });
-    add_product(layer.down);
+    for_each_row(rows(), [&](int64_t row) { round({&layer.down}, buffers_.gated, row); });
+    add_product(layer.down, buffers_.gated);
   }
 
   void head() {
     for_each_row(step_.num_wanted, [&](int64_t i) {
       norm(step_.hidden + step_.wanted[i] * shape_.width, decoder_.norm, i);
-      round({&decoder_.head}, i);
+      round({&decoder_.head}, buffers_.in, i);
     });
     if (step_.num_wanted == 0) return;
     for_each_block({&decoder_.head}, step_.num_wanted, [&](int, int64_t begin, int64_t end) {
-      multiply(decoder_.head, step_.num_wanted, step_.logits, shape_.vocab, begin, end);
+      multiply(decoder_.head, buffers_.in, step_.num_wanted, step_.logits, shape_.vocab, begin, end);
       if (shape_.logits_divisor == 1.0f) return;
       for (int64_t i = 0; i < step_.num_wanted; ++i)
         table_.divide(step_.logits + i * shape_.vocab + begin, shape_.logits_divisor, end - begin);

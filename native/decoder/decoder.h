@@ -45,7 +45,7 @@ struct Decoder {
   std::vector<DecoderLayer> layers;
   const float *cosine, *sine;  // [C, E/2]
   bool has_embed, has_head;
-  DecoderMatrix embed;  // [V, D]: gemv kinds other than GGUF blocks of 32 are not looked up
+  DecoderMatrix embed;  // [V, D]; may be the head's own memory. Rows of Q4_K are not looked up
   DecoderMatrix head;   // [V, D]
   const float *norm;    // [D]
   GemvArithmetic arithmetic;  // of matrices in gemv's formats

@@ -166,7 +166,6 @@ def cache_bytes(context: int, bits: int) -> int:
     return context * 30 * 2 * 3 * 64 * bits // 8
 
 
-@pytest.mark.xfail(strict=True, reason="the interpreter and its modules alone take 57 MiB of the 64")
 @pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_peak_memory_is_weights_and_cache_and_64_mib(smol_engine_bundle: Sealed, in_place: bool) -> None:
     stored = sum(path.stat().st_size for path in (smol_engine_bundle.bundle / "weights").iterdir())

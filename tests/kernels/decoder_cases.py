@@ -34,7 +34,7 @@ PLAIN = ("f32", "f16", "bf16")
 OWN = ("int8", "int4", "int4_min")
 BLOCKS_OF_32 = ("q4_0", "q4_1", "q8_0")
 ANY = (*PLAIN, *OWN, *BLOCKS_OF_32, "q4_k")
-LOOKED_UP = (*PLAIN, *BLOCKS_OF_32)
+LOOKED_UP = [kind for kind in ANY if kind != "q4_k"]
 
 Step = list[tuple[int, int]]  # (sequence, position) of each row
 

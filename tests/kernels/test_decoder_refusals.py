@@ -180,7 +180,6 @@ BAD_STAGES: dict[str, Callable[[], object]] = {
     "one bias of three": lambda: layer(q_bias=np.ones(24, np.float32)),
     "one head norm of two": lambda: layer(q_norm=np.ones(6, np.float32)),
     "bias dtype": lambda: layer(q_bias=np.ones(24), k_bias=np.ones(12), v_bias=np.ones(12)),
-    "embedding of interleaved rows": lambda: build(embed=random_matrix(RNG, "int8", 21, 32)),
     "embedding shape": lambda: build(embed=random_matrix(RNG, "f32", 20, 32)),
     "head without its norm": lambda: build(head=MODEL.head[0]),
     "head's norm short": lambda: build(head=(MODEL.head[0], MODEL.head[1][:-1])),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from tensure.errors import TensureError
@@ -59,6 +58,8 @@ def _kernels() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # it loads a mail parser
+
     try:
         return version(package)
     except PackageNotFoundError:

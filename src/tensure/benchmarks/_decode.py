@@ -65,7 +65,9 @@ def _decode_limits(scope: Scope, cases: Sequence[Case]) -> list[Limit]:
     """A token reads every weight once: bandwidth over the bytes of the model as stored."""
     stored = model_sizes()[0]
     with _limits_child(scope) as child:
-        found = [(case, child.ask("limits", case.threads)["bandwidth"]) for case in cases]
+        found = [
+            (case, child.ask("limits", {"kind": "bandwidth", "threads": case.threads})) for case in cases
+        ]
     return [
         Limit("memory bandwidth", case.threads, row["value"], row["unit"], row["value"] / stored, row["how"])
         for case, row in found
@@ -76,7 +78,7 @@ def _prefill_limits(scope: Scope, cases: Sequence[Case]) -> list[Limit]:
     """A token needs a multiply and an add for each weight of the blocks; the head is used once."""
     _, in_blocks, in_head = model_sizes()
     with _limits_child(scope) as child:
-        found = [(case, child.ask("limits", case.threads)["f32"]) for case in cases]
+        found = [(case, child.ask("limits", {"kind": "f32", "threads": case.threads})) for case in cases]
     needed = 2.0 * (in_blocks * PROMPT_TOKENS["prefill"] + in_head)
     return [
         Limit("f32 arithmetic", case.threads, row["value"], row["unit"],

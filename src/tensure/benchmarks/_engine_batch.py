@@ -11,8 +11,7 @@ from typing import TypeAlias
 
 from tensure.errors import EvaluationError
 from tensure.kernels import PAGE_TOKENS
-from tensure.runtime import DecoderCore, Engine, Stream
-from tensure.runtime._paged_decoder import PagedDecoder
+from tensure.runtime import DecoderCore, Engine, PagedDecoder, Stream
 from tensure.text import SamplingParams
 
 from ._engine_tensure import arithmetic_of, decoder_facts, read_model

@@ -17,8 +17,7 @@ from tensure.errors import InputError
 from tensure.kernels import Arithmetic, StepRows
 from tensure.program import DecoderConfig, Weights, read_decoder
 from tensure.program.from_gguf import from_gguf
-from tensure.runtime._open_engine import MODE_ARITHMETIC, MODES
-from tensure.runtime._paged_decoder import PagedDecoder
+from tensure.runtime import MODE_ARITHMETIC, MODES, PagedDecoder
 
 from ._quality_engine import QualityEngine
 from ._records import Json

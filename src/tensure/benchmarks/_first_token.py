@@ -28,8 +28,7 @@ def import_tensure(mode: str) -> Load:
     from tensure.kernels import PAGE_TOKENS, StepRows
     from tensure.program import read_decoder
     from tensure.program.from_gguf import from_gguf
-    from tensure.runtime._open_engine import MODE_ARITHMETIC
-    from tensure.runtime._paged_decoder import PagedDecoder
+    from tensure.runtime import MODE_ARITHMETIC, PagedDecoder
 
     class Loaded:
         def __init__(self, path: str, threads: int) -> None:

@@ -87,7 +87,10 @@ def _cases(scope: Scope) -> list[Case]:
 def _limits(scope: Scope, cases: Sequence[Case]) -> list[Limit]:
     """Every stored byte is read once."""
     with ChildEngine(engine_command("limits"), child_environment(scope)) as child:
-        found = [(threads, child.ask("limits", threads)["bandwidth"]) for threads in scope.threads]
+        found = [
+            (threads, child.ask("limits", {"kind": "bandwidth", "threads": threads}))
+            for threads in scope.threads
+        ]
     return [
         Limit("memory bandwidth", threads, row["value"], row["unit"], row["value"] / 1e9, row["how"])
         for threads, row in found

@@ -128,10 +128,11 @@ def _best(
 
 
 class _LimitsEngine:
-    """The limits for a number of threads, in a process of their own so that the caller needs no torch."""
+    """One limit for a number of threads, in a process of their own so that the caller needs no torch."""
 
-    def limits(self, threads: int) -> Json:
-        return {"bandwidth": asdict(bandwidth(threads)), "f32": asdict(f32_rate(threads))}
+    def limits(self, asked: Json) -> Json:
+        threads = asked["threads"]
+        return asdict(bandwidth(threads) if asked["kind"] == "bandwidth" else f32_rate(threads))
 
     def peak(self, asked: Json) -> Json:
         return asdict(register_peak(asked["kind"], asked["threads"], asked["seconds"]))

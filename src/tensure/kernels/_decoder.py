@@ -220,7 +220,7 @@ class DecoderStage:
     Args:
         cosine: f32 [C, E/2], of each position and rotary pair; `sine` likewise.
         layers: of this stage, in order.
-        embed: [V, D], where the stage begins with tokens: plain, or GGUF blocks of 32.
+        embed: [V, D], where the stage begins with tokens: anything but Q4_K; the head's own matrix if tied.
         head: [V, D] and the last norm [D], where it ends with logits.
         kv_format: of the cache: "f16", "int8" or "int4".
         arithmetic: how quantised matrices are multiplied (`gemv`): "fine" with activations of 15 bits in

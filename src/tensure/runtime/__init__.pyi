@@ -4,6 +4,8 @@ from ._files import load_inputs, save_outputs, save_run
 from ._generation import Generation, Message, Timing
 from ._image import ImageRecipe, load_image, prepare_image
 from ._machine import host_fleet, read_bandwidth
+from ._open_engine import MODE_ARITHMETIC, MODES, Mode
+from ._paged_decoder import PagedDecoder
 from ._receipt_book import SignedReceipt
 from ._segment_execution import KERNEL_ACTIVATIONS, SegmentExecution
 from ._session import Session
@@ -13,6 +15,8 @@ from ._tensors import Array
 
 __all__ = [
     "KERNEL_ACTIVATIONS",
+    "MODES",
+    "MODE_ARITHMETIC",
     "Array",
     "BetweenSteps",
     "Classification",
@@ -24,6 +28,8 @@ __all__ = [
     "ImageRecipe",
     "Label",
     "Message",
+    "Mode",
+    "PagedDecoder",
     "SegmentExecution",
     "Session",
     "SignedReceipt",

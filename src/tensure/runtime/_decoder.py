@@ -7,15 +7,17 @@ for the context) and how to feed a prompt in chunks. Does not know tokenizers, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from tensure.errors import LimitError, UnsupportedError
 from tensure.program import Program
 
-from ._execution import HostExecution, States
 from ._tensors import Array
+
+if TYPE_CHECKING:
+    from ._execution import HostExecution, States
 
 __all__ = ["PREFILL_CHUNK", "Decoder", "DecoderRun"]
 

@@ -55,10 +55,13 @@ def build_stage(
     chosen = range(config.layers) if layers is None else layers
     reader = _Reader(weights, in_place, threads)
     cosine, sine = _rotary_tables(reader.vector("inv_freq"), config.context)
-    embed = reader.rows("embed") if chosen[0] == 0 else None
-    head = None
-    if chosen[-1] == config.layers - 1:
-        head = (reader.matrix("embed" if config.tied else "head"), reader.vector("norm"))
+    first, last = chosen[0] == 0, chosen[-1] == config.layers - 1
+    head = (reader.matrix("embed" if config.tied else "head"), reader.vector("norm")) if last else None
+    embed = None
+    if first:
+        # A tied matrix is held once: rows are looked up where the head is multiplied.
+        tied = head is not None and config.tied and reader.can_look_up("embed")
+        embed = head[0] if tied and head is not None else reader.rows("embed")
     return DecoderStage(
         _sizes(config),
         cosine,
@@ -128,6 +131,10 @@ class _Reader:
         if stored.encoding in (*_REPACKED, "q4_k"):
             return kernels.map_gguf(stored.encoding, stored.data, rows, cols)
         return _plain(stored)
+
+    def can_look_up(self, name: str) -> bool:
+        """Whether single rows can be read from what `matrix` gives."""
+        return self._weights[name].encoding != "q4_k"
 
     def rows(self, name: str) -> Matrix:
         """In a form that single rows can be read from: where it lies, so that only rows that are read are."""

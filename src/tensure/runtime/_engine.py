@@ -105,7 +105,7 @@ class Engine:
         core: DecoderCore,
         *,
         salt: bytes,
-        max_rows_per_step: int = 256,
+        max_rows_per_step: int = 128,
         max_running: int = 64,
         max_waiting: int = 1024,
         on_step: Iterable[StepHook] = (),

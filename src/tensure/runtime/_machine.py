@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import numpy as np
@@ -105,6 +104,8 @@ def ran_through_kernels(which: str, exactness: Literal["repeatable", "partition"
 
 
 def _build() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # it loads a mail parser
+
     try:
         return f"tensure {version('tensure')}"
     except PackageNotFoundError:

@@ -35,7 +35,7 @@ def open_engine(
     cache_bits: int = 16,
     mode: Mode = "exact",
     threads: int | None = None,
-    max_rows_per_step: int = 256,
+    max_rows_per_step: int = 128,
     in_place: bool = False,
 ) -> Engine:
     """See `Session.engine`; `salt` is what the cache's contents depend on beside tokens."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from tensure.text import SamplingParams
 from ._classification import Classification, no_recipe, rank_labels, read_labels
 from ._decoder import Decoder, DecoderRun
 from ._engine import Engine
-from ._execution import HostExecution
 from ._files import load_inputs
 from ._generation import Generation
 from ._image import ImageRecipe, load_image, prepare_image
@@ -37,6 +36,9 @@ from ._receipt_book import ReceiptBook, SignedReceipt, Subject, check_nonce
 from ._tensors import Array
 from ._text_side import Message, TextSide, read_object
 from ._tokens import EngineTokens, TokenSource, TorchTokens
+
+if TYPE_CHECKING:
+    from ._execution import HostExecution
 
 __all__ = ["Session"]
 
@@ -173,7 +175,7 @@ class Session:
         cache_bits: int = 16,
         mode: Mode = "exact",
         threads: int | None = None,
-        max_rows_per_step: int = 256,
+        max_rows_per_step: int = 128,
         in_place: bool = False,
     ) -> Engine:
         """An engine for many sequences at once, with weights and a cache of its own; text is the caller's.
@@ -254,6 +256,8 @@ class Session:
 
     @cached_property
     def _execution(self) -> HostExecution:
+        from ._execution import HostExecution  # and with it the planners of kernels
+
         return HostExecution(self.program, self._folder.weights, self.plan)
 
     def _engine_for(self, mode: Mode, cache_bits: int) -> Engine:

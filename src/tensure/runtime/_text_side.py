@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tensure.errors import FormatError, InputError, TensureError, UnsupportedError
 from tensure.program import parse_json
-from tensure.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    from tensure.text import ChatTemplate
 
 __all__ = ["Message", "TextSide"]
 
@@ -29,6 +31,8 @@ class TextSide:
     """
 
     def __init__(self, assets: Mapping[str, bytes], name: str) -> None:
+        from tensure.text import Tokenizer
+
         if "tokenizer.json" not in assets:
             raise UnsupportedError(f"{name} has no tokenizer", next_step="Use run() with tensors instead")
         config = read_object(assets, "text.json")
@@ -97,6 +101,8 @@ def read_object(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _template(data: bytes) -> ChatTemplate:
+    from tensure.text import ChatTemplate
+
     try:
         return ChatTemplate(data.decode("utf-8"))
     except UnicodeDecodeError:

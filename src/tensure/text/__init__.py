@@ -1,20 +1,9 @@
-"""Text in, token ids out, and back: tokenizers, chat templates, sampling, stop strings. No torch."""
+"""Text in, token ids out, and back: tokenizers, chat templates, sampling, stop strings. No torch.
 
-from __future__ import annotations
+The public list is `__init__.pyi`; a name is loaded when it is first asked for, so that an engine that is
+given ids loads neither tokenizers nor templates.
+"""
 
-from ._chat import ChatTemplate, render_chat
-from ._sampling import Sampled, Sampler, SamplingParams, sample
-from ._stop import StopMatcher
-from ._tokenizer import Tokenizer, TokenStream
+from lazy_loader import attach_stub as _attach_stub
 
-__all__ = [
-    "ChatTemplate",
-    "Sampled",
-    "Sampler",
-    "SamplingParams",
-    "StopMatcher",
-    "TokenStream",
-    "Tokenizer",
-    "render_chat",
-    "sample",
-]
+__getattr__, __dir__, __all__ = _attach_stub(__name__, __file__)
