@@ -131,8 +131,8 @@ class _LimitsEngine:
     """One limit for a number of threads, in a process of their own so that the caller needs no torch."""
 
     def limits(self, asked: Json) -> Json:
-        ways = {"bandwidth": bandwidth, "f32": f32_rate}
-        return asdict(ways[asked["kind"]](asked["threads"]))
+        threads = asked["threads"]
+        return asdict(bandwidth(threads) if asked["kind"] == "bandwidth" else f32_rate(threads))
 
     def peak(self, asked: Json) -> Json:
         return asdict(register_peak(asked["kind"], asked["threads"], asked["seconds"]))
