@@ -459,3 +459,14 @@ def test_what_stays_unloaded(here: Path, words: list[str], heavy: list[str]) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize(("verb", "wanted"), [("bench", None), ("doctor", "PASSIVE")])
+def test_only_measurements_leave_the_threads_of_others_alone(
+    call: Call, verb: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark's children inherit the environment: what suits us on a busy machine slows peers down."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    call(verb, "--help")
+    assert os.environ.get("OMP_WAIT_POLICY") == wanted
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
