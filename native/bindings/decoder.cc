@@ -42,7 +42,8 @@ class BoundDecoder {
  public:
   // sizes: D H G E F V C; numbers: eps, embedding multiplier, residual multiplier, attention scale, logits divisor
   BoundDecoder(const std::array<int64_t, 7> &sizes, const std::array<float, 5> &numbers, bool adjacent, Table cosine,
-               Table sine, int kv_format, int arithmetic) {
+               Table sine, int kv_format, int arithmetic,
+               int head_arithmetic) {
     for (const int64_t size : sizes) expect(size >= 1 && size <= int64_t{1} << 24, "no such size");
     for (const float number : numbers) expect(std::isfinite(number), "a number is not finite");
     const auto [D, H, G, E, F, V, C] = sizes;
@@ -56,8 +57,9 @@ class BoundDecoder {
     decoder_.cosine = cosine.data();
     decoder_.sine = sine.data();
     decoder_.kv_format = static_cast<KvFormat>(kv_format);
-    expect(arithmetic >= 0 && arithmetic <= 2, "no such arithmetic");
+    for (const int how : {arithmetic, head_arithmetic}) expect(how >= 0 && how <= 2, "no such arithmetic");
     decoder_.arithmetic = static_cast<GemvArithmetic>(arithmetic);
+    decoder_.head_arithmetic = static_cast<GemvArithmetic>(head_arithmetic);
     tables_ = {std::move(cosine), std::move(sine)};
   }
 
@@ -167,9 +169,9 @@ class BoundDecoder {
 
 void bind_decoder(nb::module_ &m) {
   nb::class_<BoundDecoder>(m, "Decoder")
-      .def(nb::init<const std::array<int64_t, 7> &, const std::array<float, 5> &, bool, Table, Table, int, int>(),
+      .def(nb::init<const std::array<int64_t, 7> &, const std::array<float, 5> &, bool, Table, Table, int, int, int>(),
            nb::arg("sizes"), nb::arg("numbers"), nb::arg("adjacent"), nb::arg("cosine").noconvert(),
-           nb::arg("sine").noconvert(), nb::arg("kv_format"), nb::arg("arithmetic"))
+           nb::arg("sine").noconvert(), nb::arg("kv_format"), nb::arg("arithmetic"), nb::arg("head_arithmetic"))
       .def("add_layer", &BoundDecoder::add_layer, nb::arg("matrices"), nb::arg("vectors"))
       .def("set_embed", &BoundDecoder::set_embed, nb::arg("matrix"))
       .def("set_head", &BoundDecoder::set_head, nb::arg("matrix"), nb::arg("norm").noconvert())

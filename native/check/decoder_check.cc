@@ -188,7 +188,7 @@ Model draw_model(Random &random, int round) {
   d.cosine = at(m.cosine), d.sine = at(m.sine);
   d.has_embed = d.has_head = true;
   d.embed = m.embed.stored, d.head = m.head.stored, d.norm = at(m.norm);
-  d.arithmetic = round % 3 != 2 ? GemvArithmetic::exact : round / 3 % 2 ? GemvArithmetic::fine : GemvArithmetic::fast;
+  d.arithmetic = d.head_arithmetic = round % 3 != 2 ? GemvArithmetic::exact : round / 3 % 2 ? GemvArithmetic::fine : GemvArithmetic::fast;
   d.kv_format = static_cast<KvFormat>(round % 3 == 2 ? random.pick(0, 2) : round / 3 % 3);
   return m;
 }

@@ -60,8 +60,8 @@ struct Buffers {
   int64_t qkv_width, score_stride;
 };
 
-int64_t rounded_bytes(const Decoder &decoder, int64_t num_cols) {
-  return decoder.arithmetic == GemvArithmetic::exact ? 0 : gemv_activation_bytes(decoder.arithmetic, num_cols, 1);
+int64_t rounded_bytes(GemvArithmetic arithmetic, int64_t num_cols) {
+  return arithmetic == GemvArithmetic::exact ? 0 : gemv_activation_bytes(arithmetic, num_cols, 1);
 }
 
 Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_threads) {
@@ -70,7 +70,7 @@ Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_
   Buffers b;
   b.in.stride = round_up(width, 16);
   b.in.x = carver.take<float>(num_rows * b.in.stride);
-  b.in.rounded = carver.take<uint8_t>(rounded_bytes(decoder, widest) * num_rows);
+  b.in.rounded = carver.take<uint8_t>(std::max(rounded_bytes(decoder.arithmetic, widest), rounded_bytes(decoder.head_arithmetic, s.width)) * num_rows);
   b.qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim;
   // One place, one tenant after the other: queries, keys and values until attention is done; gates until they are multiplied;
   // and what o or down gives.
@@ -115,7 +115,6 @@ class Run {
         step_(step),
         threads_(num_threads),
         table_(*kTables[isa_in_use()]),
-        gemv_(gemv_kernels(decoder.arithmetic)),
         kv_(kv_layout(decoder.kv_format, shape_.head_dim)),
         page_bytes_(kv_page_bytes(decoder.kv_format, shape_.head_dim, shape_.kv_heads,
                                   static_cast<int64_t>(decoder.layers.size()))) {
@@ -126,6 +125,7 @@ class Run {
   void run() {
     if (step_.num_rows == 0) return;
     if (decoder_.has_embed) embed();
+    use(decoder_.arithmetic);
     for (size_t i = 0; i < decoder_.layers.size(); ++i) {
       attention(decoder_.layers[i], static_cast<int64_t>(i));
       feed_forward(decoder_.layers[i]);
@@ -164,12 +164,12 @@ class Run {
     });
   }
 
-  bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && gemv_.quantize; }
+  bool rounds(const DecoderMatrix &m) const { return m.kind == MatrixKind::gemv && arithmetic_ != GemvArithmetic::exact; }
 
   void round(std::initializer_list<const DecoderMatrix *> readers, const Rows &in, int64_t row) const {
     if (std::none_of(readers.begin(), readers.end(), [&](const DecoderMatrix *m) { return rounds(*m); })) return;
     const int64_t cols = (*readers.begin())->weights.num_cols;
-    gemv_.quantize(in.x + row * in.stride, cols, in.rounded + row * rounded_bytes(decoder_, cols));
+    gemv_.quantize(in.x + row * in.stride, cols, in.rounded + row * rounded_bytes(arithmetic_, cols));
   }
 
   void multiply(const DecoderMatrix &m, const Rows &in, int64_t batch, float *y, int64_t y_stride, int64_t begin, int64_t end) const {
@@ -292,7 +292,13 @@ class Run {
     add_product(layer.down, buffers_.gated);
   }
 
+  void use(GemvArithmetic arithmetic) {
+    arithmetic_ = arithmetic;
+    gemv_ = gemv_kernels(arithmetic);
+  }
+
   void head() {
+    use(decoder_.head_arithmetic);
     for_each_row(step_.num_wanted, [&](int64_t i) {
       norm(step_.hidden + step_.wanted[i] * shape_.width, decoder_.norm, i);
       round({&decoder_.head}, buffers_.in, i);
@@ -311,7 +317,8 @@ class Run {
   const DecoderStep &step_;
   const int threads_;
   const DecoderTable &table_;
-  const GemvKernels gemv_;
+  GemvArithmetic arithmetic_ = GemvArithmetic::exact;  // in use
+  GemvKernels gemv_{};
   const KvLayout kv_;
   const int64_t page_bytes_;
   Buffers buffers_;

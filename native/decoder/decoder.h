@@ -48,7 +48,7 @@ struct Decoder {
   DecoderMatrix embed;  // [V, D]; may be the head's own memory. Rows of Q4_K are not looked up
   DecoderMatrix head;   // [V, D]
   const float *norm;    // [D]
-  GemvArithmetic arithmetic;  // of matrices in gemv's formats
+  GemvArithmetic arithmetic, head_arithmetic;  // of matrices in gemv's formats: the layers', the head
   KvFormat kv_format;
 };
 

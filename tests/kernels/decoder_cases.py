@@ -97,6 +97,7 @@ class Model:
     head: tuple[GemvWeights | PlainMatrix, np.ndarray]
     kv_format: str = "f16"
     arithmetic: str = "fast"
+    head_arithmetic: str | None = None
 
     def stages(self, cuts: Sequence[int] = ()) -> list[DecoderStage]:
         """The stage, or several: cut before these layers."""
@@ -111,6 +112,7 @@ class Model:
                 head=self.head if i == len(edges) - 2 else None,
                 kv_format=self.kv_format,
                 arithmetic=self.arithmetic,
+                head_arithmetic=self.head_arithmetic,
             )
             for i, (first, last) in enumerate(zip(edges, edges[1:], strict=False))
         ]
@@ -126,6 +128,7 @@ class Model:
             head=self.head,
             kv_format=self.kv_format,
             arithmetic=self.arithmetic,
+            head_arithmetic=self.head_arithmetic,
             fused=exact_is_fused() if fused is None else fused,
         )
 

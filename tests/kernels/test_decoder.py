@@ -120,6 +120,19 @@ def test_every_kind_of_matrix_equals_reference(kind: str, arithmetic: str) -> No
     assert same_bits(Server(model, [tokens]).serve(whole([tokens]))[0], model.reference(tokens))
 
 
+@pytest.mark.parametrize("layers", ["fast", "fine", "exact"])
+@pytest.mark.parametrize("head", ["fast", "fine", "exact"])
+def test_the_head_has_an_arithmetic_of_its_own(layers: str, head: str) -> None:
+    model = dataclasses.replace(
+        random_model(9, width=64, layers=1, kinds=("int8",), arithmetic=layers), head_arithmetic=head
+    )
+    tokens = model.tokens(5)
+    found = Server(model, [tokens]).serve(whole([tokens]))[0]
+    assert same_bits(found, model.reference(tokens))
+    if head != layers:
+        assert not same_bits(found, dataclasses.replace(model, head_arithmetic=None).reference(tokens))
+
+
 def all_matrices(model: Model) -> list[GemvWeights | PlainMatrix]:
     return [model.head[0], *(getattr(layer, name) for layer in model.layers for name in MATRICES)]
 

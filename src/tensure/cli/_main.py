@@ -35,8 +35,8 @@ OURS, INTERRUPTED, READER_GONE = 4, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # Before torch is loaded: see tensure.runtime._execution, which says why. Not for measurements: peers would
-    # inherit it, and llama.cpp on two threads is then three times as slow as its makers have it.
+    # Before torch is loaded: see tensure.runtime._execution, which says why. Not for measurements: peers
+    # would inherit it, and llama.cpp on two threads is then three times as slow as its makers have it.
     if words[:1] != ["bench"]:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

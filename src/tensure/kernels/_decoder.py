@@ -227,6 +227,7 @@ class DecoderStage:
             groups of 32, "fast" with 8 bits, "exact" with float32. Plain matrices take float32 always. In any
             case the result does not depend on batch, chunks, threads, or (where sums are fused) the
             instruction set.
+        head_arithmetic: the same for the head; as the layers' when None.
 
     Raises:
         InputError: shapes that do not fit each other.
@@ -243,6 +244,7 @@ class DecoderStage:
         head: tuple[Matrix, Floats] | None = None,
         kv_format: str = "f16",
         arithmetic: Arithmetic = "fine",
+        head_arithmetic: Arithmetic | None = None,
     ) -> None:
         if not isinstance(sizes, DecoderSizes):
             raise InputError(f"got {type(sizes).__name__}", place="sizes", wanted="DecoderSizes")
@@ -250,6 +252,11 @@ class DecoderStage:
             raise InputError(f"got {kv_format!r}", place="kv_format", wanted=", ".join(KV_FORMATS))
         if arithmetic not in ARITHMETICS:
             raise InputError(f"got {arithmetic!r}", place="arithmetic", wanted=", ".join(ARITHMETICS))
+        head_arithmetic = arithmetic if head_arithmetic is None else head_arithmetic
+        if head_arithmetic not in ARITHMETICS:
+            raise InputError(
+                f"got {head_arithmetic!r}", place="head_arithmetic", wanted=", ".join(ARITHMETICS)
+            )
         if not isinstance(layers, Sequence):
             raise InputError(f"got {type(layers).__name__}", place="layers", wanted="a list of DecoderLayer")
         if head is not None and (not isinstance(head, tuple) or len(head) != 2):
@@ -271,6 +278,7 @@ class DecoderStage:
             sine,
             KV_FORMATS[kv_format],
             ARITHMETICS.index(arithmetic),
+            ARITHMETICS.index(head_arithmetic),
         )
         for index, layer in enumerate(layers):
             self._add(index, layer)

@@ -36,6 +36,7 @@ def decoder_reference(
     head: tuple[Matrix, Floats] | None = None,
     kv_format: str = "f16",
     arithmetic: Arithmetic = "fine",
+    head_arithmetic: Arithmetic | None = None,
     fused: bool = True,
 ) -> Floats:
     """The logits [T, V] of every row, or the rows [T, D] where there is no head.
@@ -52,7 +53,8 @@ def decoder_reference(
         if head is None:
             return x_TD
         matrix, norm = head
-        logits = multiply(matrix, rms_norm(x_TD, norm, sizes.rms_eps, fused), arithmetic, fused)
+        how = arithmetic if head_arithmetic is None else head_arithmetic
+        logits = multiply(matrix, rms_norm(x_TD, norm, sizes.rms_eps, fused), how, fused)
         return logits / np.float32(sizes.logits_divisor)
 
 

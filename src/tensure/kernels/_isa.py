@@ -80,6 +80,7 @@ class Native(Protocol):
         sine: NDArray[np.float32],
         kv_format: int,
         arithmetic: int,
+        head_arithmetic: int,
     ) -> NativeDecoder: ...
     def conv2d_packed_size(self, geometry: Sequence[int]) -> int: ...
     def conv2d_pack(

@@ -45,6 +45,7 @@ def build_stage(
         config: what `read_decoder` found; its `context` is the length of the cache.
         weights: by printed name, `q[3]`; each block of them is checked as it is taken.
         layers: which, adjacent and in order; all when None.
+        arithmetic: of quantised matrices; with "fast" the head is still multiplied by "fine".
         in_place: read GGUF blocks where they are instead of repacking them: no memory of their own, half
             the speed.
         threads: to repack with.
@@ -71,6 +72,8 @@ def build_stage(
         head=head,
         kv_format=kv_format,
         arithmetic=arithmetic,
+        # Fifteen bits for the head's activations cost nothing that shows and take a third off the divergence.
+        head_arithmetic="fine" if arithmetic == "fast" else arithmetic,
     )
 
 

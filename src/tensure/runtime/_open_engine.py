@@ -82,6 +82,6 @@ def best_mode() -> Mode:
 
 def ran_through_engine(mode: Mode, cache_bits: int) -> Ran:
     """What a receipt says of an engine's output."""
-    bits = {"fine": 15, "fast": 8}[MODE_ARITHMETIC[mode]]
-    which = f"decoder kernels ({mode}: activations in {bits} bits, cache in {cache_bits})"
+    bits = "15 bits" if MODE_ARITHMETIC[mode] == "fine" else "8 bits, the head's in 15"
+    which = f"decoder kernels ({mode}: activations in {bits}, cache in {cache_bits})"
     return ran_through_kernels(which, "partition" if mode == "exact" else "repeatable")
