@@ -10,6 +10,7 @@ Source: Shuai Lu et al., im2win convolution on CPUs (2023), and its sequel on la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from tensure.kernels import SWITCHES
@@ -29,6 +30,8 @@ GROWTH_MB: Final = 1.0
 FORMULA_SHARE: Final = 0.05
 #: Of a smaller buffer, pages and the allocator are more than the share that is asked for.
 _LARGE_BYTES: Final = 8 * MEGABYTE
+#: A case of more work has one turn, without a warm-up; of an eighth of it, two.
+_LONG_FLOPS: Final = 40e9
 #: glibc serves what it has freed before; with a fixed threshold a buffer is always new memory, and is seen.
 _FRESH_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 
@@ -82,6 +85,15 @@ def memory_bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMea
     return made
 
 
+def _paper_cases(scope: Scope) -> list[Case]:
+    """The layers; sixteen engines make a large batch long, and long runs need fewer turns."""
+    plain = cases_of(LAYERS, QUICK_LAYERS)(scope)
+    return [
+        replace(case, rounds=1 if case.work > _LONG_FLOPS else 2 if case.work > _LONG_FLOPS / 8 else None)
+        for case in plain
+    ]
+
+
 def _growth(row: Row) -> int | None:
     found = row.facts.get("growth_bytes")
     return None if found is None else int(found)
@@ -92,7 +104,7 @@ def _growth(row: Row) -> int | None:
     about="im2win and direct convolution in four layouts beside im2col and PyTorch, the papers' layers",
     metric="GFLOP/s",
     better="higher",
-    cases=cases_of(LAYERS, QUICK_LAYERS),
+    cases=_paper_cases,
     peers=_variants(),
     agree=agreement({}),
     reference="sums in double precision",
@@ -100,7 +112,7 @@ def _growth(row: Row) -> int | None:
     limits=peak_limits(),
     bars=memory_bars,
     threads=(1, 2),
-    batches=(1, 8),
+    batches=(1, 8, 32),
     settings={"table": "paper", "tolerance": STRICT},
 )
 def conv_paper(scope: Scope) -> Engine:
