@@ -32,8 +32,6 @@ class Team {
     return team;
   }
 
-  int num_threads() const { return num_threads_; }
-
   // The leader's: every task once, then all are done. A member that comes when nothing is left is not waited for.
   template <typename F> void run(int64_t num_tasks, F &f) {
     call_ = [](void *context, int64_t task, int thread) { (*static_cast<F *>(context))(task, thread); };

@@ -88,13 +88,13 @@ void silu_multiply(const float *gate, float *up, int64_t count) {
 
 // ---- plain numbers ----------------------------------------------------------------------------------------------------
 
-enum class Plain16 { f32 = 1, f16 = 2, bf16 = 3 };
-template <Plain16 kKind> constexpr int kPlainBytes = kKind == Plain16::f32 ? 4 : 2;
+enum class PlainKind { f32 = 1, f16 = 2, bf16 = 3 };
+template <PlainKind kKind> constexpr int kPlainBytes = kKind == PlainKind::f32 ? 4 : 2;
 
-template <Plain16 kKind> TENSURE_INLINE VecF load_plain(const uint8_t *p) {
-  if constexpr (kKind == Plain16::f16) return load_halves(p);
-  if constexpr (kKind == Plain16::bf16) return load_bfloats(p);
-  if constexpr (kKind == Plain16::f32) {
+template <PlainKind kKind> TENSURE_INLINE VecF load_plain(const uint8_t *p) {
+  if constexpr (kKind == PlainKind::f16) return load_halves(p);
+  if constexpr (kKind == PlainKind::bf16) return load_bfloats(p);
+  if constexpr (kKind == PlainKind::f32) {
     VecF v;
     memcpy(&v, p, sizeof v);
     return v;
@@ -102,7 +102,7 @@ template <Plain16 kKind> TENSURE_INLINE VecF load_plain(const uint8_t *p) {
 }
 
 // Sixteen numbers from k on; those from `count` on are zero.
-template <Plain16 kKind> TENSURE_INLINE void load_sixteen(const uint8_t *row, int64_t k, int64_t count, VecF *v) {
+template <PlainKind kKind> TENSURE_INLINE void load_sixteen(const uint8_t *row, int64_t k, int64_t count, VecF *v) {
   constexpr int kBytes = kPlainBytes<kKind>;
   uint8_t filled[16 * kBytes];
   const uint8_t *from = row + k * kBytes;
@@ -117,7 +117,7 @@ template <Plain16 kKind> TENSURE_INLINE void load_sixteen(const uint8_t *row, in
 
 // gemv's exact sum: sixteen partial sums by k mod 16, each in order by fused multiply-add, folded. kRows rows of weights for
 // kBatch rows of x at a time.
-template <Plain16 kKind, int kRows, int kBatch>
+template <PlainKind kKind, int kRows, int kBatch>
 TENSURE_INLINE void plain_tile(const tensure::PlainRows &job, int64_t row, int64_t b0) {
   constexpr int kBytes = kPlainBytes<kKind>;
   VecF sums[kRows][kBatch][kSixteen] = {};
@@ -147,7 +147,7 @@ TENSURE_INLINE void plain_tile(const tensure::PlainRows &job, int64_t row, int64
     }
 }
 
-template <Plain16 kKind> void plain_rows_of(const tensure::PlainRows &job, int64_t begin, int64_t end) {
+template <PlainKind kKind> void plain_rows_of(const tensure::PlainRows &job, int64_t begin, int64_t end) {
   constexpr int kTall = kLanes >= 8 ? 4 : 1;
   int64_t row = begin;
   for (; row + kTall <= end; row += kTall) {
@@ -160,14 +160,14 @@ template <Plain16 kKind> void plain_rows_of(const tensure::PlainRows &job, int64
 }
 
 void plain_rows(const tensure::PlainRows &job, int64_t begin, int64_t end) {
-  switch (static_cast<Plain16>(job.kind)) {
-    case Plain16::f32: return plain_rows_of<Plain16::f32>(job, begin, end);
-    case Plain16::f16: return plain_rows_of<Plain16::f16>(job, begin, end);
-    case Plain16::bf16: return plain_rows_of<Plain16::bf16>(job, begin, end);
+  switch (static_cast<PlainKind>(job.kind)) {
+    case PlainKind::f32: return plain_rows_of<PlainKind::f32>(job, begin, end);
+    case PlainKind::f16: return plain_rows_of<PlainKind::f16>(job, begin, end);
+    case PlainKind::bf16: return plain_rows_of<PlainKind::bf16>(job, begin, end);
   }
 }
 
-template <Plain16 kKind> void widen_of(const uint8_t *from, int64_t count, float *out) {
+template <PlainKind kKind> void widen_of(const uint8_t *from, int64_t count, float *out) {
   for (int64_t k = 0; k < count; k += 16) {
     VecF v[kSixteen];
     float sixteen[16];
@@ -178,10 +178,10 @@ template <Plain16 kKind> void widen_of(const uint8_t *from, int64_t count, float
 }
 
 void widen(int kind, const uint8_t *from, int64_t count, float *out) {
-  switch (static_cast<Plain16>(kind)) {
-    case Plain16::f32: return widen_of<Plain16::f32>(from, count, out);
-    case Plain16::f16: return widen_of<Plain16::f16>(from, count, out);
-    case Plain16::bf16: return widen_of<Plain16::bf16>(from, count, out);
+  switch (static_cast<PlainKind>(kind)) {
+    case PlainKind::f32: return widen_of<PlainKind::f32>(from, count, out);
+    case PlainKind::f16: return widen_of<PlainKind::f16>(from, count, out);
+    case PlainKind::bf16: return widen_of<PlainKind::bf16>(from, count, out);
   }
 }
 

@@ -1,6 +1,6 @@
 // y[b, m] = sum over k of W[m, k] * x[b, k], with W stored in 4 or 8 bits. The stable face of the family.
 //
-// One pass over the weights serves all rows of x. The caller chooses one of two arithmetics (README.md defines both to the
+// One pass over the weights serves all rows of x. The caller chooses one of three arithmetics (README.md defines them to the
 // bit): gemv_exact multiplies the decoded weight by the float32 activation; gemv_quantize and gemv_rounded round activations to 15 or
 // 8 bits first and multiply integers. Neither depends on the number of threads, nor on which rows are computed together.
 // Layouts are in README.md. Knows plain memory only: no Python, no files, no models.
@@ -73,7 +73,7 @@ constexpr int64_t gemv_num_scales(GemvFormat f, int64_t num_rows, int64_t num_co
 enum class GemvArithmetic : int { exact, fine, fast };
 
 // x: `batch` rows of num_cols floats, x_stride floats apart; y: `batch` rows of num_rows floats, y_stride apart. y overlaps
-// nothing. At most num_threads threads work, each on rows of its own. All four return false, having written nothing, when
+// nothing. At most num_threads threads work, each on rows of its own. All return false, having written nothing, when
 // no instruction set is in use.
 bool gemv_exact(const GemvWeights &weights, const float *x, int64_t batch, int64_t x_stride, float *y, int64_t y_stride,
                 int num_threads);

@@ -28,8 +28,9 @@ inline void narrow(const VecI *integers, uint8_t *out) {
 #endif
 }
 
-// q = round(x * (most / max|x|)) with ties to even, scale = max|x| / most, where most is 127, or 16256 = 128 * 127 for two planes. A group whose largest magnitude is below 2^-100 counts
-// as zeros; one that holds Inf or NaN gets a NaN scale, so that nothing that reads it looks finite.
+// q = round(x * (most / max|x|)) with ties to even, scale = max|x| / most, where most is 127, or 16256 = 128 * 127 for two planes. A
+// group whose largest magnitude is below 2^-100 counts as zeros; one that holds Inf or NaN gets a NaN scale, so that nothing that
+// reads it looks finite.
 template <int kPlanes> inline void to_integers(const float *from, int64_t num_cols, uint8_t *out) {
   const tensure::GemvActivations place = tensure::gemv_activations(num_cols, kPlanes);
   constexpr float kMost = kPlanes == 1 ? 127.0f : 16256.0f;

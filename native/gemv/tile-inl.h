@@ -1,4 +1,4 @@
-// Fast arithmetic for several rows of x, own layouts: a tile of two vectors of weight rows and up to kTileRows rows of x.
+// Fast and fine arithmetic for several rows of x, own layouts: a tile of two vectors of weight rows and up to kTileRows rows of x.
 //
 // Included by fast-inl.h, hence twice and without a guard. A lane is a row of weights. What bounds the loop on a core with two
 // 8-bit dot products a cycle is the multipliers: eight dot products and, of the definition, two or three multiplications for a

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,3 +303,34 @@ def test_a_plan_on_a_named_device_runs(home: Path) -> None:
         assert session.run(IMAGE)[0]["out"].shape == (1, 4)
     with pytest.raises(InputError, match=r"no plan 'atic'.*Did you mean 'attic'"):
         tensure.open(bundle, plan="atic")
+
+
+def test_a_generation_that_nobody_holds_makes_no_further_token(text_bundle: Path) -> None:
+    """Without waiting for the garbage collector: its stream would take a row of everybody's steps."""
+    with tensure.open(text_bundle) as session:
+        generation = session.generate("a", max_tokens=12)
+        next(generation)
+        (engine,) = session._engines.values()
+        assert engine.stats.running == 1
+        gc.disable()
+        try:
+            del generation
+            engine.step()
+        finally:
+            gc.enable()
+        assert engine.stats.running == 0 and engine.stats.pages_used == 0
+
+
+def test_a_closed_generation_has_no_receipt(text_bundle: Path) -> None:
+    with tensure.open(text_bundle) as session, session.generate("a", max_tokens=12) as generation:
+        next(generation)
+        generation.close()
+        for name in ("text", "tokens", "finish_reason", "receipt", "timing", "outputs"):
+            with pytest.raises(EvaluationError, match="closed"):
+                getattr(generation, name)
+
+
+@pytest.mark.parametrize("setting", [{"mode": "quick"}, {"cache_bits": 5}])
+def test_an_engine_that_is_none_is_refused_at_once(text_bundle: Path, setting: dict[str, Any]) -> None:
+    with tensure.open(text_bundle) as session, pytest.raises(InputError, match=next(iter(setting))):
+        session.generate("a", **setting)

@@ -116,6 +116,10 @@ class LazyWeights(Mapping[str, StoredTensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def described(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and encoding of every tensor, none of which is read or checked."""
+        return {name: (entry.shape, entry.encoding) for name, entry in self._entries.items()}
+
     @property
     def nbytes(self) -> int:
         """Bytes of the weights file."""

@@ -7,25 +7,27 @@ multiplies are decoded to f32. Knows a Program's weight names; does not know bun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensure import kernels
+from tensure.bundle import LazyWeights
 from tensure.kernels import Arithmetic, DecoderLayer, DecoderSizes, DecoderStage, GemvWeights, PlainMatrix
 from tensure.program import DecoderConfig, StoredTensor, Weights
 
 from ._mapped import forget_pages
 
-__all__ = ["build_stage"]
+__all__ = ["build_stage", "stage_bytes"]
 
 Floats: TypeAlias = NDArray[np.float32]
 Matrix: TypeAlias = "GemvWeights | PlainMatrix"
 
 _REPACKED: Final = ("q4_0", "q4_1", "q8_0")
 _PLAIN: Final = {"f32": "f32", "wide_f16": "f16", "wide_bf16": "bf16"}
+_TABLE_ROWS: Final = 1024
 _MATRICES: Final = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -77,6 +79,29 @@ def build_stage(
     )
 
 
+def stage_bytes(config: DecoderConfig, weights: Weights, *, in_place: bool) -> int:
+    """About the memory that `build_stage` takes for all layers; what it reads where it lies is not counted.
+
+    No byte of a weight is read.
+    """
+    total = 4 * config.context * config.head_dim  # rotary tables
+    for name, (shape, encoding) in _described(weights).items():
+        if len(shape) != 2 or (name == "embed" and not config.tied and encoding in _REPACKED):
+            continue
+        rows, cols = shape
+        if encoding in _REPACKED:
+            total += 0 if in_place else kernels.repacked_bytes(encoding, rows, cols)
+        elif encoding not in _PLAIN and (encoding != "q4_k" or name == "embed"):
+            total += 4 * rows * cols
+    return total
+
+
+def _described(weights: Weights) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    if isinstance(weights, LazyWeights):
+        return weights.described()  # taking a tensor would check its blocks
+    return {name: (stored.shape, stored.encoding) for name, stored in weights.items()}
+
+
 def _sizes(config: DecoderConfig) -> DecoderSizes:
     scale = config.attention_multiplier
     return DecoderSizes(
@@ -107,9 +132,14 @@ def _layer(config: DecoderConfig, reader: _Reader, index: int) -> DecoderLayer:
 
 def _rotary_tables(inv_freq: Floats, context: int) -> tuple[Floats, Floats]:
     """Cosine and sine of every position and pair; angles are rounded to float32, as the Program's are."""
-    positions = np.arange(context, dtype=np.float32)
-    angles = (positions[:, None] * inv_freq[None]).astype(np.float64)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    cosine, sine = (np.empty((context, inv_freq.size), np.float32) for _ in range(2))
+    for first in range(0, context, _TABLE_ROWS):
+        positions = np.arange(first, min(first + _TABLE_ROWS, context), dtype=np.float32)
+        # In long doubles: numpy's own sine of doubles may differ in its last bit from processor to processor.
+        angles = (positions[:, None] * inv_freq[None]).astype(np.longdouble)
+        rows = slice(first, first + len(positions))
+        cosine[rows], sine[rows] = np.cos(angles), np.sin(angles)
+    return cosine, sine
 
 
 class _Reader:

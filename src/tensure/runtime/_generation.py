@@ -7,9 +7,10 @@ what was made is signed (`_receipt_book.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from types import TracebackType
+from typing import Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -45,9 +46,10 @@ class Timing:
 class Generation(Iterator[str]):
     """An answer as it is made: iterating gives text, piece by piece, never more than the stop strings allow.
 
-    `text`, `tokens`, `finish_reason`, `receipt` and `timing` make whatever is left to make, then answer.
-    The receipt is for `tokens` (i64, the end token included) and `text` (u8, its UTF-8 bytes), its stream
-    claim for the tokens one by one as 8 little-endian bytes each.
+    `text`, `tokens`, `finish_reason`, `receipt` and `timing` make whatever is left to make, then answer; once
+    making it has failed they raise. A generation that is closed, or that nobody holds any more, makes no
+    further token. The receipt is for `tokens` (i64, the end token included) and `text` (u8, its UTF-8
+    bytes), its stream claim for the tokens one by one as 8 little-endian bytes each.
     """
 
     def __init__(
@@ -61,75 +63,100 @@ class Generation(Iterator[str]):
         nonce: str | None,
     ) -> None:
         self.prompt_tokens = tuple(prompt)
-        self._params = params
-        self._text_side = text_side
-        self._start = start
-        self._book = book
-        self._nonce = nonce
-        self._made: list[int] = []
-        self._shown: list[str] = []
-        self._reason: FinishReason = "length"
-        self._receipt: SignedReceipt | None = None
-        self._timing: Timing | None = None
-        self._steps = self._generate()
+        self._answer = _Answer(self.prompt_tokens, params, text_side, book, nonce)
+        self._steps = self._answer.steps(start)
 
     def __next__(self) -> str:
         return next(self._steps)
 
+    def close(self) -> None:
+        """Make no further token; what was made stays, without a receipt."""
+        self._steps.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     @property
     def text(self) -> str:
         """The whole answer, without end token and stop string."""
-        self._finish()
-        return "".join(self._shown)
+        return "".join(self._whole().shown)
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Every token that was made, the end token included."""
-        self._finish()
-        return tuple(self._made)
+        return tuple(self._whole().made)
 
     @property
     def finish_reason(self) -> FinishReason:
         """`eos`: the model ended its turn; `stop`: a stop string came; `length`: max_tokens were made."""
-        self._finish()
-        return self._reason
+        return self._whole().reason
 
     @property
     def receipt(self) -> SignedReceipt:
         """The receipt, signed once, at the end."""
-        self._finish()
-        if self._receipt is None:
-            raise _interrupted()
-        return self._receipt
+        receipt = self._whole().receipt
+        assert receipt is not None
+        return receipt
 
     @property
     def timing(self) -> Timing:
         """How long it took."""
-        self._finish()
-        if self._timing is None:
-            raise _interrupted()
-        return self._timing
+        timing = self._whole().timing
+        assert timing is not None
+        return timing
 
     @property
     def outputs(self) -> dict[str, Array]:
         """The output tensors that the receipt is for: `tokens` and `text`."""
-        self._finish()
-        return self._outputs()
+        return self._whole().outputs()
 
-    # --- the loop ---------------------------------------------------------------------------------
+    def _whole(self) -> _Answer:
+        for _ in self:
+            pass
+        if self._answer.receipt is None:
+            raise _interrupted()
+        return self._answer
 
-    def _generate(self) -> Iterator[str]:
+
+class _Answer:
+    """What is made of an answer so far. It does not know its Generation, so that nobody keeps that alive."""
+
+    def __init__(
+        self,
+        prompt: tuple[int, ...],
+        params: SamplingParams,
+        text_side: TextSide,
+        book: ReceiptBook,
+        nonce: str | None,
+    ) -> None:
+        self._prompt = prompt
+        self._params = params
+        self._text_side = text_side
+        self._book = book
+        self._nonce = nonce
+        self.made: list[int] = []
+        self.shown: list[str] = []
+        self.reason: FinishReason = "length"
+        self.receipt: SignedReceipt | None = None
+        self.timing: Timing | None = None
+
+    def steps(self, start: Callable[[], TokenSource]) -> Generator[str, None, None]:
         """Take a token, show what it adds, see whether that was all."""
         stream = self._text_side.tokenizer.stream()
         stops = StopMatcher(self._params.stop)
-        source = self._start()
+        source = start()
         begin = time.perf_counter()
         first = begin
         try:
             for token in source:
-                if not self._made:
+                if not self.made:
                     first = time.perf_counter()
-                self._made.append(token)
+                self.made.append(token)
                 yield from self._show(stops.feed(stream.push(token)))
                 if self._is_over(token, stops):
                     break
@@ -138,44 +165,40 @@ class Generation(Iterator[str]):
         if stops.stopped_by is None:
             yield from self._show(stops.feed(stream.flush()) + stops.flush())
         decode_s = time.perf_counter() - first
-        self._close(source, Timing(first - begin, decode_s, len(self.prompt_tokens), len(self._made) - 1))
+        self._close(source, Timing(first - begin, decode_s, len(self._prompt), len(self.made) - 1))
+
+    def outputs(self) -> dict[str, Array]:
+        text = np.frombuffer("".join(self.shown).encode(), np.uint8)
+        return {"tokens": np.asarray(self.made, np.int64), "text": text}
 
     def _show(self, piece: str) -> Iterator[str]:
         if piece:
-            self._shown.append(piece)
+            self.shown.append(piece)
             yield piece
 
     def _is_over(self, token: int, stops: StopMatcher) -> bool:
         if stops.stopped_by is not None:
-            self._reason = "stop"
+            self.reason = "stop"
         elif token in self._text_side.tokenizer.eos_ids:
-            self._reason = "eos"
+            self.reason = "eos"
         else:
-            return len(self._made) >= self._params.max_tokens
+            return len(self.made) >= self._params.max_tokens
         return True
 
     def _close(self, source: TokenSource, timing: Timing) -> None:
-        self._timing = timing
-        self._receipt = self._book.issue(
-            outputs=self._outputs(),
-            inputs={"prompt": np.asarray(self.prompt_tokens, np.int64)},
+        self.timing = timing
+        self.receipt = self._book.issue(
+            outputs=self.outputs(),
+            inputs={"prompt": np.asarray(self._prompt, np.int64)},
             ran=source.ran,
-            sampling=_sampling_claim(self._params, len(self._made), source.settings),
-            stream=stream_claim(token.to_bytes(8, "little") for token in self._made),
+            sampling=_sampling_claim(self._params, len(self.made), source.settings),
+            stream=stream_claim(token.to_bytes(8, "little") for token in self.made),
             nonce=self._nonce,
         )
 
-    def _outputs(self) -> dict[str, Array]:
-        text = np.frombuffer("".join(self._shown).encode(), np.uint8)
-        return {"tokens": np.asarray(self._made, np.int64), "text": text}
-
-    def _finish(self) -> None:
-        for _ in self:
-            pass
-
 
 def _interrupted() -> EvaluationError:
-    return EvaluationError("this generation failed before its end", next_step="Generate again")
+    return EvaluationError("this generation failed before its end, or was closed", next_step="Generate again")
 
 
 def _sampling_claim(params: SamplingParams, num_tokens: int, settings: Mapping[str, Scalar]) -> Sampling:

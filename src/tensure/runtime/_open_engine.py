@@ -14,14 +14,22 @@ from tensure.program import DecoderConfig, Weights
 
 from ._engine import Engine
 from ._machine import Ran, num_threads, ran_through_kernels
-from ._paged_decoder import PagedDecoder
+from ._paged_decoder import CACHE_BITS, PagedDecoder
 
-__all__ = ["MODES", "MODE_ARITHMETIC", "Mode", "best_mode", "open_engine", "ran_through_engine"]
+__all__ = [
+    "MODES",
+    "MODE_ARITHMETIC",
+    "Mode",
+    "best_mode",
+    "check_engine",
+    "open_engine",
+    "ran_through_engine",
+]
 
 Mode: TypeAlias = Literal["exact", "fast"]
 
 MODES: Final = ("exact", "fast")
-# Activations of 15 bits keep the float model's tokens and cost little where memory is the limit.
+# Activations of 15 bits stay close to the float model (KL 1e-6) and cost little where memory is the limit.
 MODE_ARITHMETIC: Final[Mapping[Mode, Arithmetic]] = {"exact": "fine", "fast": "fast"}
 MAX_SEQUENCES: Final = 4096
 
@@ -39,8 +47,7 @@ def open_engine(
     in_place: bool = False,
 ) -> Engine:
     """See `Session.engine`; `salt` is what the cache's contents depend on beside tokens."""
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r:.40}", wanted=" or ".join(MODES))
+    check_engine(mode or "", cache_bits)  # no best one here: an engine is asked for by its mode
     if (
         isinstance(max_sequences, bool)
         or not isinstance(max_sequences, int)
@@ -75,6 +82,14 @@ def open_engine(
     )
 
 
+def check_engine(mode: str | None, cache_bits: int) -> None:
+    """Refuse what is no mode (None is the best one) or no width of the cache."""
+    if mode is not None and mode not in MODES:
+        raise InputError(f"mode is {mode!r:.40}", wanted=" or ".join(MODES))
+    if cache_bits not in CACHE_BITS:
+        raise InputError(f"cache_bits is {cache_bits!r:.40}", wanted="16, 8 or 4")
+
+
 def best_mode() -> Mode:
     """Exact where this processor can; every one that fuses multiply and add can."""
     return "exact" if exact_is_fused() else "fast"
@@ -83,5 +98,5 @@ def best_mode() -> Mode:
 def ran_through_engine(mode: Mode, cache_bits: int) -> Ran:
     """What a receipt says of an engine's output."""
     bits = "15 bits" if MODE_ARITHMETIC[mode] == "fine" else "8 bits, the head's in 15"
-    which = f"decoder kernels ({mode}: activations in {bits}, cache in {cache_bits})"
+    which = f"decoder kernels ({mode}: activations of quantised matrices in {bits}, cache in {cache_bits})"
     return ran_through_kernels(which, "partition" if mode == "exact" else "repeatable")

@@ -5,7 +5,6 @@ Knows how much memory weights and cache take, and refuses before it takes any. D
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -17,7 +16,8 @@ from tensure.errors import InputError, LimitError
 from tensure.kernels import PAGE_TOKENS, Arithmetic, DecoderStage, StepRows
 from tensure.program import DecoderConfig, Weights
 
-from ._decoder_stage import build_stage
+from ._decoder_stage import build_stage, stage_bytes
+from ._free_memory import free_memory
 
 __all__ = ["CACHE_BITS", "PagedDecoder", "cache_page_bytes"]
 
@@ -61,7 +61,7 @@ class PagedDecoder:
             raise InputError(f"num_pages is {pages!r:.40}", wanted="1 or more")
         kv_format = CACHE_BITS[cache_bits]
         cache_bytes = pages * cache_page_bytes(config, cache_bits)
-        weight_bytes = 0 if in_place else sum(weights[name].data.nbytes for name in weights)
+        weight_bytes = stage_bytes(config, weights, in_place=in_place)
         _check_memory(weight_bytes, cache_bytes, pages)
         self.vocab = config.vocab
         self.context = config.context
@@ -96,9 +96,8 @@ def cache_page_bytes(config: DecoderConfig, cache_bits: int) -> int:
 
 
 def _check_memory(weight_bytes: int, cache_bytes: int, num_pages: int) -> None:
-    free = _free_bytes()
-    need = weight_bytes + cache_bytes + _SPARE
-    if free is not None and need > free:
+    free = free_memory()
+    if weight_bytes + cache_bytes + _SPARE > free:
         raise _does_not_fit(weight_bytes, cache_bytes, num_pages, f"{_mib(free)} of free memory")
 
 
@@ -109,38 +108,6 @@ def _does_not_fit(weight_bytes: int, cache_bytes: int, num_pages: int, room: str
         wanted=f"{_mib(weight_bytes + cache_bytes + _SPARE)} free",
         next_step="Use a shorter context, fewer sequences, or a cache of 8 or 4 bits",
     )
-
-
-def _free_bytes() -> int | None:
-    """What the system says it could give, or this process's limit or control group if they allow less."""
-    found: list[int] = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        pass
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as most_file:
-            most = most_file.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as used_file:
-            used = int(used_file.read())
-        if most != "max":
-            found.append(max(int(most) - used, 0))
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource  # no such module outside Unix
-
-        most_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
-        with open("/proc/self/statm", encoding="ascii") as sizes:
-            used = int(sizes.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        if most_bytes != resource.RLIM_INFINITY:
-            found.append(max(most_bytes - used, 0))
-    except (ImportError, OSError, ValueError):
-        pass
-    if not found:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return min(found)
 
 
 def _mib(num_bytes: int) -> str:

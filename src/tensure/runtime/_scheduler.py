@@ -76,7 +76,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: CoreLimits, pool: PagePool, *, max_rows_per_step: int = 256, max_running: int = 64
+        self, limits: CoreLimits, pool: PagePool, *, max_rows_per_step: int = 128, max_running: int = 64
     ) -> None:
         for name, size in (("max_rows_per_step", max_rows_per_step), ("max_running", max_running)):
             if size < 1:

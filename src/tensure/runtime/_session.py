@@ -31,7 +31,7 @@ from ._generation import Generation
 from ._image import ImageRecipe, load_image, prepare_image
 from ._inputs import Inputs, check_inputs, check_types, suggestion
 from ._machine import ran_through_kernels, ran_through_torch
-from ._open_engine import Mode, best_mode, open_engine, ran_through_engine
+from ._open_engine import Mode, best_mode, check_engine, open_engine, ran_through_engine
 from ._receipt_book import ReceiptBook, SignedReceipt, Subject, check_nonce
 from ._tensors import Array
 from ._text_side import Message, TextSide, read_object
@@ -156,6 +156,9 @@ class Session:
         """
         check_nonce(nonce)
         params = SamplingParams(temperature, top_p, top_k, min_p, seed, max_tokens, _stops(stop))
+        check_engine(mode, cache_bits)
+        if mode is not None or cache_bits != 16:
+            self._decoder_config()
         decoder = Decoder(self.program, self.name)
         prompt_ids = self._text_side.prompt_ids(prompt, system=system, raw=raw)
         decoder.check_room(len(prompt_ids), params.max_tokens)
@@ -188,7 +191,8 @@ class Session:
                 prefix hits. "fast": the quickest kernels, whatever they promise.
             threads: to compute with; torch's number or all cores when None.
             max_rows_per_step: tokens of one step, prompts and answers together.
-            in_place: read GGUF blocks from the bundle instead of repacking them.
+            in_place: read GGUF blocks from the bundle instead of repacking them. Its sums have another order:
+                tokens and logits stay the same in any company, but may differ from the repacked ones.
 
         Raises:
             UnsupportedError: the bundle is no decoder that our kernels run, or "exact" on a processor
@@ -228,7 +232,7 @@ class Session:
 
     def load(self) -> Self:
         """Load the weights now rather than at the first run; returns the session."""
-        if read_decoder(self.program) is None:
+        if self._config is None:
             self._execution.load()
         else:
             self._engine_for(best_mode(), 16)
@@ -268,8 +272,12 @@ class Session:
                 self._engines[key] = self.engine(max_sequences=2, mode=mode, cache_bits=cache_bits)
             return self._engines[key]
 
+    @cached_property
+    def _config(self) -> DecoderConfig | None:
+        return read_decoder(self.program)
+
     def _decoder_config(self) -> DecoderConfig:
-        config = read_decoder(self.program)
+        config = self._config
         if config is None:
             raise UnsupportedError(
                 f"{self.name} is no decoder that our kernels run",
@@ -281,7 +289,7 @@ class Session:
     def _tokens(
         self, prompt: Sequence[int], params: SamplingParams, mode: Mode | None, cache_bits: int
     ) -> TokenSource:
-        if mode is None and cache_bits == 16 and read_decoder(self.program) is None:
+        if mode is None and cache_bits == 16 and self._config is None:
             return TorchTokens(lambda: DecoderRun(self._execution), prompt, params)
         chosen = best_mode() if mode is None else mode
         engine = self._engine_for(chosen, cache_bits)
