@@ -78,7 +78,7 @@ _NOTHING: Final = np.zeros(0, np.uint8)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GemvWeights:
-    """One matrix as it is stored. Made by `pack_int8`, `pack_int4`, `repack_gguf` and `map_gguf`, which check it.
+    """One matrix as it is stored; `pack_int8`, `pack_int4`, `repack_gguf` and `map_gguf` make and check it.
 
     Args:
         group: elements of a row that share a scale; 0: the whole row, or the format says.

@@ -47,7 +47,7 @@ def open_engine(
     in_place: bool = False,
 ) -> Engine:
     """See `Session.engine`; `salt` is what the cache's contents depend on beside tokens."""
-    check_engine(mode or "", cache_bits)  # no best one here: an engine is asked for by its mode
+    check_engine(mode, cache_bits)
     if (
         isinstance(max_sequences, bool)
         or not isinstance(max_sequences, int)
@@ -82,9 +82,9 @@ def open_engine(
     )
 
 
-def check_engine(mode: str | None, cache_bits: int) -> None:
-    """Refuse what is no mode (None is the best one) or no width of the cache."""
-    if mode is not None and mode not in MODES:
+def check_engine(mode: str, cache_bits: int) -> None:
+    """Refuse what is no mode or no width of the cache."""
+    if mode not in MODES:
         raise InputError(f"mode is {mode!r:.40}", wanted=" or ".join(MODES))
     if cache_bits not in CACHE_BITS:
         raise InputError(f"cache_bits is {cache_bits!r:.40}", wanted="16, 8 or 4")

@@ -156,7 +156,7 @@ class Session:
         """
         check_nonce(nonce)
         params = SamplingParams(temperature, top_p, top_k, min_p, seed, max_tokens, _stops(stop))
-        check_engine(mode, cache_bits)
+        check_engine(best_mode() if mode is None else mode, cache_bits)
         if mode is not None or cache_bits != 16:
             self._decoder_config()
         decoder = Decoder(self.program, self.name)
