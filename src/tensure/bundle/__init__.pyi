@@ -51,7 +51,7 @@ from ._keys import (
     trust,
 )
 from ._machine import PlanMachine
-from ._opening import Bundle, LazyWeights, find_damage, open_bundle
+from ._opening import Bundle, find_damage, open_bundle
 from ._plan import (
     Local,
     Place,
@@ -101,7 +101,6 @@ __all__ = [
     "Issued",
     "Json",
     "Kernels",
-    "LazyWeights",
     "Link",
     "Local",
     "MAX_RECEIPT_BYTES",

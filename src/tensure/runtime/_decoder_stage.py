@@ -8,13 +8,12 @@ multiplies are decoded to f32. Knows a Program's weight names; does not know bun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensure import kernels
-from tensure.bundle import LazyWeights
 from tensure.kernels import Arithmetic, DecoderLayer, DecoderSizes, DecoderStage, GemvWeights, PlainMatrix
 from tensure.program import DecoderConfig, StoredTensor, Weights
 
@@ -96,8 +95,15 @@ def stage_bytes(config: DecoderConfig, weights: Weights, *, in_place: bool) -> i
     return total
 
 
+@runtime_checkable
+class _Described(Protocol):
+    """Weights that can be described without being read, as a bundle's."""
+
+    def described(self) -> dict[str, tuple[tuple[int, ...], str]]: ...
+
+
 def _described(weights: Weights) -> Mapping[str, tuple[tuple[int, ...], str]]:
-    if isinstance(weights, LazyWeights):
+    if isinstance(weights, _Described):
         return weights.described()  # taking a tensor would check its blocks
     return {name: (stored.shape, stored.encoding) for name, stored in weights.items()}
 
