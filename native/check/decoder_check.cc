@@ -126,9 +126,9 @@ Matrix draw_matrix(Random &random, Kind kind, int64_t rows, int64_t cols) {
   return m;
 }
 
-Matrix draw_any(Random &random, int64_t rows, int64_t cols, bool looked_up = false) {
+Matrix draw_any(Random &random, int64_t rows, int64_t cols) {
   for (;;) {
-    const Kind kind = static_cast<Kind>(random.pick(0, looked_up ? 4 : 6));
+    const Kind kind = static_cast<Kind>(random.pick(0, 6));
     if ((kind != Kind::q8_0 && kind != Kind::q4_0) || cols % 32 == 0) return draw_matrix(random, kind, rows, cols);
   }
 }
@@ -175,7 +175,7 @@ Model draw_model(Random &random, int round) {
     l.down = draw_any(random, s.width, s.ffn);
     m.layers.push_back(std::move(l));
   }
-  m.embed = draw_any(random, s.vocab, s.width, true), m.head = draw_any(random, s.vocab, s.width);
+  m.embed = draw_any(random, s.vocab, s.width), m.head = draw_any(random, s.vocab, s.width);
   m.norm = draw_vector(random, s.width, 1);
   m.cosine = draw_vector(random, s.context * E / 2, 0), m.sine = draw_vector(random, s.context * E / 2, 0);
   for (int64_t i = 0; i < m.cosine->count(); ++i)  // the square root is rounded alike everywhere
@@ -188,7 +188,8 @@ Model draw_model(Random &random, int round) {
   d.cosine = at(m.cosine), d.sine = at(m.sine);
   d.has_embed = d.has_head = true;
   d.embed = m.embed.stored, d.head = m.head.stored, d.norm = at(m.norm);
-  d.arithmetic = d.head_arithmetic = round % 3 != 2 ? GemvArithmetic::exact : round / 3 % 2 ? GemvArithmetic::fine : GemvArithmetic::fast;
+  d.arithmetic = round % 3 != 2 ? GemvArithmetic::exact : round / 3 % 2 ? GemvArithmetic::fine : GemvArithmetic::fast;
+  d.head_arithmetic = d.arithmetic == GemvArithmetic::fast ? GemvArithmetic::fine : d.arithmetic;  // as sessions have it
   d.kv_format = static_cast<KvFormat>(round % 3 == 2 ? random.pick(0, 2) : round / 3 % 3);
   return m;
 }

@@ -221,6 +221,15 @@ def test_a_step_inside_a_step_is_refused() -> None:
     assert isinstance(stream.error, InputError) and "inside a step" in str(stream.error)
 
 
+def test_a_stream_is_cancelled_where_it_was_submitted() -> None:
+    one, other = (engine_of(PagedCore(64, 4), max_rows=4, max_running=4) for _ in range(2))
+    [stream] = one.submit(PROMPT, SamplingParams(max_tokens=3))
+    with pytest.raises(InputError, match="another engine"):
+        other.cancel(stream)
+    one.run()
+    assert stream.finish_reason == "length"
+
+
 @pytest.mark.parametrize("when", ["before", "waiting", "prefill", "decode", "from a watch", "after"])
 def test_cancel_frees_pages_within_two_steps(when: str) -> None:
     engine = engine_of(PagedCore(64, 4), max_rows=4, max_running=1 if when == "waiting" else 4)

@@ -192,7 +192,12 @@ class Engine:
 
         Its pages are freed by the end of that step, or at the begin of the next. A stream that has ended
         stays as it is.
+
+        Raises:
+            InputError: the stream is another engine's.
         """
+        if not stream.is_advanced_by(self._advance):
+            raise InputError("the stream is another engine's", next_step="Cancel it where it was submitted")
         self._cancelled.append(stream)
         stream.cancel_requested = True  # after it stands in the queue: who sees the flag finds it there
 

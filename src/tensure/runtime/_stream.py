@@ -99,6 +99,10 @@ class Stream(Iterator[int]):
         """Whether iterating would give something, or end, without a step."""
         return bool(self._fresh) or self._reason is not None
 
+    def is_advanced_by(self, advance: Callable[[Stream], None]) -> bool:
+        """Whether this is what makes its tokens."""
+        return self._advance == advance
+
     # --- for the engine -----------------------------------------------------------------------------
 
     def choose(self, logits_V: NDArray[np.float32]) -> int:
