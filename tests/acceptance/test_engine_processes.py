@@ -179,11 +179,10 @@ def test_peak_memory_is_weights_and_cache_and_64_mib(smol_engine_bundle: Sealed,
     said = python(PEAK, smol_engine_bundle.bundle, smol_engine_bundle.key, in_place, 16, 2048)
     peak, libraries = map(int, said.split())
     rest = peak - stored - cache_bytes(2048, 16)
-    print(
-        f"in_place={in_place}: {rest / 2**20:.0f} MiB beside weights and cache, {libraries / 2**20:.0f} libraries"
-    )
+    shown = f"{rest / 2**20:.0f} MiB beside weights and cache, {libraries / 2**20:.0f} of them libraries"
+    print(f"in_place={in_place}: {shown}")
     # How many pages of Python's and numpy's libraries are mapped follows from how the system happens to hold
-    # those files (28 to 34 MiB seen): they are counted as 28, and what is our own must fit beside them.
+    # those files (31 and 37 MiB seen): they are counted as 28, and what is our own must fit beside them.
     assert rest - libraries <= 36 << 20
 
 
