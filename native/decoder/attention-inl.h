@@ -46,19 +46,19 @@ TENSURE_INLINE void score_page(const AttentionJob &job, const uint8_t *block, co
   const int64_t E = job.head_dim, half = E / 2;
   VecF even[kHeads][kKeyVecs] = {}, odd[kHeads][kKeyVecs] = {};
   for (int64_t e = 0; e < E; e += 2) {
-    TENSURE_UNROLL_ALL
+    TENSURE_UNROLL
     for (int part = 0; part < kKeyVecs; ++part) {
       const VecF k0 = load_key<kFormat>(block, e, part, half), k1 = load_key<kFormat>(block, e + 1, part, half);
-      TENSURE_UNROLL_ALL
+      TENSURE_UNROLL
       for (int h = 0; h < kHeads; ++h) {
         even[h][part] = fused(k0, splat<VecF>(query[h * E + e]), even[h][part]);
         odd[h][part] = fused(k1, splat<VecF>(query[h * E + e + 1]), odd[h][part]);
       }
     }
   }
-  TENSURE_UNROLL_ALL
+  TENSURE_UNROLL
   for (int h = 0; h < kHeads; ++h)
-    TENSURE_UNROLL_ALL
+    TENSURE_UNROLL
     for (int part = 0; part < kKeyVecs; ++part) {
       VecF s = even[h][part] + odd[h][part];
       if (kFormat != KvFormat::f16) s = s * floats_at(block + job.layout.k_scale, part);
@@ -119,17 +119,17 @@ TENSURE_INLINE void attend_heads(const AttentionJob &job, int64_t first) {
       const int64_t keys = p + 1 < num_pages ? kPageTokens : last + 1;
       for (int64_t key = 0; key < keys; ++key) {
         VecF value[kValueVecs];
-        TENSURE_UNROLL_ALL
+        TENSURE_UNROLL
         for (int part = 0; part < kValueVecs; ++part) value[part] = load_value<kFormat>(v, key, i + part * kLanes, W);
         float step = 1.0f, minimum = 0.0f;
         if (kFormat != KvFormat::f16) memcpy(&step, scales + 4 * key, 4);
         if (kFormat == KvFormat::int4) memcpy(&minimum, scales + 4 * (kPageTokens + key), 4);
-        TENSURE_UNROLL_ALL
+        TENSURE_UNROLL
         for (int h = 0; h < kHeads; ++h) {
           float weight = job.scores[h * job.score_stride + p * 16 + key];
           if (kFormat == KvFormat::int4) least[h] = fused(weight, minimum, least[h]);
           if (kFormat != KvFormat::f16) weight = weight * step;
-          TENSURE_UNROLL_ALL
+          TENSURE_UNROLL
           for (int part = 0; part < kValueVecs; ++part)
             acc[h][part] = fused(splat<VecF>(weight), value[part], acc[h][part]);
         }

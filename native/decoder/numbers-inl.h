@@ -1,30 +1,14 @@
 // Narrow numbers to vectors of floats and back. Internal linkage throughout.
 #pragma once
 
-#include "common/half-inl.h"
+#include "common/unroll.h"
 #include "common/vector-inl.h"
+// Behind the file that defines its vectors.
+#include "common/halves-inl.h"
 
 namespace {
 
 typedef int32_t VecInt __attribute__((vector_size(TENSURE_VECTOR_BYTES)));
-
-// Over loops of fixed length whose arrays must live in registers.
-#define TENSURE_UNROLL_ALL _Pragma("GCC unroll 32")
-
-// kLanes halves at p; exact.
-TENSURE_INLINE VecF load_halves(const uint8_t *p) {
-#if TENSURE_VECTOR_BYTES == 64
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-#elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-#elif defined(__aarch64__)
-  return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
-#else
-  VecF v;
-  for (int i = 0; i < kLanes; ++i) v[i] = load_half(p + 2 * i);
-  return v;
-#endif
-}
 
 // kLanes bfloat16 at p; exact.
 TENSURE_INLINE VecF load_bfloats(const uint8_t *p) {

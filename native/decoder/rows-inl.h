@@ -27,7 +27,7 @@ TENSURE_INLINE void store_some(float *p, VecF v, int n) { n == kLanes ? store(p,
 void rms_norm(const float *x, const float *weight, int64_t count, float eps, float *out) {
   VecF sums[kSixteen] = {};
   for (int64_t k = 0; k < count; k += 16)
-    TENSURE_UNROLL_ALL
+    TENSURE_UNROLL
     for (int v = 0; v < kSixteen; ++v) {
       const VecF here = load_until(x, k + v * kLanes, count);
       sums[v] = fused(here, here, sums[v]);
@@ -111,7 +111,7 @@ template <PlainKind kKind> TENSURE_INLINE void load_sixteen(const uint8_t *row, 
     memcpy(filled, from, static_cast<size_t>((count - k) * kBytes));
     from = filled;
   }
-  TENSURE_UNROLL_ALL
+  TENSURE_UNROLL
   for (int i = 0; i < kSixteen; ++i) v[i] = load_plain<kKind>(from + i * kLanes * kBytes);
 }
 
@@ -124,18 +124,18 @@ TENSURE_INLINE void plain_tile(const tensure::PlainRows &job, int64_t row, int64
   const uint8_t *w = job.data + row * job.num_cols * kBytes;
   for (int64_t k = 0; k < job.num_cols; k += 16) {
     VecF right[kBatch][kSixteen];
-    TENSURE_UNROLL_ALL
+    TENSURE_UNROLL
     for (int b = 0; b < kBatch; ++b)
-      TENSURE_UNROLL_ALL
+      TENSURE_UNROLL
       for (int i = 0; i < kSixteen; ++i)
         right[b][i] = load_until(job.x + (b0 + b) * job.x_stride, k + i * kLanes, job.num_cols);
-    TENSURE_UNROLL_ALL
+    TENSURE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       VecF left[kSixteen];
       load_sixteen<kKind>(w + r * job.num_cols * kBytes, k, job.num_cols, left);
-      TENSURE_UNROLL_ALL
+      TENSURE_UNROLL
       for (int b = 0; b < kBatch; ++b)
-        TENSURE_UNROLL_ALL
+        TENSURE_UNROLL
         for (int i = 0; i < kSixteen; ++i) sums[r][b][i] = fused(left[i], right[b][i], sums[r][b][i]);
     }
   }

@@ -1,17 +1,10 @@
-// The few operations that the compiler's own vectors lack: fused multiply-add, halves to floats. Internal linkage throughout.
+// The few operations that the compiler's own vectors lack: fused multiply-add, loads at any address. Internal linkage throughout.
 #pragma once
 
-#include "common/half-inl.h"
+#include "common/unroll.h"
 #include "dequantize/dequantize-inl.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-// Over loops of fixed length whose arrays must live in registers: GCC leaves long bodies rolled, and their arrays in memory.
-#define TENSURE_UNROLL _Pragma("GCC unroll 32")
+// Behind the file that defines its vectors.
+#include "common/halves-inl.h"
 
 namespace {
 
@@ -37,22 +30,6 @@ inline VecF multiply_add(VecF a, VecF b, VecF c) {
   return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
-#endif
-}
-
-// kLanes halves at p, as floats; exact.
-inline VecF load_halves(const uint8_t *p) {
-#if defined(__AVX512F__)
-  // The plain form of this intrinsic makes GCC 12 warn about its own undefined vector (bug 105593).
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-#elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
-#elif defined(__aarch64__)
-  return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
-#else
-  VecF v;
-  for (int i = 0; i < kLanes; ++i) v[i] = load_half(p + 2 * i);
-  return v;
 #endif
 }
 
