@@ -1,6 +1,7 @@
 // The loops around the register tiles, one for each way of running: blocks, panels, threads, staging.
 #pragma once
 
+#include "common/carver.h"
 #include "conv/blocks.h"
 #include "conv/pack.h"
 
@@ -39,21 +40,5 @@ void run_depthwise_job(const Conv2d &conv, const ConvTable &table, const Sizes &
 
 // Padded columns of an image `width` wide: the cells (each kernel_h elements high) of one output row's whole im2win row.
 int64_t im2win_row_cells(const Conv2d &conv, int64_t width);
-
-// Cuts a workspace into aligned pieces; with a null base it only adds up.
-class Carver {
- public:
-  explicit Carver(void *base) : base_(static_cast<char *>(base)) {}
-  template <typename T> T *take(int64_t count) {
-    T *piece = base_ ? reinterpret_cast<T *>(base_ + used_) : nullptr;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char *base_;
-  int64_t used_ = 0;
-};
 
 }  // namespace tensure

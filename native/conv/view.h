@@ -8,12 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/integers.h"
 #include "conv/conv.h"
 
 namespace tensure {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 constexpr int64_t layout_block(Layout layout) {
   return layout == Layout::chwn8 ? 8 : layout == Layout::chwn16 ? 16 : 0;

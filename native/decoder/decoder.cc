@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "common/carver.h"
 #include "common/half-inl.h"
 #include "common/isa.h"
 #include "common/threads.h"
@@ -21,27 +22,8 @@ static const DecoderTable *const kTables[] = {TENSURE_FOR_EACH_ISA(TENSURE_ENTRY
 
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Below this many multiply-adds a phase is not worth a second thread.
 constexpr int64_t kProductsPerTask = 16 << 10;
-
-// Hands out aligned parts of a buffer; with no buffer it only adds up.
-class Carver {
- public:
-  explicit Carver(void *base) : base_(static_cast<char *>(base)) {}
-  template <typename T> T *take(int64_t count) {
-    char *const at = base_ ? base_ + used_ : nullptr;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T *>(at);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char *base_;
-  int64_t used_ = 0;
-};
 
 // What a matrix multiplies: rows of floats, and the same rounded where some matrix wants that.
 struct Rows {
@@ -70,7 +52,8 @@ Buffers carve(Carver &carver, const Decoder &decoder, int64_t num_rows, int num_
   Buffers b;
   b.in.stride = round_up(width, 16);
   b.in.x = carver.take<float>(num_rows * b.in.stride);
-  b.in.rounded = carver.take<uint8_t>(std::max(rounded_bytes(decoder.arithmetic, widest), rounded_bytes(decoder.head_arithmetic, s.width)) * num_rows);
+  const int64_t rounded = std::max(rounded_bytes(decoder.arithmetic, widest), rounded_bytes(decoder.head_arithmetic, s.width));
+  b.in.rounded = carver.take<uint8_t>(rounded * num_rows);
   b.qkv_width = (s.heads + 2 * s.kv_heads) * s.head_dim;
   // One place, one tenant after the other: queries, keys and values until attention is done; gates until they are multiplied;
   // and what o or down gives.
