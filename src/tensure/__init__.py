@@ -10,7 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tensure.api import build, diff, guard, inspect, load, open, plan, prove, quantize, seal, verify  # noqa: A004
+    from tensure.api import (
+        build,
+        diff,
+        guard,
+        inspect,
+        load,
+        open,  # noqa: A004
+        plan,
+        prove,
+        quantize,
+        seal,
+        verify,
+        watch,
+    )
     from tensure.benchmarks import bench
     from tensure.bundle import Bundle, Fleet, Plan, Proof, Receipt
     from tensure.errors import TensureError
@@ -21,6 +34,7 @@ __all__ = [
     # the verbs, in the order a model meets them
     "load",
     "inspect",
+    "watch",
     "diff",
     "quantize",
     "plan",
@@ -46,7 +60,7 @@ __all__ = [
 ]
 
 _HOMES: Final[dict[str, str]] = {
-    **dict.fromkeys(("load", "inspect", "diff", "quantize", "plan", "prove"), "tensure.api"),
+    **dict.fromkeys(("load", "inspect", "watch", "diff", "quantize", "plan", "prove"), "tensure.api"),
     **dict.fromkeys(("guard", "seal", "open", "verify", "build"), "tensure.api"),
     "bench": "tensure.benchmarks",
     **dict.fromkeys(("Model", "Program"), "tensure.program"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from ._cache import SealedOnce, default_output, plan_in_bundle, seal_once
 from ._examine import examine
+from ._inspect import diff, inspect, watch
 from ._known import KNOWN, KnownModel
 from ._load import load
-from ._not_yet import build, diff, guard, inspect, quantize
+from ._not_yet import build, guard, quantize
 from ._open import open  # noqa: A004
 from ._plan import plan
 from ._prove import check, prove
@@ -21,6 +22,7 @@ from ._view import page_of
 __all__ = [
     "load",
     "inspect",
+    "watch",
     "diff",
     "quantize",
     "plan",

@@ -17,47 +17,7 @@ if TYPE_CHECKING:
     from tensure.program import Model
     from tensure.runtime import Session
 
-__all__ = ["build", "diff", "guard", "inspect", "quantize"]
-
-
-def inspect(
-    model: Model | Session | str | os.PathLike[str],
-    inputs: Mapping[str, np.ndarray[Any, Any]] | str | None = None,
-    *,
-    entry: str | None = None,
-) -> Any:
-    """Every tensor of a run, step by step: values, shapes, statistics, source lines.
-
-    Args:
-        model: a model, a session or a path.
-        inputs: tensors by name, or a prompt.
-        entry: which entry; the first when left out.
-
-    Raises:
-        NotYetError: always, for now.
-    """
-    _not_yet("inspect", "stepping through every tensor of a run")
-
-
-def diff(
-    one: Model | Session | str | os.PathLike[str],
-    other: Model | Session | str | os.PathLike[str],
-    inputs: Mapping[str, np.ndarray[Any, Any]] | str | None = None,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 0.0,
-) -> Any:
-    """The first tensor in which two runs part, with how far and where.
-
-    Args:
-        one, other: models, sessions or paths.
-        inputs: what both get.
-        rtol, atol: what still counts as equal.
-
-    Raises:
-        NotYetError: always, for now.
-    """
-    _not_yet("diff", "stepping through every tensor of a run")
+__all__ = ["build", "guard", "quantize"]
 
 
 def guard(

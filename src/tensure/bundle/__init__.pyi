@@ -25,7 +25,7 @@ from ._claims import (
     WeightsClaim,
 )
 from ._dsse import Envelope, open_envelope
-from ._evaluate import Claimed, PlanRun, claims, collect, compare_claims, evaluate_plan
+from ._evaluate import Claimed, PlanRun, claim_box, claims, collect, compare_claims, evaluate_plan
 from ._fleet import Device, Fleet, Link, fleet_digest, format_fleet, parse_fleet, validate_fleet
 from ._folder import write_bundle
 from ._folder_files import Damage
@@ -134,6 +134,7 @@ __all__ = [
     "bind_local",
     "canonical_json",
     "cells",
+    "claim_box",
     "claims",
     "collect",
     "compare_claims",

@@ -5,7 +5,9 @@ Values equal the op table's numpy semantics up to rounding, and every run gives 
 """
 
 from ._conv_op import PackedConv2d
+from ._dtypes import dtype_word
 from ._load import load_weights
-from ._runner import Runner, zero_states
+from ._runner import Observer, Runner, zero_states
+from ._single import run_op
 
-__all__ = ["PackedConv2d", "Runner", "load_weights", "zero_states"]
+__all__ = ["Observer", "PackedConv2d", "Runner", "dtype_word", "load_weights", "run_op", "zero_states"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Step:
     out: int
     frees: tuple[int, ...]
     place: str
+    completes: tuple[Op, tuple[int, ...]] | None = None
+    """The op of the Program that is done after this call, and the registers of its results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +267,15 @@ class _Compiler:
         out = self._emit(_callable(found), reads, place, aliases=found.aliases)
         if item.op == "slice_scatter":
             self.scatters[len(self.raw) - 1] = (operands[0], operands[1])
-        if len(item.outs) == 1:
-            self._make(str(item.outs[0]), out)
-            return
-        for at, name in enumerate(item.outs):
-            part = self._emit(operator.getitem, (out, self._constant(at)), place, aliases=True)
-            self._make(str(name), part)
+        made = [out]
+        if len(item.outs) > 1:
+            made = [
+                self._emit(operator.getitem, (out, self._constant(at)), place, aliases=True)
+                for at in range(len(item.outs))
+            ]
+        for name, register in zip(item.outs, made, strict=True):
+            self._make(str(name), register)
+        self.raw[-1] = replace(self.raw[-1], completes=(item, tuple(made)))
 
     def _make(self, key: str, register: int) -> None:
         if key in self.registers:
@@ -320,7 +325,7 @@ class _Compiler:
                 target = self._target(at, whole, source, last)
                 if target is not None:
                     buffer, version = target
-                    self.raw[at] = Step(_scatter_in_place, step.reads, step.out, (), step.place)
+                    self.raw[at] = replace(step, call=_scatter_in_place)
                     self.versions[step.out] = frozenset({(buffer, version + 1)})
                     self.scattered.add(step.out)
                     written[names[buffer]] = None
@@ -352,10 +357,7 @@ class _Compiler:
         for register, at in last.items():
             if register in made and register not in kept:
                 dying.setdefault(at, []).append(register)
-        return tuple(
-            Step(step.call, step.reads, step.out, tuple(dying.get(at, ())), step.place)
-            for at, step in enumerate(self.raw)
-        )
+        return tuple(replace(step, frees=tuple(dying.get(at, ()))) for at, step in enumerate(self.raw))
 
 
 def _scatter_in_place(x: Tensor, src: Tensor, *where: Any) -> Tensor:

@@ -19,3 +19,8 @@ TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "bool": torch.bool,
 }
 NAMES: Final = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def dtype_word(dtype: torch.dtype) -> str:
+    """Our name of a torch dtype, torch's own where a Program has none."""
+    return NAMES.get(dtype) or str(dtype).removeprefix("torch.")

@@ -8,18 +8,21 @@ torch's deterministic algorithms. Across machines or thread counts bits may diff
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tensure.errors import EvaluationError, RecordError, TensureError
-from tensure.program import Entry, Env, Program, bind_entry, evaluate, leaves
+from tensure.program import Entry, Env, Op, Program, bind_entry, evaluate, ground, leaves
 
 from ._compile import Code, Leaf, compile_entry
 from ._dtypes import NAMES, TORCH_DTYPES
+
+Observer: TypeAlias = Callable[[Op, list[Tensor]], None]
+"""Told of an op, its names and attributes bound, and of what it made."""
 
 _ALIGNMENT: Final = 64
 _MAX_CODES: Final = 256
@@ -57,12 +60,14 @@ class Runner:
         params: Mapping[str, int] | None = None,
         states: Mapping[str, Tensor] | None = None,
         in_place: bool = False,
+        observe: Observer | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Outputs by name, and after-states under the names of their before-states.
 
         Differentiable with respect to inputs, states and weights. With `in_place` there are no gradients, and
         a before-state that nothing reads after its slice is replaced is written in its own buffer: a KV
-        cache is never copied, and the tensors handed in are the ones returned.
+        cache is never copied, and the tensors handed in are the ones returned. `observe` is told of every op
+        as it is done, before anything it read is let go; it must not keep what it is shown.
 
         Raises:
             RecordError: an input, state or parameter is missing, unknown or of another type.
@@ -82,7 +87,7 @@ class Runner:
             torch.set_num_threads(self.threads)
         guard = _fixed_order() if code.ordered else contextlib.nullcontext()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not in_place), guard:
-            _execute(code, registers)
+            _execute(code, registers, env, observe)
             outputs = {key: registers[at].clone() if own else registers[at] for key, at, own in code.outputs}
         return outputs, {key: registers[at] for key, at in code.after}
 
@@ -134,12 +139,15 @@ def zero_states(
     }
 
 
-def _execute(code: Code, registers: list[Any]) -> None:
+def _execute(code: Code, registers: list[Any], env: Env, observe: Observer | None) -> None:
     place = ""
     try:
         for step in code.steps:
             place = step.place
             registers[step.out] = step.call(*[registers[at] for at in step.reads])
+            if observe is not None and step.completes is not None:
+                item, made = step.completes
+                observe(ground(item, env), [registers[at] for at in made])
             for at in step.frees:
                 registers[at] = None
     except TensureError as error:

@@ -1,4 +1,4 @@
-from ._arena import arena_faults
+from ._arena import apart, arena_faults
 from ._conv_choice import (
     ACCURACIES,
     Accuracy,
@@ -15,6 +15,7 @@ from ._kernel_notes import kernels_noted, note_kernels
 from ._layouts import LAYOUTS, LayoutPlan, conv_problem, plan_layouts
 from ._segments import ACTIVATIONS, plan_segment
 from ._steps import (
+    ORDERS,
     Activation,
     ActivationStep,
     AdaptivePoolStep,
@@ -39,6 +40,8 @@ from ._steps import (
 from ._tuning import TuningCache, default_cache_path, measure_conv, measure_move
 
 __all__ = [
+    "ORDERS",
+    "apart",
     "host_plan",
     "plan_segment",
     "plan_layouts",

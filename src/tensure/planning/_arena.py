@@ -10,18 +10,24 @@ Source: Pisarchyk & Lee 2020, "Efficient Memory Management for Deep Neural Net I
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tensure.errors import LimitError
 
 from ._steps import Arena, Segment, Step, Stored, writes
 
-__all__ = ["ALIGNMENT", "arena_faults", "place_buffers"]
+__all__ = ["ALIGNMENT", "apart", "arena_faults", "place_buffers"]
 
 ALIGNMENT: Final = 64
 """Bytes: a cache line, and the widest vector register."""
 MAX_BUFFERS: Final = 1 << 14
+
+
+def apart(segment: Segment) -> Segment:
+    """The same segment with no buffer over another, so that every value is still there after a run."""
+    held = [name for name, stored in segment.values.items() if stored.place == "arena"]
+    return replace(segment, arena=place_buffers(segment.steps, segment.values, held))
 
 
 @dataclass(frozen=True, slots=True)

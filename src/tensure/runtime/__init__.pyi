@@ -3,6 +3,7 @@ from ._engine import BetweenSteps, Engine, EngineStats, StepHook
 from ._files import load_inputs, save_outputs, save_run
 from ._generation import Generation, Message, Timing
 from ._image import ImageRecipe, load_image, prepare_image
+from ._inputs import Inputs, Invocation, check_inputs, check_types
 from ._machine import host_fleet, read_bandwidth
 from ._open_engine import MODE_ARITHMETIC, MODES, Mode
 from ._paged_decoder import PagedDecoder
@@ -11,7 +12,8 @@ from ._segment_execution import KERNEL_ACTIVATIONS, SegmentExecution
 from ._session import Session
 from ._step import DecoderCore, StepRows
 from ._stream import EndReason, Stream, Watch
-from ._tensors import Array
+from ._tensors import Array, to_array, to_tensor
+from ._text_side import TextSide, read_object
 
 __all__ = [
     "KERNEL_ACTIVATIONS",
@@ -26,6 +28,8 @@ __all__ = [
     "EngineStats",
     "Generation",
     "ImageRecipe",
+    "Inputs",
+    "Invocation",
     "Label",
     "Message",
     "Mode",
@@ -36,13 +40,19 @@ __all__ = [
     "StepHook",
     "StepRows",
     "Stream",
+    "TextSide",
     "Timing",
     "Watch",
+    "check_inputs",
+    "check_types",
     "host_fleet",
     "load_image",
     "load_inputs",
     "prepare_image",
     "read_bandwidth",
+    "read_object",
     "save_outputs",
     "save_run",
+    "to_array",
+    "to_tensor",
 ]

@@ -6,7 +6,7 @@ Knows how a planned step becomes a kernel step. Does not know how steps were cho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 from tensure.errors import InputError, UnsupportedError
 from tensure.kernels import Conv, ImageShape, Input, PackedConv, Slot, StepList, pack_conv2d
 from tensure.planning import (
+    ORDERS,
     Activation,
     ActivationStep,
     AdaptivePoolStep,
@@ -107,6 +108,20 @@ class SegmentExecution:
                 name: self._steps.view(self._slot(held), values[held].shape).copy()
                 for name, held in self._segment.outputs
             }
+
+    def run_whole(self, inputs: Mapping[str, _Floats], threads: int = 1) -> Iterator[tuple[Step, _Floats]]:
+        """One run, then every step with what it made, in the value's own order of dims.
+
+        Only a segment whose buffers do not share bytes (`apart`) still holds them all after a run.
+        """
+        given = self._given(inputs)
+        with self._lock:
+            self._steps.run([*given, *self._held], threads)
+            for step in self._segment.steps:
+                stored = self._segment.values[step.out]
+                order = ORDERS[stored.layout] if len(stored.shape) == 4 else tuple(range(len(stored.shape)))
+                lying = self._steps.view(self._slot(step.out), tuple(stored.shape[dim] for dim in order))
+                yield step, lying.transpose(np.argsort(order)).copy() if order else lying.copy()
 
     def time_steps(self, inputs: Mapping[str, _Floats], threads: int = 1) -> list[tuple[Step, float]]:
         """Every step of one run with the seconds it took."""

@@ -1,0 +1,409 @@
+"""`inspect` and `diff`: every tensor of a run, and the first in which two runs part.
+
+Knows what may be run (a model, a session, a torch module, a function, or a path to one of them) and what
+inputs it takes; the looking is done in `inspection/`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tensure.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from tensure.bundle import Plan
+    from tensure.inspection import Call, Difference, OnStep, Recording, ValueStore, Watch, Way
+    from tensure.program import Model
+    from tensure.runtime import Session
+
+    Inspectable: TypeAlias = (
+        Model | Session | Recording | torch.nn.Module | Callable[..., Any] | str | os.PathLike[str]
+    )
+    Given: TypeAlias = (
+        Mapping[str, Any]
+        | Sequence[Any]
+        | np.ndarray[Any, Any]
+        | torch.Tensor
+        | str
+        | os.PathLike[str]
+        | None
+    )
+
+__all__ = ["diff", "inspect", "watch"]
+
+
+def inspect(
+    model: Inspectable,
+    inputs: Given = None,
+    *,
+    entry: str | None = None,
+    params: Mapping[str, int] | None = None,
+    by: Way = "torch",
+    plan: Plan | None = None,
+    seed: int | None = None,
+    statistics: bool = True,
+    digest: bool = False,
+    limit: float | None = None,
+    keep: bool | ValueStore = False,
+    on_step: OnStep | None = None,
+) -> Recording:
+    """Every tensor of a run, step by step: op, module, source line, shape, memory, statistics, digest.
+
+    Args:
+        model: what `load` gives or takes; a session; a torch module, or a function of torch code, recorded
+            as it runs eagerly; or `"package.module:name"` for one of those two in code of yours, which is
+            imported and run (a function that returns `(module, inputs)` stands for that call).
+        inputs: arrays or tensors by name, in order, or one alone; a prompt (str) for a model of text; a file
+            (Path) of tensors, or of an image for a classifier.
+        entry, params: which entry of a program, at which integers.
+        by: `torch`, op by op; `kernels`, ours in fused steps; `reference`, numpy. For models only.
+        plan: run this plan of the model, rank by rank, and put its parts together.
+        seed: draw the inputs from this seed instead.
+        statistics, digest, limit: what to find out of every tensor.
+        keep: keep every value on disk, for `diff` or to look at later (`recording["name"]`).
+        on_step: called after each step with what it made.
+
+    Raises:
+        InputError: inputs that the model does not take. UnsupportedError: a way that cannot run it.
+    """
+    from tensure.inspection import Looking, Recording, ValueStore, record_plan, record_program
+
+    if isinstance(model, Recording):
+        return model
+    store = ValueStore() if keep is True else None if keep is False else keep
+    found = _code(model) if isinstance(model, str) and _names_code(model) else model
+    if _is_eager(found):
+        if plan is not None or by != "torch":
+            raise InputError("a plan or kernels for eager code", wanted="a model")
+        return _record_eager(found, inputs, seed, statistics, digest, limit, store, on_step)
+    loaded = _model(found)
+    calls = _calls(loaded, inputs, entry, params, seed)
+    looking = Looking(statistics, digest, limit)
+    if plan is not None:
+        return record_plan(
+            plan, loaded.program, loaded.weights, calls[0], name=loaded.name, looking=looking, store=store,
+            on_step=on_step,
+        )  # fmt: skip
+    return record_program(
+        loaded.program, loaded.weights, calls, name=loaded.name, way=by, looking=looking, store=store,
+        on_step=on_step,
+    )  # fmt: skip
+
+
+def diff(
+    one: Inspectable,
+    other: Inspectable,
+    inputs: Given = None,
+    *,
+    entry: str | None = None,
+    params: Mapping[str, int] | None = None,
+    by: Way = "torch",
+    other_by: Way | None = None,
+    plan: Plan | None = None,
+    seed: int | None = None,
+    rename: Mapping[str, str] | None = None,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    first_only: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Difference:
+    """Where two runs agree bit for bit, where within what rounding allows, and the first tensor where they
+    part.
+
+    Args:
+        one, other: as for `inspect`, or recordings made with `keep=True, digest=True`.
+        inputs, entry, params, seed: what both get.
+        by, other_by: what runs each; the same for both when `other_by` is left out.
+        plan: of `other`: whole against split.
+        rename: names of tensors in `one` -> names in `other` that mean the same.
+        rtol, atol: allowed on top of the bound that is grown from dtype and length of sums.
+        first_only: stop at the first fault.
+        progress: told (done, total) as pairs are judged.
+
+    Raises:
+        InputError: inputs that a model does not take, or recordings without values.
+    """
+    from tensure.inspection import compare
+
+    shared: dict[str, Any] = {"entry": entry, "params": params, "seed": seed, "keep": True, "digest": True}
+    a = inspect(one, inputs, by=by, **shared)
+    b = inspect(other, inputs, by=other_by or by, plan=plan, **shared)
+    return compare(a, b, rename=rename, rtol=rtol, atol=atol, first_only=first_only, progress=progress)
+
+
+def watch(
+    model: torch.nn.Module | None = None,
+    *,
+    name: str = "run",
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    statistics: bool = True,
+    digest: bool = False,
+    limit: float | None = None,
+    keep: bool | ValueStore = False,
+    on_step: OnStep | None = None,
+) -> Watch:
+    """A context manager that records every eager torch op inside it, training steps included.
+
+        with tensure.watch(model, digest=True) as run:
+            model(x).sum().backward()
+        print(run.trace.steps[0])
+
+    See `tensure.inspection.watch` for the arguments.
+    """
+    from tensure import inspection
+
+    return inspection.watch(
+        model, name=name, inputs=inputs, statistics=statistics, digest=digest, limit=limit, keep=keep,
+        on_step=on_step,
+    )  # fmt: skip
+
+
+# --- what is run -----------------------------------------------------------------------------------
+
+
+def _names_code(text: str) -> bool:
+    module, sep, name = text.partition(":")
+    return bool(sep) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def _code(text: str) -> Any:
+    """The object that `package.module:name` names. This runs the caller's own code, as asked."""
+    module, _, name = text.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {module}: {error}", place=text, wanted="package.module:name, importable from here"
+        ) from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{module} has no {name!r}", place=text)
+        found = getattr(found, part)
+    return found
+
+
+def _is_eager(model: Any) -> bool:
+    if "torch" in sys.modules:
+        import torch
+
+        if isinstance(model, torch.nn.Module | torch.jit.ScriptModule):
+            return True
+    return callable(model) and not isinstance(model, type) and not hasattr(model, "program")
+
+
+def _model(model: Any) -> Any:
+    from tensure.program import Model
+    from tensure.runtime import Session
+
+    from ._load import load
+
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, Session):
+        folder = model.folder
+        return Model(model.name, model.program, folder.weights, folder.assets)
+    if isinstance(model, str | os.PathLike):
+        return load(model)
+    raise InputError(
+        f"a {type(model).__name__} cannot be inspected",
+        wanted="a model, a session, a torch module, a function, a path or package.module:name",
+    )
+
+
+# --- what it is given ------------------------------------------------------------------------------
+
+
+def _calls(
+    model: Model, inputs: Any, entry: str | None, params: Mapping[str, int] | None, seed: int | None
+) -> list[Call]:
+    from tensure.inspection import Call
+    from tensure.runtime import check_inputs
+
+    program = model.program
+    if seed is not None:
+        if inputs is not None:
+            raise InputError("inputs and a seed", wanted="one of them")
+        inputs = _drawn(model, entry, params, seed)
+    if inputs is None:
+        wanted = ", ".join(str(name) for name in program.entry(entry).inputs) or "none"
+        raise InputError(
+            f"{model.name} was given no inputs",
+            wanted=wanted,
+            next_step="Pass inputs, or seed=0 to draw some",
+        )
+    if isinstance(inputs, str):
+        return _prompt(model, inputs)
+    if isinstance(inputs, os.PathLike):
+        inputs = _from_file(model, Path(inputs), entry, params)
+    names = [str(name) for name in program.entry(entry).inputs]
+    call = check_inputs(program, _by_name(inputs, names), entry=entry, params=params)
+    return [Call(call.entry, call.params, call.inputs)]
+
+
+def _prompt(model: Model, text: str) -> list[Call]:
+    """The prefill of a prompt, chat template and all."""
+    import numpy as np
+
+    from tensure.inspection import Call
+    from tensure.runtime import TextSide
+
+    ids = TextSide(model.assets, model.name).prompt_ids(text)
+    if "prefill" not in model.program.entries:
+        raise InputError(f"{model.name} does not generate text", wanted="tensors")
+    return [Call("prefill", {"n": len(ids), "pos": 0}, {"tokens": np.asarray(ids, np.int64)})]
+
+
+def _from_file(model: Model, path: Path, entry: str | None, params: Mapping[str, int] | None) -> Any:
+    from tensure.runtime import ImageRecipe, check_types, load_image, load_inputs, prepare_image, read_object
+
+    if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        if "image.json" not in model.assets:
+            raise InputError(f"{model.name} does not say how it reads images", file=path, wanted="tensors")
+        recipe = ImageRecipe.from_json(read_object(model.assets, "image.json"))
+        return prepare_image(load_image(path), recipe)
+    return load_inputs(
+        path, check=lambda found: check_types(model.program, found, entry=entry, params=params)
+    )
+
+
+def _by_name(inputs: Any, names: Sequence[str]) -> Any:
+    """Inputs as arrays by name, whatever they came as."""
+    if isinstance(inputs, Mapping):
+        return {key: _array(value) for key, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        if len(inputs) != len(names):
+            raise InputError(f"{len(inputs)} inputs", wanted=", ".join(names) or "none")
+        return {name: _array(value) for name, value in zip(names, inputs, strict=True)}
+    return _array(inputs)
+
+
+def _array(value: Any) -> Any:
+    if "torch" in sys.modules:
+        import torch
+
+        from tensure.runtime import to_array
+
+        if isinstance(value, torch.Tensor):
+            return to_array(value)
+    return value
+
+
+def _drawn(model: Model, entry: str | None, params: Mapping[str, int] | None, seed: int) -> dict[str, Any]:
+    """Inputs of the declared types: normal numbers, or small integers from 0."""
+    import numpy as np
+
+    from tensure.program import bind_entry, evaluate, leaves, numpy_dtype
+
+    program = model.program
+    chosen = dict(params or {})
+    env: dict[str, int] = dict(program.axes)
+    for key, low, _ in program.entry(entry).params:
+        env[key] = chosen.setdefault(key, evaluate(low, env))
+    rng = np.random.default_rng(seed)
+    found: dict[str, Any] = {}
+    for key, want, role in leaves(program, entry, bind_entry(program, entry, chosen)):
+        if role != "input":
+            continue
+        if want.dtype[0] in "fb" and want.dtype != "bool":
+            found[key] = rng.standard_normal(want.shape).astype(numpy_dtype(want.dtype))
+        else:
+            found[key] = rng.integers(0, 2 if want.dtype == "bool" else 8, want.shape).astype(
+                numpy_dtype(want.dtype)
+            )
+    return found
+
+
+# --- eager code ------------------------------------------------------------------------------------
+
+
+def _record_eager(
+    code: Any,
+    inputs: Any,
+    seed: int | None,
+    statistics: bool,
+    digest: bool,
+    limit: float | None,
+    store: ValueStore | None,
+    on_step: OnStep | None,
+) -> Recording:
+    import torch
+
+    from tensure.inspection import watch as open_watch
+
+    options: dict[str, Any] = {"statistics": statistics, "digest": digest, "limit": limit, "on_step": on_step}
+
+    def run_once(module: torch.nn.Module | None, inputs: Any) -> tuple[Recording, Any]:
+        if seed is not None:
+            torch.manual_seed(seed)
+        args, kwargs = _eager_inputs(inputs)
+        named = dict(zip(_parameter_names(module or code, len(args)), args, strict=True)) | kwargs
+        named = {key: value for key, value in named.items() if isinstance(value, torch.Tensor)}
+        name = getattr(module or code, "__name__", type(module or code).__name__)
+        with open_watch(module, name=name, inputs=named, keep=store or False, **options) as run:
+            results = (module or code)(*args, **kwargs)
+            for key, tensor in _named_results(results):
+                run.output(key, tensor)
+        return run.recording(), results
+
+    recording, results = run_once(code if isinstance(code, torch.nn.Module) else None, inputs)
+    is_pair = isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], torch.nn.Module)
+    if inputs is None and is_pair:
+        module, given = results  # the function stands for this call
+        if store is not None:
+            store.clear()
+        recording, _ = run_once(module, given)
+    return recording
+
+
+def _parameter_names(code: Any, count: int) -> list[str]:
+    """What the first arguments of a module or function are called."""
+    import inspect as python_inspect
+
+    target = getattr(code, "forward", code)
+    try:
+        known = list(python_inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        known = []
+    return [known[at] if at < len(known) else f"input_{at}" for at in range(count)]
+
+
+def _eager_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    import numpy as np
+    import torch
+
+    def tensor(value: Any) -> Any:
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+    if isinstance(inputs, os.PathLike):
+        from tensure.runtime import load_inputs
+
+        inputs = load_inputs(inputs)
+    if inputs is None:
+        return (), {}
+    if isinstance(inputs, Mapping):
+        return (), {str(key): tensor(value) for key, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return tuple(tensor(value) for value in inputs), {}
+    return (tensor(inputs),), {}
+
+
+def _named_results(results: Any) -> list[tuple[str, Any]]:
+    import torch
+
+    if isinstance(results, torch.Tensor):
+        return [("out", results)]
+    if isinstance(results, Mapping):
+        return [(str(key), value) for key, value in results.items() if isinstance(value, torch.Tensor)]
+    if isinstance(results, list | tuple):
+        return [(f"out_{at}", value) for at, value in enumerate(results) if isinstance(value, torch.Tensor)]
+    return []

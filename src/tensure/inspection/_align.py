@@ -1,0 +1,314 @@
+"""Which tensor of one run is which of another: by the flow of data, never by position.
+
+Leaves are matched by name, by content, or as the caller says. From them matches grow along the flow: a step
+belongs to the one that does the same thing to matched tensors, an extra or missing step between them
+notwithstanding. Values are never compared here, digests only to prefer one candidate to another.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from tensure.errors import InputError
+
+from ._families import family, is_view
+from ._records import Step, TensorFacts, Trace
+
+__all__ = ["Alignment", "Pair", "align"]
+
+How: TypeAlias = Literal["told", "name", "content", "flow", "gap"]
+"""Why two tensors are taken for the same: in falling order of how sure that is."""
+
+_NEAR: Final = 64
+"""Steps apart at which nearness stops counting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of the one run and its counterpart in the other."""
+
+    a: str
+    b: str
+    how: How
+    sure: bool
+    """Whether every tensor that both were made from is matched: else values may differ by design."""
+
+
+@dataclass(slots=True)
+class Alignment:
+    """Pairs in the order of run A, and what stayed alone."""
+
+    pairs: list[Pair] = field(default_factory=list[Pair])
+    only_a: list[str] = field(default_factory=list[str])
+    only_b: list[str] = field(default_factory=list[str])
+
+    def to_b(self) -> dict[str, str]:
+        """B's name by A's."""
+        return {pair.a: pair.b for pair in self.pairs}
+
+
+def align(
+    a: Trace, b: Trace, *, rename: Mapping[str, str] | None = None, same_names: bool = False
+) -> Alignment:
+    """Match the tensors of two runs.
+
+    Args:
+        a, b: complete traces; digests help but are not needed.
+        rename: names of A -> names of B that mean the same.
+        same_names: the names are the model's own in both runs, so equal ones with equal shapes mean the same.
+
+    Raises:
+        InputError: `rename` names a tensor that is not there.
+    """
+    return _Aligner(a, b, dict(rename or {}), same_names).run()
+
+
+class _Flow:
+    """One run as the aligner sees it: views looked through, consumers at hand."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.root: dict[str, str] = {}
+        """Each name -> the tensor whose values it shows, views undone."""
+        for step in trace.steps:
+            if is_view(step.op) and step.reads and len(step.outs) == 1 and self._same_values(step):
+                self.root[step.outs[0]] = self.root_of(step.reads[0])
+        self.steps = [step for step in trace.steps if not (step.outs and step.outs[0] in self.root)]
+        self.reads = {step.index: tuple([self.root_of(name) for name in step.reads]) for step in self.steps}
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        for step in self.steps:
+            for name in dict.fromkeys(self.reads[step.index]):
+                self.readers[name].append(step.index)
+
+    def _same_values(self, step: Step) -> bool:
+        before, after = self.trace.tensors[step.reads[0]], self.trace.tensors[step.outs[0]]
+        return before.dtype == after.dtype and before.size == after.size
+
+    def root_of(self, name: str) -> str:
+        return self.root.get(name, name)
+
+    def facts(self, name: str) -> TensorFacts:
+        return self.trace.tensors[name]
+
+
+class _Aligner:
+    def __init__(self, a: Trace, b: Trace, rename: dict[str, str], same_names: bool) -> None:
+        self.a, self.b = _Flow(a), _Flow(b)
+        self.rename = rename
+        self.same_names = same_names
+        self.to_b: dict[str, str] = {}
+        self.to_a: dict[str, str] = {}
+        self.how: dict[str, How] = {}
+
+    def run(self) -> Alignment:
+        self._told()
+        self._leaves()
+        if self.same_names:
+            self._names()
+        while True:
+            before = len(self.to_b)
+            self._along_the_flow()
+            self._across_gaps()
+            if len(self.to_b) == before:
+                break
+        self._views()
+        return self._result()
+
+    def _match(self, a: str, b: str, how: How) -> bool:
+        if a in self.to_b or b in self.to_a:
+            return False
+        self.to_b[a], self.to_a[b], self.how[a] = b, a, how
+        return True
+
+    # --- leaves and names ---
+
+    def _told(self) -> None:
+        for a, b in self.rename.items():
+            for trace, name in ((self.a.trace, a), (self.b.trace, b)):
+                if name not in trace.tensors:
+                    raise InputError(f"rename speaks of {name[:80]!r}", wanted=f"a tensor of {trace.name}")
+            self._match(self.a.root_of(a), self.b.root_of(b), "told")
+
+    def _leaves(self) -> None:
+        ours, theirs = self.a.trace.leaves(), self.b.trace.leaves()
+        by_name = {facts.name: facts for facts in theirs}
+        for facts in ours:
+            other = by_name.get(facts.name)
+            if other is not None and facts.size == other.size and facts.origin == other.origin:
+                self._match(facts.name, other.name, "name")
+        # By content: several leaves may hold the same values (zeros, say); those go in order.
+        content: dict[tuple[str | None, tuple[int, ...]], list[str]] = defaultdict(list)
+        for facts in theirs:
+            if facts.name not in self.to_a and facts.digest:
+                content[facts.digest, facts.shape].append(facts.name)
+        for facts in ours:
+            waiting = content.get((facts.digest, facts.shape))
+            if facts.name not in self.to_b and waiting:
+                self._match(facts.name, waiting.pop(0), "content")
+        for origin in ("input",):
+            left = [f for f in ours if f.origin == origin and f.name not in self.to_b]
+            right = [f for f in theirs if f.origin == origin and f.name not in self.to_a]
+            if len(left) == len(right) == 1 and left[0].size == right[0].size:
+                self._match(left[0].name, right[0].name, "flow")
+
+    def _names(self) -> None:
+        for step in self.a.steps:
+            for name in step.outs:
+                other = self.b.trace.tensors.get(name)
+                if other is not None and other.step >= 0 and other.shape == self.a.facts(name).shape:
+                    self._match(self.a.root_of(name), self.b.root_of(name), "name")
+
+    # --- steps ---
+
+    def _along_the_flow(self) -> None:
+        """Match steps that read matched tensors, in the order of B."""
+        free = self._unmatched_steps(self.a, self.to_b)
+        for step in self.b.steps:
+            if not step.outs or any(self.b.root_of(out) in self.to_a for out in step.outs):
+                continue
+            best: tuple[float, Step] | None = None
+            for at in self._candidates(step):
+                other = free.get(at)
+                if other is None:
+                    continue
+                score = self._score(other, step)
+                if score is not None and (best is None or score > best[0]):
+                    best = (score, other)
+            if best is not None and self._match_steps(best[1], step, "flow"):
+                del free[best[1].index]
+
+    def _candidates(self, step: Step) -> Iterable[int]:
+        found: dict[int, None] = {}
+        for name in self.b.reads[step.index]:
+            if name in self.to_a:
+                found.update(dict.fromkeys(self.a.readers.get(self.to_a[name], ())))
+        return found
+
+    def _score(self, a: Step, b: Step) -> float | None:
+        """How well two steps fit; None if they do not do the same thing."""
+        if family(a.op) != family(b.op) or not self._same_outs(a, b):
+            return None
+        ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
+        hits = sum(name in self.to_a and self.to_a[name] in ours for name in theirs)
+        clashes = sum(name in self.to_b and self.to_b[name] not in theirs for name in ours)
+        if not hits or clashes > hits:
+            return None
+        score = 4.0 * hits - 3.0 * clashes
+        score += 2.0 * (a.module == b.module and bool(a.module)) + 1.0 * (a.phase == b.phase)
+        score += 1.0 * (a.arguments == b.arguments)
+        digests = [self.a.facts(out).digest for out in a.outs], [self.b.facts(out).digest for out in b.outs]
+        score += 3.0 * (digests[0] == digests[1] and None not in digests[0])
+        return score - min(abs(a.index - b.index), _NEAR) / (2 * _NEAR)
+
+    def _same_outs(self, a: Step, b: Step) -> bool:
+        if not a.outs or not b.outs:
+            return False
+        return self.a.facts(a.outs[0]).size == self.b.facts(b.outs[0]).size
+
+    def _match_steps(self, a: Step, b: Step, how: How) -> bool:
+        matched = False
+        for x, y in zip(a.outs, b.outs, strict=False):
+            if self.a.facts(x).size == self.b.facts(y).size:
+                matched |= self._match(self.a.root_of(x), self.b.root_of(y), how)
+        if matched:
+            # What both read in the same place is the same thing, unless it is matched otherwise: a renamed
+            # weight.
+            ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
+            if len(ours) == len(theirs):
+                for x, y in zip(ours, theirs, strict=True):
+                    facts, other = self.a.facts(x), self.b.facts(y)
+                    leaves = facts.step < 0 and other.step < 0
+                    if leaves and facts.shape == other.shape and facts.origin == other.origin:
+                        self._match(x, y, "flow")
+        return matched
+
+    def _unmatched_steps(self, flow: _Flow, matched: Mapping[str, str]) -> dict[int, Step]:
+        return {
+            step.index: step
+            for step in flow.steps
+            if step.outs and not any(flow.root_of(out) in matched for out in step.outs)
+        }
+
+    def _across_gaps(self) -> None:
+        """Match steps whose nearest matched ancestors agree, whatever lies between in one run alone."""
+        ours, theirs = self._unmatched_steps(self.a, self.to_b), self._unmatched_steps(self.b, self.to_a)
+        if not ours or not theirs:
+            return
+        above_a = self._frontiers(self.a, self.to_b)
+        above_b = self._frontiers(self.b, self.to_a)
+        by_kind: dict[tuple[str, int], list[Step]] = defaultdict(list)
+        for step in ours.values():
+            by_kind[family(step.op), self.a.facts(step.outs[0]).size].append(step)
+        filled: set[frozenset[str]] = set()
+        for step in theirs.values():
+            if above_b[step.index] in filled:
+                continue  # one of each gap at a time: the flow goes on from there
+            waiting = by_kind.get((family(step.op), self.b.facts(step.outs[0]).size), [])
+            frontier = {self.to_a[name] for name in above_b[step.index]}
+            best: tuple[float, Step] | None = None
+            for other in waiting:
+                shared = len(frontier & above_a[other.index])
+                if not shared:
+                    continue
+                score = shared + 2.0 * (other.module == step.module and bool(step.module))
+                score -= min(abs(other.index - step.index), _NEAR) / (2 * _NEAR)
+                if best is None or score > best[0]:
+                    best = (score, other)
+            if best is not None and self._match_steps(best[1], step, "gap"):
+                waiting.remove(best[1])
+                filled.add(above_b[step.index])
+
+    def _frontiers(self, flow: _Flow, matched: Mapping[str, str]) -> dict[int, frozenset[str]]:
+        """By step: the nearest matched tensors above it."""
+        above: dict[str, frozenset[str]] = {}
+        found: dict[int, frozenset[str]] = {}
+        for step in flow.steps:
+            names = frozenset[str]()
+            for name in flow.reads[step.index]:
+                names |= frozenset({name}) if name in matched else above.get(name, frozenset())
+            found[step.index] = names
+            for out in step.outs:
+                above[out] = names
+        return found
+
+    # --- views and the rest ---
+
+    def _views(self) -> None:
+        """Views of matched tensors, where both runs have one of the same shape."""
+        shown: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+        for name, root in self.b.root.items():
+            if name not in self.to_a and root in self.to_a:
+                shown[root, self.b.facts(name).shape].append(name)
+        for name, root in self.a.root.items():
+            if name not in self.to_b and root in self.to_b:
+                waiting = shown.get((self.to_b[root], self.a.facts(name).shape))
+                if waiting:
+                    self._match(name, waiting.pop(0), self.how[root])
+
+    def _result(self) -> Alignment:
+        order = {name: at for at, name in enumerate(self.a.trace.tensors)}
+        pairs = [
+            Pair(name, self.to_b[name], self.how[name], self._is_sure(name))
+            for name in sorted(self.to_b, key=order.__getitem__)
+        ]
+        return Alignment(
+            pairs,
+            [name for name in self.a.trace.tensors if name not in self.to_b and name not in self.a.root],
+            [name for name in self.b.trace.tensors if name not in self.to_a and name not in self.b.root],
+        )
+
+    def _is_sure(self, name: str) -> bool:
+        if self.how[name] in ("told", "name", "content"):
+            return True
+        step, other = self.a.trace.maker(name), self.b.trace.maker(self.to_b[name])
+        if step is None or other is None:
+            # Known by where it is read alone: a weight under another name, or another weight.
+            return self.a.facts(name).origin == "input"
+        ours = self.a.reads.get(step.index, ())
+        theirs = self.b.reads.get(other.index, ())
+        if [self.to_b.get(x) for x in ours] != list(theirs):
+            return False
+        return all(self.how[x] != "flow" or self.a.facts(x).step >= 0 for x in ours)

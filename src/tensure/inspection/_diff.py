@@ -1,0 +1,311 @@
+"""Compare two recorded runs: judge each pair of tensors on its own step, then say where the first fault is.
+
+A pair is judged by computing A's steps again, from what B had at the last tensors the two have in common:
+what an earlier fault or earlier rounding did to B's inputs cancels out, so that only this step is on trial.
+Steps that lie between (fused, inserted or left out in one run) are taken together. Knows recordings; does
+not know what made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from tensure.errors import InputError
+
+from ._align import Alignment, Pair, align
+from ._bounds import EPSILON, Expected, expect
+from ._difference import Class, Difference, Finding, Verdict
+from ._explain import same_bits
+from ._narrow import explain
+from ._recording import Recording
+from ._records import Step, TensorFacts
+
+__all__ = ["compare"]
+
+Progress = Callable[[int, int], None]
+MAX_REGION: Final = 256
+"""Steps that are taken together."""
+
+
+def compare(
+    a: Recording,
+    b: Recording,
+    *,
+    rename: Mapping[str, str] | None = None,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    first_only: bool = False,
+    progress: Progress | None = None,
+) -> Difference:
+    """Where two runs agree and where they part.
+
+    Args:
+        a, b: recorded with values kept (`keep=True`) and digests.
+        rename: names in A -> names in B that mean the same.
+        rtol, atol: allowed on top of the bound that rounding grows: `atol + rtol |expected|`.
+        first_only: stop at the first fault.
+
+    Raises:
+        InputError: values were not kept, or `rename` names a tensor that is not there.
+    """
+    for run in (a, b):
+        if run.values is None:
+            raise InputError(
+                f"the values of {run.trace.name} were not kept", next_step="Record with keep=True"
+            )
+    alignment = align(a.trace, b.trace, rename=rename, same_names=a.named and b.named)
+    judge = _Judge(a, b, alignment, rtol, atol)
+    return judge.run(first_only, progress)
+
+
+class _Judge:
+    def __init__(self, a: Recording, b: Recording, alignment: Alignment, rtol: float, atol: float) -> None:
+        self.a, self.b = a, b
+        self.rtol, self.atol = rtol, atol
+        self.result = Difference(a.trace, b.trace, alignment)
+        self.to_b = alignment.to_b()
+        self.aside: dict[str, Pair] = {}
+        """Pairs that differ but are not sure to mean the same: decided by what comes after them."""
+        self.judged: set[str] = set()
+        self.first_read: dict[str, int] = {}
+        for step in a.trace.steps:
+            for name in step.reads:
+                self.first_read.setdefault(name, step.index)
+
+    def run(self, first_only: bool, progress: Progress | None) -> Difference:
+        pairs = self._in_order()
+        for at, pair in enumerate(pairs):
+            if progress is not None:
+                progress(at, len(pairs))
+            verdict = self._judge(pair)
+            if verdict.kind == "divergent" and not pair.sure:
+                self.aside[pair.a] = pair
+                continue
+            self._settle(pair, verdict)
+            if first_only and self.result.findings:
+                return self.result
+        for pair in list(self.aside.values()):
+            # Nothing after it could clear it.
+            del self.aside[pair.a]
+            self._settle(pair, self._judge(pair))
+        return self.result
+
+    def _in_order(self) -> list[Pair]:
+        """Leaves where they are first read, then as A made them."""
+        return sorted(self.result.alignment.pairs, key=self._place)
+
+    def _place(self, pair: Pair) -> tuple[int, int]:
+        made = self.a.trace.tensors[pair.a].step
+        return (made, 1) if made >= 0 else (self.first_read.get(pair.a, len(self.a.trace.steps)), 0)
+
+    def _settle(self, pair: Pair, verdict: Verdict) -> None:
+        """Write a verdict down; it decides the pairs set aside in its region too."""
+        inside = [self.aside[name] for name in self._region(pair.a)[1] if name in self.aside]
+        inside.sort(key=self._place)
+        for other in inside:
+            del self.aside[other.a]
+            kind: Class = "divergent" if verdict.kind == "divergent" else "by_design"
+            self.result.verdicts.append(Verdict(other, kind, basis=f"decided by {pair.a}"))
+            self.judged.add(other.a)
+        self.result.verdicts.append(verdict)
+        self.judged.add(pair.a)
+        if verdict.kind == "divergent":
+            self.result.findings.append(self._finding(inside[0] if inside else pair))
+
+    # --- one pair ---
+
+    def _judge(self, pair: Pair) -> Verdict:
+        fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
+        if _same_digest(fa, fb):
+            return Verdict(pair, "identical", basis="digest")
+        x, y = self._value(self.a, pair.a), self._value(self.b, pair.b)
+        if x.numel() != y.numel():
+            return Verdict(pair, "unjudged", basis="different sizes")
+        y = y.reshape(x.shape)
+        if x.dtype == y.dtype and bool(same_bits(x, y).all()):
+            return Verdict(pair, "identical", basis="values")
+        gap = _gap(x, y)
+        if fa.step < 0:
+            return self._judge_leaf(pair, fa, fb, x, y, gap)
+        dtype = _coarser(fa.dtype, fb.dtype)
+        theirs = self._expected(self.a, self.b, pair.a, dtype, self._given(pair.a))
+        if theirs is None:
+            swapped = self._expected(self.b, self.a, pair.b, dtype, self._given_back(pair.b))
+            if swapped is None:
+                return self._estimate(pair, x, y, gap)
+            kind, excess = self._hold(swapped, x)
+            return Verdict(pair, kind, gap, excess, swapped.reduction, "B's steps on A's operands")
+        kind, excess = self._hold(theirs, y)
+        if kind == "within":
+            # B does as A's steps say. Does A itself?
+            own = self._expected(self.a, self.a, pair.a, fa.dtype, {})
+            if own is not None:
+                own_kind, own_excess = self._hold(own, x)
+                if own_kind == "divergent":
+                    return Verdict(pair, own_kind, gap, own_excess, own.reduction, "A's own steps")
+        return Verdict(pair, kind, gap, excess, theirs.reduction, "A's steps on B's operands")
+
+    def _judge_leaf(
+        self, pair: Pair, fa: TensorFacts, fb: TensorFacts, x: torch.Tensor, y: torch.Tensor, gap: float
+    ) -> Verdict:
+        """A leaf may differ by its dtype's rounding, or by a step of the integers it came through."""
+        bound = self.atol + self.rtol * x.double().abs() if x.is_floating_point() else None
+        quantised = fb.quantised or fa.quantised
+        if bound is not None and fa.dtype != fb.dtype and {fa.dtype, fb.dtype} <= set(EPSILON):
+            bound = bound + EPSILON[_coarser(fa.dtype, fb.dtype)] * x.double().abs()
+        elif bound is not None and quantised is not None:
+            bound = bound + 0.5000001 * quantised.scale[1]
+        elif not (self.rtol or self.atol):
+            return Verdict(pair, "divergent", gap, None, basis="values given")
+        if bound is None:
+            return Verdict(pair, "divergent", gap, None, basis="values given")
+        kind, excess = self._hold(Expected(x.double(), bound, 1), y)
+        return Verdict(pair, kind, gap, excess, basis="values given, rounded")
+
+    def _hold(self, expected: Expected, found: torch.Tensor) -> tuple[Any, float | None]:
+        """Whether found values keep to what was expected."""
+        value = expected.value.reshape(found.shape) if expected.value.numel() == found.numel() else None
+        if value is None:
+            return "divergent", None
+        bound = expected.bound
+        if bound is None and not (self.rtol or self.atol):
+            value = value.to(found.dtype)
+            return ("within" if bool(same_bits(value, found).all()) else "divergent"), None
+        wide = found.double()
+        value = value.double()
+        allowed = self.atol + self.rtol * value.abs()
+        if bound is not None:
+            allowed = allowed + bound.reshape(found.shape)
+        error = (wide - value).abs()
+        # NaN and Inf must stand where they should; an overflow of the narrower dtype is its own rounding.
+        top = torch.finfo(found.dtype).max if found.is_floating_point() else float("inf")
+        value_here = torch.where(value.abs() > top, torch.sign(value) * float("inf"), value)
+        same = (wide == value_here) | (wide.isnan() & value_here.isnan())
+        ratio = torch.where(same, torch.zeros_like(error), error / allowed.clamp_min(_TINY))
+        ratio = torch.nan_to_num(ratio, nan=float("inf"), posinf=float("inf"))
+        worst = float(ratio.max()) if ratio.numel() else 0.0
+        return ("within" if worst <= 1.0 else "divergent"), worst
+
+    def _estimate(self, pair: Pair, x: torch.Tensor, y: torch.Tensor, gap: float) -> Verdict:
+        """Neither run's step can be computed again: judged by size alone, and said so."""
+        eps = EPSILON.get(_coarser(str_dtype(x), str_dtype(y)))
+        if eps is None or not x.is_floating_point():
+            return Verdict(pair, "unjudged", gap, None, basis="a step that cannot be computed again")
+        scale = float(torch.nan_to_num(x.double()).square().mean().sqrt())
+        allowed = self.atol + (self.rtol + 1024 * eps) * max(scale, _TINY)
+        kind = "within" if gap <= allowed else "unjudged"
+        return Verdict(pair, kind, gap, gap / allowed, basis="size alone")  # type: ignore[arg-type]
+
+    # --- regions ---
+
+    def _region(self, name: str) -> tuple[list[Step], list[str]]:
+        """A's steps that make a tensor from trusted ones, in order, and the tensors made inside."""
+        return region(self.a, name, self._is_trusted)
+
+    def _is_trusted(self, name: str) -> bool:
+        return name in self.to_b and name in self.judged and name not in self.aside
+
+    def _given(self, name: str) -> dict[str, torch.Tensor]:
+        """B's values for the trusted tensors that A's region reads."""
+        steps, _ = self._region(name)
+        made = {out for step in steps for out in step.outs}
+        found: dict[str, torch.Tensor] = {}
+        for step in steps:
+            for read in step.reads:
+                if read in made or read in found or not self._is_trusted(read):
+                    continue
+                facts = self.a.trace.tensors[read]
+                value = self._value(self.b, self.to_b[read])
+                if value.numel() == facts.size:
+                    found[read] = value.reshape(facts.shape)
+        return found
+
+    def _given_back(self, name: str) -> dict[str, torch.Tensor]:
+        """A's values for what B's region reads."""
+        to_a = {pair.b: pair.a for pair in self.result.alignment.pairs}
+        steps, _ = region(self.b, name, lambda key: key in to_a and self._is_trusted(to_a[key]))
+        found: dict[str, torch.Tensor] = {}
+        for step in steps:
+            for read in step.reads:
+                if read in to_a and self._is_trusted(to_a[read]):
+                    facts = self.b.trace.tensors[read]
+                    value = self._value(self.a, to_a[read])
+                    if value.numel() == facts.size:
+                        found[read] = value.reshape(facts.shape)
+        return found
+
+    def _expected(
+        self, run: Recording, other: Recording, name: str, dtype: str, given: Mapping[str, torch.Tensor]
+    ) -> Expected | None:
+        trusted: Callable[[str], bool] = given.__contains__ if given else lambda key: False
+        if run is other:  # on its own operands: the step alone
+            step = run.trace.maker(name)
+            steps = [] if step is None else [step]
+        else:
+            steps, _ = region(run, name, trusted)
+        if not steps or len(steps) > MAX_REGION:
+            return None
+        return expect(run, steps, name, given, dtype, lambda key: self._value(run, key))
+
+    def _value(self, run: Recording, name: str) -> torch.Tensor:
+        assert run.values is not None
+        return run.values.get(name)
+
+    # --- a fault ---
+
+    def _finding(self, pair: Pair) -> Finding:
+        return explain(self.a, self.b, pair, self._region(pair.a)[0], self._is_trusted)
+
+
+_TINY: Final = 1e-300
+
+
+def region(run: Recording, name: str, trusted: Callable[[str], bool]) -> tuple[list[Step], list[str]]:
+    """The steps that make a tensor from trusted ones and leaves, in order; the tensors made on the way."""
+    steps: dict[int, Step] = {}
+    inside: list[str] = []
+    waiting = [name]
+    while waiting:
+        key = waiting.pop()
+        step = run.trace.maker(key)
+        if step is None or step.index in steps:
+            continue
+        steps[step.index] = step
+        if len(steps) > MAX_REGION:
+            break
+        for read in step.reads:
+            if not trusted(read):
+                inside.append(read)
+                waiting.append(read)
+    return [steps[at] for at in sorted(steps)], inside
+
+
+def _same_digest(a: TensorFacts, b: TensorFacts) -> bool:
+    return a.digest is not None and a.digest == b.digest and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _gap(x: torch.Tensor, y: torch.Tensor) -> float:
+    if not x.numel():
+        return 0.0
+    if x.is_complex() or y.is_complex():
+        return float((x.to(torch.complex128) - y.to(torch.complex128)).abs().max())
+    difference = (x.double() - y.double()).abs()
+    difference = torch.where(x.double() == y.double(), torch.zeros_like(difference), difference)
+    both = x.double().isnan() & y.double().isnan()
+    return float(torch.nan_to_num(torch.where(both, 0.0, difference), nan=float("inf")).max())
+
+
+def _coarser(a: str, b: str) -> str:
+    if a in EPSILON and b in EPSILON:
+        return a if EPSILON[a] >= EPSILON[b] else b
+    return a if a in EPSILON else b
+
+
+def str_dtype(tensor: torch.Tensor) -> str:
+    """Our word for a tensor's dtype."""
+    from tensure.host import dtype_word
+
+    return dtype_word(tensor.dtype)

@@ -1,0 +1,157 @@
+"""One torch tensor looked at: type, memory, and one pass over its values. Changes nothing, keeps nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from tensure.host import dtype_word
+from tensure.kernels import ELEMENTS, Survey, survey_at
+
+from ._records import Memory, Quantised
+
+__all__ = ["Looking", "Sight", "look", "memory_of", "type_of"]
+
+_KINDS: Final = {
+    torch.strided: "strided",
+    torch.sparse_coo: "sparse_coo",
+    torch.sparse_csr: "sparse_csr",
+    torch.sparse_csc: "sparse_csc",
+    torch.sparse_bsr: "sparse_bsr",
+    torch.sparse_bsc: "sparse_bsc",
+    torch.jagged: "jagged",
+}
+
+
+_ELEMENTS: Final = {
+    torch.uint16: "u16",
+    torch.uint32: "u32",
+    torch.uint64: "u64",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+"""Dtypes that a Program does not have, in the words of the kernels that look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What to find out about every tensor.
+
+    Args:
+        statistics: least, greatest, mean, deviation, norm, zeros, denormals, NaN and Inf.
+        digest: 128 bits that depend on every value and its place.
+        limit: count elements with |x| over this.
+        threads: that look.
+    """
+
+    statistics: bool = True
+    digest: bool = False
+    limit: float | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was seen of a tensor's values."""
+
+    statistics: Survey | None = None
+    digest: str | None = None
+    quantised: Quantised | None = None
+
+
+def type_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], str, str]:
+    """Shape, dtype and layout; an axis that differs from row to row counts -1."""
+    shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+    return shape, dtype_word(tensor.dtype), _KINDS.get(tensor.layout, str(tensor.layout))
+
+
+def memory_of(tensor: torch.Tensor) -> tuple[tuple[int, ...] | None, Memory]:
+    """Strides in elements, and how the tensor lies in its memory."""
+    if tensor.layout is not torch.strided:
+        return None, "none"
+    strides = tuple(tensor.stride())
+    if tensor.is_contiguous():
+        return strides, "contiguous"
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return strides, "channels_last"
+    if tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        return strides, "channels_last"
+    dense = 1
+    for stride, size in sorted((s, n) for s, n in zip(strides, tensor.shape, strict=True) if n > 1):
+        if stride == 0:
+            return strides, "broadcast"
+        if stride != dense:
+            return strides, "gapped"
+        dense *= size
+    return strides, "permuted"
+
+
+def look(tensor: torch.Tensor, looking: Looking) -> Sight:
+    """Statistics and digest of a tensor's values, in logical order whatever its strides.
+
+    A sparse or nested tensor is looked at by its stored values; one without values here (on `meta`, fake, or
+    of a dtype we have no words for) is not looked at.
+    """
+    if not (looking.statistics or looking.digest):
+        return Sight()
+    if tensor.is_quantized:
+        return _quantised(tensor, looking)
+    if tensor.layout is not torch.strided:
+        return _sparse(tensor, looking)
+    dtype = _ELEMENTS.get(tensor.dtype) or dtype_word(tensor.dtype)
+    if tensor.device.type != "cpu":
+        if tensor.device.type == "meta":
+            return Sight()
+        tensor = tensor.cpu()
+    if dtype not in ELEMENTS or type(tensor).__torch_dispatch__ is not _PLAIN_DISPATCH:
+        return Sight()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    item = tensor.element_size()
+    found = survey_at(
+        tensor.data_ptr(),
+        dtype,
+        tuple(tensor.shape),
+        tuple([stride * item for stride in tensor.stride()]),
+        digest=looking.digest,
+        canonical_nan=True,
+        statistics=looking.statistics,
+        threads=looking.threads,
+        limit=looking.limit,
+    )
+    return Sight(found if looking.statistics else None, found.digest.hex() if found.digest else None)
+
+
+_PLAIN_DISPATCH: Final = torch.Tensor.__torch_dispatch__
+
+
+def _sparse(tensor: torch.Tensor, looking: Looking) -> Sight:
+    if tensor.layout is torch.sparse_coo:
+        # _values, not values: a look must not coalesce.
+        return look(tensor._values(), looking)
+    return look(tensor.values(), looking)
+
+
+def _quantised(tensor: torch.Tensor, looking: Looking) -> Sight:
+    seen = look(tensor.int_repr(), looking)
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        scale, zero, axis = tensor.q_scale(), tensor.q_zero_point(), None
+        scales, zeros = (scale, scale), (zero, zero)
+    else:
+        s, z = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+        scales = (float(s.min()), float(s.max()))
+        zeros = (int(z.min()), int(z.max()))
+        axis = tensor.q_per_channel_axis()
+    return Sight(seen.statistics, seen.digest, Quantised(scales, zeros, axis, saturation(tensor.int_repr())))
+
+
+def saturation(integers: torch.Tensor) -> float:
+    """The share of elements at either end of an integer dtype's range."""
+    if not integers.numel():
+        return 0.0
+    ends = torch.iinfo(integers.dtype)
+    share = ((integers == ends.min) | (integers == ends.max)).float().mean()
+    return 0.0 if math.isnan(float(share)) else float(share)

@@ -1,0 +1,154 @@
+"""From a divergent pair to its fault: the least part of either run, the element, the bit, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ._align import Pair
+from ._difference import Finding
+from ._explain import Element, describe_change, first_difference
+from ._recording import Recording
+from ._records import Step
+
+__all__ = ["changed_arguments", "explain"]
+
+MAX_SHOWN: Final = 6
+
+
+def explain(
+    a: Recording, b: Recording, pair: Pair, steps_a: Sequence[Step], trusted: Callable[[str], bool]
+) -> Finding:
+    """The fault behind a divergent pair."""
+    assert a.values is not None
+    assert b.values is not None
+    x, y = a.values.get(pair.a), b.values.get(pair.b)
+    y = y.reshape(x.shape) if x.numel() == y.numel() else y
+    element = first_difference(x, y) if x.shape == y.shape and x.dtype == y.dtype else None
+    step_a, step_b = a.trace.maker(pair.a), b.trace.maker(pair.b)
+    change = describe_change(x, y)
+    if step_a is None:
+        step_a, step_b = _first_reader(a, pair.a), _first_reader(b, pair.b)
+        return _finding("leaf", a, b, pair, step_a, step_b, (), (), element, change, ())
+    region_b = _region_b(a, b, pair)
+    arguments = changed_arguments(step_a, step_b) if step_b is not None else ()
+    culprit = _writer(b, step_b)
+    if culprit is not None:
+        region = tuple(sorted({culprit.index, *(step.index for step in region_b)}))
+        inner = tuple(step.index for step in steps_a)
+        return _finding("order", a, b, pair, step_a, culprit, inner, region, element, change, arguments)
+    return _finding(
+        "step",
+        a,
+        b,
+        pair,
+        step_a,
+        step_b,
+        tuple(step.index for step in steps_a),
+        tuple(step.index for step in region_b),
+        element,
+        change,
+        arguments,
+    )
+
+
+def changed_arguments(a: Step, b: Step) -> tuple[tuple[str, str, str], ...]:
+    """Arguments that both steps have and that differ, or that one has alone."""
+    ours, theirs = dict(a.arguments), dict(b.arguments)
+    return tuple(
+        (key, _shown(ours, key), _shown(theirs, key))
+        for key in dict.fromkeys((*ours, *theirs))
+        if ours.get(key) != theirs.get(key) or (key in ours) != (key in theirs)
+    )
+
+
+def _shown(arguments: Mapping[str, object], key: str) -> str:
+    return str(arguments[key])[:80] if key in arguments else "absent"
+
+
+def _first_reader(run: Recording, name: str) -> Step | None:
+    return next((step for step in run.trace.steps if name in step.reads), None)
+
+
+def _writer(run: Recording, step: Step | None) -> Step | None:
+    """The step that wrote over what a step read, through another tensor that shares its memory."""
+    for name in step.reads if step is not None else ():
+        if "@" in name:
+            return run.trace.maker(name)
+    return None
+
+
+def _region_b(a: Recording, b: Recording, pair: Pair) -> list[Step]:
+    """B's steps from the last tensors that A has too to the divergent one."""
+    step = b.trace.maker(pair.b)
+    return [] if step is None else [step]
+
+
+def _finding(
+    kind: str,
+    a: Recording,
+    b: Recording,
+    pair: Pair,
+    step_a: Step | None,
+    step_b: Step | None,
+    region_a: tuple[int, ...],
+    region_b: tuple[int, ...],
+    element: Element | None,
+    change: str,
+    arguments: tuple[tuple[str, str, str], ...],
+) -> Finding:
+    text = _text(kind, a, b, pair, step_a, step_b, element, change, arguments)
+    return Finding(
+        kind,  # type: ignore[arg-type]
+        pair.a,
+        pair.b,
+        step_a,
+        step_b,
+        region_a,
+        region_b,
+        element,
+        change,
+        arguments,
+        text,
+    )
+
+
+def _text(
+    kind: str,
+    a: Recording,
+    b: Recording,
+    pair: Pair,
+    step_a: Step | None,
+    step_b: Step | None,
+    element: Element | None,
+    change: str,
+    arguments: tuple[tuple[str, str, str], ...],
+) -> str:
+    facts = a.trace.tensors[pair.a]
+    names = pair.a if pair.a == pair.b else f"{pair.a} (in B {pair.b})"
+    parts: list[str] = []
+    if kind == "leaf":
+        parts.append(f"{facts.origin} {names} {facts.type} differs, first read by {_step(step_a)}")
+    elif kind == "order":
+        parts.append(f"{names} {facts.type}: in B it is made of memory that {_step(step_b)} had written over")
+    else:
+        parts.append(f"{names} {facts.type} parts at {_step(step_b)}")
+        if step_a is not None and step_b is not None and step_a.op != step_b.op:
+            parts.append(f"A has {_step(step_a)}")
+    if change:
+        parts.append(change)
+    parts += [f"{key} is {ours} in A and {theirs} in B" for key, ours, theirs in arguments[:MAX_SHOWN]]
+    if element is not None:
+        at = ",".join(map(str, element.index))
+        where = f"{element.count} of {facts.size} elements; at [{at}] {element.a!r} became {element.b!r}"
+        if element.bit is not None:
+            where += f" (bit {element.bit}, {element.bit_role})"
+        parts.append(where)
+    return "; ".join(parts)
+
+
+def _step(step: Step | None) -> str:
+    if step is None:
+        return "no step"
+    place = " in ".join(part for part in (step.source and f"at {step.source}", step.module) if part)
+    return f"step {step.index} {step.op}" + (f" ({place})" if place else "")
