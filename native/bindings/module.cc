@@ -17,6 +17,7 @@ void bind_dequantize(nb::module_ &m);
 void bind_dotconv(nb::module_ &m);
 void bind_peak(nb::module_ &m);
 void bind_segment(nb::module_ &m);
+void bind_survey(nb::module_ &m);
 void bind_gemv(nb::module_ &m);
 }
 
@@ -52,5 +53,6 @@ NB_MODULE(_native, m) {
   tensure::bind_dotconv(m);
   tensure::bind_peak(m);
   tensure::bind_segment(m);
+  tensure::bind_survey(m);
   tensure::bind_gemv(m);
 }

@@ -64,6 +64,16 @@ from tensure.kernels._gemv_repack import repack_gguf, repacked_bytes
 from tensure.kernels._isa import available_isas, built_isas, features, isa
 from tensure.kernels._peak import PEAK_KINDS, measure_peak
 from tensure.kernels._segment import ImageShape, Input, Slot, StepList
+from tensure.kernels._survey import (
+    ELEMENTS,
+    Survey,
+    hash128,
+    histogram,
+    histogram_at,
+    survey,
+    survey_at,
+)
+from tensure.kernels._survey_reference import hash128_reference, histogram_reference, survey_reference
 
 __all__ = [
     "ACTIVATIONS",
@@ -133,4 +143,14 @@ __all__ = [
     "repack_gguf",
     "repacked_bytes",
     "measure_peak",
+    "ELEMENTS",
+    "Survey",
+    "hash128",
+    "hash128_reference",
+    "histogram",
+    "histogram_at",
+    "histogram_reference",
+    "survey",
+    "survey_at",
+    "survey_reference",
 ]

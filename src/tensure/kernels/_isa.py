@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,6 +202,41 @@ class Native(Protocol):
     ) -> None: ...
     def peak_lacks(self, kind: int) -> str: ...
     def measure_peak(self, kind: int, seconds: float) -> float: ...
+    def survey(
+        self,
+        x: NDArray[Any],
+        as_bf16: bool,
+        statistics: bool,
+        digest: bool,
+        canonical_nan: bool,
+        limit: float,
+        num_threads: int,
+    ) -> dict[str, Any]: ...
+    def survey_at(
+        self,
+        address: int,
+        element: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None,
+        statistics: bool,
+        digest: bool,
+        canonical_nan: bool,
+        limit: float,
+        num_threads: int,
+    ) -> dict[str, Any]: ...
+    def histogram(
+        self, x: NDArray[Any], as_bf16: bool, low: float, high: float, counts: NDArray[np.int64]
+    ) -> None: ...
+    def histogram_at(
+        self,
+        address: int,
+        element: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None,
+        low: float,
+        high: float,
+        counts: NDArray[np.int64],
+    ) -> None: ...
 
 
 def isa() -> str:

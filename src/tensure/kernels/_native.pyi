@@ -1,6 +1,7 @@
 # The compiled module (native/bindings). Only files of this room import it.
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,3 +127,33 @@ def dotconv(
 ) -> None: ...
 def peak_lacks(kind: int) -> str: ...
 def measure_peak(kind: int, seconds: float) -> float: ...
+def survey(
+    x: NDArray[Any],
+    as_bf16: bool,
+    statistics: bool,
+    digest: bool,
+    canonical_nan: bool,
+    limit: float,
+    num_threads: int,
+) -> dict[str, Any]: ...
+def survey_at(
+    address: int,
+    element: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    statistics: bool,
+    digest: bool,
+    canonical_nan: bool,
+    limit: float,
+    num_threads: int,
+) -> dict[str, Any]: ...
+def histogram(x: NDArray[Any], as_bf16: bool, low: float, high: float, counts: NDArray[np.int64]) -> None: ...
+def histogram_at(
+    address: int,
+    element: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    low: float,
+    high: float,
+    counts: NDArray[np.int64],
+) -> None: ...
