@@ -62,10 +62,11 @@ _VIEWS: Final = frozenset(
 
 EXACT: Final = _VIEWS | frozenset(
     "permute transpose t expand slice select narrow split split_with_sizes chunk unbind cat concat "
-    "stack flip roll index embedding gather where masked_fill relu maximum minimum amax amin max_pool2d clamp "
-    "hardtanh neg abs sign constant_pad_nd pad eq ne lt le gt ge logical_and logical_or logical_not "
-    "bitwise_and bitwise_or bitwise_xor bitwise_not scatter slice_scatter index_put tril triu full zeros ones "
-    "zero_ fill_ copy_ arange argmax argmin isnan isinf repeat topk sort as_strided diagonal movedim".split()
+    "stack flip roll index embedding gather where masked_fill relu maximum minimum amax amin "
+    "max_pool2d clamp hardtanh neg abs sign constant_pad_nd pad eq ne lt le gt ge logical_and "
+    "logical_or logical_not bitwise_and bitwise_or bitwise_xor bitwise_not scatter slice_scatter "
+    "index_put tril triu full zeros ones zero_ fill_ copy_ arange argmax argmin isnan isinf repeat "
+    "topk sort as_strided diagonal movedim".split()
 )
 """Ops that hand values on as they are: two right answers are the same bits."""
 
