@@ -115,6 +115,7 @@ class _Aligner:
             if len(self.to_b) == before:
                 break
         self._views()
+        self._overwritten()
         return self._result()
 
     def _match(self, a: str, b: str, how: How) -> bool:
@@ -287,6 +288,19 @@ class _Aligner:
                 waiting = shown.get((self.to_b[root], self.a.facts(name).shape))
                 if waiting:
                     self._match(name, waiting.pop(0), self.how[root])
+
+    def _overwritten(self) -> None:
+        """Tensors that matched steps changed through another one, where both runs have them."""
+        for name in self.a.trace.tensors:
+            base, sep, _ = name.partition("@")
+            if not sep or base not in self.to_b:
+                continue
+            for other in self.b.trace.tensors:
+                if other.partition("@")[0] == self.to_b[base] and "@" in other:
+                    writers = self.a.trace.maker(name), self.b.trace.maker(other)
+                    outs = [step.outs[0] if step is not None and step.outs else "" for step in writers]
+                    if self.to_b.get(outs[0]) == outs[1]:
+                        self._match(name, other, "flow")
 
     def _result(self) -> Alignment:
         order = {name: at for at, name in enumerate(self.a.trace.tensors)}

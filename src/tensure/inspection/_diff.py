@@ -19,7 +19,8 @@ from ._align import Alignment, Pair, align
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
-from ._narrow import explain
+from ._families import is_view
+from ._narrow import Suspects, explain
 from ._recording import Recording
 from ._records import Step, TensorFacts
 
@@ -121,6 +122,8 @@ class _Judge:
         fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
         if _same_digest(fa, fb):
             return Verdict(pair, "identical", basis="digest")
+        if "@" in pair.a:
+            return Verdict(pair, "within", basis="judged where it was written")
         x, y = self._value(self.a, pair.a), self._value(self.b, pair.b)
         if x.numel() != y.numel():
             return Verdict(pair, "unjudged", basis="different sizes")
@@ -257,7 +260,32 @@ class _Judge:
     # --- a fault ---
 
     def _finding(self, pair: Pair) -> Finding:
-        return explain(self.a, self.b, pair, self._region(pair.a)[0], self._is_trusted)
+        steps_a, _ = self._region(pair.a)
+        to_a = {other.b: other.a for other in self.result.alignment.pairs}
+        steps_b, _ = region(self.b, pair.b, lambda key: key in to_a and self._is_trusted(to_a[key]))
+        extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
+        extra_b = [step for step in steps_b if self._is_alone(step, to_a)]
+        innocent = bool(extra_a or extra_b) and self._does_its_part(pair)
+        return explain(self.a, self.b, pair, Suspects(steps_a, steps_b, extra_a, extra_b, innocent))
+
+    def _is_alone(self, step: Step, matched: Mapping[str, str]) -> bool:
+        return not is_view(step.op) and not any(out in matched for out in step.outs)
+
+    def _does_its_part(self, pair: Pair) -> bool:
+        """Whether B's last step gives what A's would have given of the same operands."""
+        step_a, step_b = self.a.trace.maker(pair.a), self.b.trace.maker(pair.b)
+        if step_a is None or step_b is None or len(step_a.reads) != len(step_b.reads):
+            return False
+        given: dict[str, torch.Tensor] = {}
+        for ours, theirs in zip(step_a.reads, step_b.reads, strict=True):
+            value, facts = self._value(self.b, theirs), self.a.trace.tensors[ours]
+            if value.numel() != facts.size:
+                return False
+            given[ours] = value.reshape(facts.shape)
+        fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
+        dtype = _coarser(fa.dtype, fb.dtype)
+        found = expect(self.a, [step_a], pair.a, given, dtype, lambda key: self._value(self.a, key))
+        return found is not None and self._hold(found, self._value(self.b, pair.b))[0] == "within"
 
 
 _TINY: Final = 1e-300

@@ -67,9 +67,18 @@ class Recorder:
             self.store.lend(name, tensor)
         self._add(Made(name, tensor), origin, -1, lasting=lasting)
 
-    def changed(self, name: str, tensor: torch.Tensor, step: int) -> None:
-        """A tensor whose bytes an earlier step wrote over through another one, under its new name."""
+    def changed(self, name: str, tensor: torch.Tensor, step: int, before: TensorFacts) -> bool:
+        """A tensor whose bytes an earlier step may have written over through another one, under its new name.
+
+        Whether it did, as far as digests tell.
+        """
         self._add(Made(name, tensor, in_place=True), "value", step)
+        if before.digest is None or self.trace.tensors[name].digest != before.digest:
+            return True
+        del self.trace.tensors[name]
+        if self.store is not None:
+            self.store.forget(name)
+        return False
 
     def step(
         self,
