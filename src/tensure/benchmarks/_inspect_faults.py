@@ -56,7 +56,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: of a kind, at a level, at a step of the clean run or in a weight that the step reads first."""
+    """One fault: of a kind, at a level, at a step of the clean run or in a weight that it reads first."""
 
     kind: str
     level: Level
