@@ -19,9 +19,12 @@ from tensure.program import _protobuf, _varints
 from tensure.program._files import map_file
 from tensure.program._onnx import OnnxGraph, OnnxModel, OnnxNode, OnnxRef, OnnxType
 from tensure.program._onnx_reader import read_onnx, read_onnx_bytes
+from tensure.program._weights import StoredTensor
 
 from .hostile_onnx import (
     Message,
+    attribute,
+    function,
     graph,
     header,
     ints,
@@ -190,6 +193,25 @@ def test_a_type_may_be_of_any_kind() -> None:
     found = read(whole).graph
     assert found.inputs == (OnnxType("s", None, None, "sequence"), OnnxType("i", "u32", None))
     assert found.values["y"].shape == (None, "n")
+
+
+def test_lists_of_tensors_and_graphs_and_what_a_function_leaves_open() -> None:
+    inner = graph([node("Neg", "x", "i")], [], [value("i", None)])
+    lists = [
+        attribute("ts", 9, 10, tensor("", np.ones(1, np.int8)), tensor("", np.zeros(2, np.int16))),
+        attribute("gs", 10, 11, inner, inner),
+    ]
+    own = function("f", [node("Neg", "x", "y", Message().add(1, "k").add(21, "with").add(20, 2))])
+    own.add(11, attribute("with", 2, 3, -5))
+    found = read(model(graph([node("f", "x", "y", *lists, domain="own")], [value("x")], [value("y")]),
+                       opset(17), opset(1, "own"), functions=[own]))  # fmt: skip
+    tensors, graphs = (found.graph.nodes[0].attrs[name] for name in ("ts", "gs"))
+    assert isinstance(tensors, tuple)
+    assert [stored.dtype for stored in tensors if isinstance(stored, StoredTensor)] == ["i8", "i16"]
+    assert isinstance(graphs, tuple)
+    assert [part.nodes[0].op_type for part in graphs if isinstance(part, OnnxGraph)] == ["Neg", "Neg"]
+    assert found.functions["own", "f"].defaults == {"with": -5}
+    assert found.functions["own", "f"].nodes[0].attrs == {"k": OnnxRef("with")}
 
 
 def test_zeros_left_out_are_zeros() -> None:

@@ -25,7 +25,7 @@ from ._files import map_file
 from ._onnx import OnnxAttr, OnnxFunction, OnnxGraph, OnnxModel, OnnxNode, OnnxRef, OnnxType
 from ._onnx_external import External
 from ._onnx_scope import check_names
-from ._onnx_tensors import MAX_DIMS, TENSOR, Tensors, dtype_word, read_entries
+from ._onnx_tensors import TENSOR, Tensors, dtype_word, read_entries
 from ._protobuf import Message, Wire, schema
 from ._weights import StoredTensor
 
@@ -38,6 +38,7 @@ _MOST: Final[Mapping[str, int]] = MappingProxyType(
     {"nodes": 1 << 17, "graphs": 1 << 14, "initializers": 1 << 16, "types": 1 << 17, "functions": 1 << 12}
 )
 MAX_OPSETS = 1000
+MAX_RANK = 64  # of a declared type: numpy's own limit; it is a hint, unlike a tensor's rank
 
 _MODEL = schema("ModelProto", varint=(1,), length=(2, 7, 8, 14, 25))
 _OPSET = schema("OperatorSetIdProto", varint=(2,), length=(1,))
@@ -360,8 +361,8 @@ class _Reader:
 
     def dims(self, message: Message) -> tuple[int | str | None, ...]:
         wire = self.wire
-        if message.count(1) > MAX_DIMS:
-            raise wire.limit(f"{message.count(1)} dimensions", f"at most {MAX_DIMS}")
+        if message.count(1) > MAX_RANK:
+            raise wire.limit(f"{message.count(1)} dimensions", f"at most {MAX_RANK}")
         dims: list[int | str | None] = []
         for dim in message.children(1, _DIM):
             size = dim.int64(1)
