@@ -53,7 +53,7 @@ class ZipEntry:
         if self.size > max_bytes:
             raise LimitError(f"{self.name} is {self.size} bytes", wanted=f"at most {max_bytes}")
         found = self._data if self._method == 0 else self._inflate(max_ratio)
-        if found.size != self.size or zlib.crc32(memoryview(found)) != self._crc:
+        if found.size != self.size or zlib.crc32(found.data) != self._crc:
             raise FormatError(f"{self.name} is not what the archive's checksum says", wanted="a whole file")
         return found
 
@@ -64,7 +64,7 @@ class ZipEntry:
             )
         machine = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            found = machine.decompress(memoryview(self._data), self.size + 1)
+            found = machine.decompress(self._data.data, self.size + 1)
         except zlib.error as error:
             raise FormatError(f"{self.name} does not inflate: {error}") from error
         return np.frombuffer(found, np.uint8)
@@ -102,7 +102,7 @@ def read_zip(data: Bytes, *, max_entries: int) -> Mapping[str, ZipEntry]:
 def _unpack(form: struct.Struct, data: Bytes, at: int, what: str, signature: bytes) -> tuple[Any, ...]:
     if at < 0 or at + form.size > data.size:
         raise FormatError(f"{what} lies outside the file", place=f"byte {at}")
-    fields = form.unpack_from(memoryview(data), at)
+    fields = form.unpack_from(data.data, at)
     if fields[0] != signature:
         raise FormatError(f"no {what} here", place=f"byte {at}")
     return fields

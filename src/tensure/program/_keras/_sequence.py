@@ -7,6 +7,7 @@ from zeros or from the states they are called with; nothing is carried from one 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tensure.errors import FormatError, UnsupportedError
@@ -207,16 +208,14 @@ def _gru_cell(found: Layer, options: Options, x: Tensor, units: int, gates: int)
         new = bend(build, build.op("add", x_h, build.op("mul", reset, h_h)))
         return blend(update, hidden, new)
 
+    def cut(low: int, high: int) -> Tensor:
+        return build.op("slice", recurrent, dim=0, start=low, end=high)
+
     def step_before(now: Tensor, states: list[Tensor]) -> list[Tensor]:
         hidden = states[0]
         x_z, x_r, x_h = _parts(build, now, 3)
-        gates_part, new_part = (
-            found.once(
-                label,
-                lambda low=low, high=high: build.op("slice", recurrent, dim=0, start=low, end=high),
-            )
-            for label, low, high in (("gates part", 0, 2 * units), ("new part", 2 * units, wide))
-        )
+        gates_part = found.once("gates part", partial(cut, 0, 2 * units))
+        new_part = found.once("new part", partial(cut, 2 * units, wide))
         h_z, h_r = _parts(build, build.op("linear", hidden, gates_part, None), 2)
         update = gate(build, build.op("add", x_z, h_z))
         reset = gate(build, build.op("add", x_r, h_r))

@@ -265,10 +265,8 @@ def _pool(found: Layer, options: Options, call: Call, count: int, kind: str) -> 
     if count == 1:  # the ops pool over two dims
         x = build.op("unsqueeze", x, dim=2)
         kernel, stride, pairs = (1, *kernel), (1, *stride), [(0, 0), *pairs]
-    attrs = {"kernel_size": kernel, "stride": stride, "padding": padding_attr(pairs)}
-    if kind == "avg_pool2d":
-        attrs["count_include_pad"] = False
-    y = build.op(kind, x, **attrs)
+    extra = {"count_include_pad": False} if kind == "avg_pool2d" else {}
+    y = build.op(kind, x, kernel_size=kernel, stride=stride, padding=padding_attr(pairs), **extra)
     if count == 1:
         y = build.op("squeeze", y, dim=(2,))
     return last(build, y, channels_last)
