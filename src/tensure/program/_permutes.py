@@ -65,7 +65,7 @@ def _live(ops: Sequence[Op], kept: set[Name]) -> int:
 
 @dataclass(slots=True)
 class _Sinking:
-    """One pass over an entry: a permuted value is held back as (what it is of, dims) until somebody reads it."""
+    """One pass over an entry: a permuted value is held back as (what it is of, dims) until it is read."""
 
     line: _Line
     weights: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
@@ -78,6 +78,8 @@ class _Sinking:
     made: Arrays = field(default_factory=dict)
     """New weights, permuted."""
     origins: dict[str, str] = field(default_factory=dict[str, str])
+    same: dict[Name, Name] = field(default_factory=dict[Name, Name])
+    """Values handed out that came back to what they were of."""
 
     def run(self) -> list[Op]:
         """The ops with every permutation as far down as it goes."""
@@ -171,6 +173,8 @@ class _Sinking:
         self.written.add(name)
         source, dims = self.held[name]
         still = dims == tuple(range(len(dims)))
+        if still:
+            self.same[name] = source
         kind, attrs = ("copy", ()) if still else ("permute", (("dims", dims),))
         self.out.append(Op(kind, (Ref(source),), (name,), attrs, self.notes[name].note))
 

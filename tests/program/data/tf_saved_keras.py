@@ -1,4 +1,4 @@
-"""Writes tf_saved.keras and tf_saved.npz beside this file: a model saved by Keras on TensorFlow, and what it gives.
+"""Writes tf_saved.keras and tf_saved.npz: a model saved by Keras on TensorFlow, and what it gives there.
 
 Run where tensorflow-cpu 2.21 is installed (not in this project's environment): `python tf_saved_keras.py`.
 """
