@@ -206,9 +206,9 @@ def test_a_layer(label: str, tmp_path: Path) -> None:
 
 
 ACTIVATIONS = (
-    "relu relu6 leaky_relu elu selu celu gelu silu swish mish tanh hard_tanh tanh_shrink sigmoid hard_sigmoid "
-    "hard_silu hard_swish log_sigmoid sparse_sigmoid softplus sparse_plus squareplus softsign hard_shrink soft_shrink exponential "
-    "linear softmax log_softmax glu"
+    "relu relu6 leaky_relu elu selu celu gelu silu swish mish tanh hard_tanh tanh_shrink sigmoid "
+    "hard_sigmoid hard_silu hard_swish log_sigmoid sparse_sigmoid softplus sparse_plus squareplus softsign "
+    "hard_shrink soft_shrink exponential linear softmax log_softmax glu"
 ).split()
 
 
@@ -378,7 +378,7 @@ def test_keras_applications(label: str, tmp_path: Path) -> None:
 
 
 def lively(model: Any) -> None:
-    """Random statistics of every norm, weights as initialised: activations keep their size through the depth."""
+    """Random statistics of every norm, weights as initialised: values keep their size through the depth."""
     rng = np.random.default_rng(3)
     for variable in model.variables:
         kind = variable.path.rpartition("/")[2]
@@ -391,7 +391,7 @@ def lively(model: Any) -> None:
 
 
 def test_what_is_no_keras_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="keras.Model"):
+    with pytest.raises(InputError, match=r"keras\.Model"):
         from_keras(torch.nn.ReLU())
     with pytest.raises(InputError, match="cannot open"):
         from_keras(tmp_path / "nowhere.keras")
@@ -426,9 +426,12 @@ def test_variables_of_another_model_are_refused(tmp_path: Path) -> None:
 
     for name, units in (("a", 3), ("b", 4)):
         keras.Sequential([keras.Input((5,)), L.Dense(units)]).save(tmp_path / f"{name}.keras")
-    with zipfile.ZipFile(tmp_path / "a.keras") as a, zipfile.ZipFile(tmp_path / "b.keras") as b:
-        with zipfile.ZipFile(tmp_path / "c.keras", "w") as c:
-            for entry in a.namelist():
-                c.writestr(entry, (b if entry.endswith("h5") else a).read(entry))
+    with (
+        zipfile.ZipFile(tmp_path / "a.keras") as a,
+        zipfile.ZipFile(tmp_path / "b.keras") as b,
+        zipfile.ZipFile(tmp_path / "c.keras", "w") as c,
+    ):
+        for entry in a.namelist():
+            c.writestr(entry, (b if entry.endswith("h5") else a).read(entry))
     with pytest.raises(FormatError, match=r"float32\[5, 4\]"):
         from_keras(tmp_path / "c.keras")

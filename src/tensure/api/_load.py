@@ -29,7 +29,8 @@ def load(model: str | os.PathLike[str], *, context: int | None = None, name: str
 
     Args:
         model: a GGUF file, a `.keras` file, a folder with config.json and safetensors, a sealed bundle
-            (verified first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins where both exist.
+            (verified first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins
+            where both exist.
         context: positions of the key-value cache of a text model; 2,048 or the model's own limit when
             left out.
         name: what to call it.

@@ -44,6 +44,7 @@ def sink_permutes(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
         ops = sinking.run()
         if _live(ops, line.kept) < _live(line.ops, line.kept):
             line.ops = ops
+            line.remove(sinking.same)
             weights.update(sinking.made)
             for key, array in sinking.made.items():
                 dtype = values[sinking.origins[key]].dtype

@@ -205,7 +205,7 @@ class _Graph:
     """A Functional model's nodes and what is known of them."""
 
     model: Layer
-    layers: dict[str, Layer | Any]
+    layers: Mapping[str, Layer | Any]
     results: dict[Node, list[Tensor]] = field(default_factory=dict[Node, list[Tensor]])
 
     def tensor(self, name: str, node: int, index: int) -> Tensor:
@@ -236,23 +236,25 @@ class _Graph:
         return {key: self.resolved(item) for key, item in value.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The calls of a Functional model in an order in which every tensor is there when it is read."""
+
+    layers: Mapping[str, Layer | Any]
+    inputs: list[tuple[str, int, int]]
+    calls: list[tuple[Node, Mapping[str, Any]]]
+
+
 def _functional(model: Layer, given: list[Tensor], *, sorted_keys: bool) -> list[Tensor]:
-    graph = _Graph(model, {})
-    order: list[str] = []
-    for name, item in _layers(model):
-        if name in graph.layers:
-            raise FormatError(f"two layers named {name[:80]!r}", place=model.place, wanted="each name once")
-        graph.layers[name] = item
-        order.append(name)
-    inputs = list(_leaves(model.config.get("input_layers"), model.place))
-    if len(inputs) != len(given):
-        raise FormatError(f"{len(given)} inputs", place=model.place, wanted=str(len(inputs)))
-    for (name, node, _), tensor in zip(inputs, given, strict=True):
-        if name not in graph.layers or isinstance(graph.layers[name], Layer):
-            raise FormatError(f"no input layer {name[:80]!r}", place=model.place)
-        _fits(model, graph.layers[name], tensor)
+    plan: _Plan = model.once("plan", lambda: _plan(model))
+    graph = _Graph(model, plan.layers)
+    if len(plan.inputs) != len(given):
+        raise FormatError(f"{len(given)} inputs", place=model.place, wanted=str(len(plan.inputs)))
+    for (name, node, _), tensor in zip(plan.inputs, given, strict=True):
+        _fits(model, plan.layers[name], tensor)
         graph.results[name, node] = [tensor]
-    _run_nodes(graph, order)
+    for called, call in plan.calls:
+        graph.results[called] = _run_node(graph, called[0], call)
     return [
         graph.tensor(name, node - _first_call(graph, name), index)
         for name, node, index in _leaves(model.config.get("output_layers"), model.place, sorted_keys)
@@ -265,48 +267,60 @@ def _first_call(graph: _Graph, name: str) -> int:
     return int(isinstance(found, Layer) and found.kind in ("Functional", "Model"))
 
 
-def _run_nodes(graph: _Graph, order: Sequence[str]) -> None:
-    """Every call whose tensors are there, until none is left."""
-    items = dict(zip(order, _configs(graph.model), strict=True))
+def _plan(model: Layer) -> _Plan:
+    layers: dict[str, Layer | Any] = {}
+    for name, item in _layers(model):
+        if name in layers:
+            raise FormatError(f"two layers named {name[:80]!r}", place=model.place, wanted="each name once")
+        layers[name] = item
+    inputs = list(_leaves(model.config.get("input_layers"), model.place))
+    for name, _, _ in inputs:
+        if name not in layers or isinstance(layers[name], Layer):
+            raise FormatError(f"no input layer {name[:80]!r}", place=model.place)
+    there = {(name, node) for name, node, _ in inputs}
     calls: dict[Node, Mapping[str, Any]] = {}
     waiting: dict[Node, set[Node]] = {}
     readers: dict[Node, list[Node]] = {}
-    for name in order:
-        nodes = items[name][0].get("inbound_nodes", [])
-        if not isinstance(nodes, list):
-            raise FormatError(f"the calls of layer {name[:80]!r}", place=graph.model.place, wanted="a list")
-        for at, call in enumerate(nodes):
-            if not isinstance(call, dict) or not isinstance(call.get("args"), list):
-                raise UnsupportedError(
-                    f"the calls of layer {name[:80]!r} in an older form",
-                    place=graph.model.place,
-                    wanted="a file written by Keras 3",
-                    next_step="Load it in Keras 3 and save it again.",
-                )
-            if (name, at) in graph.results:
-                raise FormatError(f"input layer {name[:80]!r} is called", place=graph.model.place)
+    for name, (item, _, _) in zip(layers, _configs(model), strict=True):
+        for at, call in enumerate(_calls(item, name, model)):
             node = (name, at)
-            needs = {(label, index) for label, index, _ in _histories(call, graph.model.place)}
-            calls[node], waiting[node] = call, needs - graph.results.keys()
+            if node in there:
+                raise FormatError(f"input layer {name[:80]!r} is called", place=model.place)
+            needs = {(label, index) for label, index, _ in _histories(call, model.place)}
+            calls[node], waiting[node] = call, needs - there
             for need in waiting[node]:
                 readers.setdefault(need, []).append(node)
-    ready = deque(node for node in calls if not waiting[node])
-    left = len(calls)
+    ready, order = deque(node for node in calls if not waiting[node]), list[Node]()
     while ready:
         node = ready.popleft()
-        graph.results[node] = _run_node(graph, node[0], calls[node])
-        left -= 1
+        order.append(node)
         for reader in readers.get(node, ()):
             waiting[reader].discard(node)
             if not waiting[reader]:
                 ready.append(reader)
-    if left:
-        stuck = next(node for node in calls if node not in graph.results)
+    if len(order) < len(calls):
+        name, at = next(node for node in calls if waiting[node])
         raise FormatError(
-            f"call {stuck[1]} of layer {stuck[0][:80]!r} waits for tensors nobody makes",
-            place=graph.model.place,
+            f"call {at} of layer {name[:80]!r} waits for tensors nobody makes",
+            place=model.place,
             wanted="a graph without cycles",
         )
+    return _Plan(layers, inputs, [(node, calls[node]) for node in order])
+
+
+def _calls(item: Mapping[str, Any], name: str, model: Layer) -> list[Mapping[str, Any]]:
+    """The calls of a layer as Keras 3 writes them."""
+    nodes = item.get("inbound_nodes", [])
+    if not isinstance(nodes, list):
+        raise FormatError(f"the calls of layer {name[:80]!r}", place=model.place, wanted="a list")
+    if not all(isinstance(call, dict) and isinstance(call.get("args"), list) for call in nodes):
+        raise UnsupportedError(
+            f"the calls of layer {name[:80]!r} in an older form",
+            place=model.place,
+            wanted="a file written by Keras 3",
+            next_step="Load it in Keras 3 and save it again.",
+        )
+    return nodes
 
 
 def _run_node(graph: _Graph, name: str, call: Mapping[str, Any]) -> list[Tensor]:

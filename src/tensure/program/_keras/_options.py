@@ -7,7 +7,6 @@ there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ _SILENT: Final = frozenset(
 )
 _TRAINING: Final = ("_initializer", "_regularizer", "_constraint", "_spec")
 _LARGEST: Final = 1 << 40
+_FLOAT32_MAX: Final = 3.4028234663852886e38
 
 
 class Options:
@@ -54,10 +54,10 @@ class Options:
         return int(value)
 
     def number(self, key: str, default: Any = ...) -> float:
-        """A finite number."""
+        """A number within float32."""
         value = self.raw(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._bad(key, value, "a number")
+        if not _is_number(value):
+            raise self._bad(key, value, "a float32 number")
         return float(value)
 
     def flag(self, key: str, default: Any = ...) -> bool:
@@ -116,8 +116,8 @@ class Options:
         value = self.raw(key, default)
         many = value if isinstance(value, list | tuple) else [value]
         for item in many:
-            if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
-                raise self._bad(key, value, "numbers")
+            if not _is_number(item):
+                raise self._bad(key, value, "float32 numbers")
         return tuple(map(float, value)) if isinstance(value, list | tuple) else float(many[0])
 
     def channels_last(self) -> bool:
@@ -158,6 +158,11 @@ class Options:
 
     def _bad(self, key: str, value: Any, wanted: str) -> FormatError:
         return FormatError(f"{key}={str(value)[:80]}", place=self.place, wanted=wanted)
+
+
+def _is_number(value: Any) -> bool:
+    """A number that float32 holds; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FLOAT32_MAX
 
 
 def _is_int(value: Any) -> bool:

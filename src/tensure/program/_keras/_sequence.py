@@ -111,10 +111,15 @@ def _recurrent(found: Layer, options: Options, call: Call, gates: int, num_state
     build = found.build
     x, states = _sequence(call)
     units = options.integer("units")
-    for name in ("stateful", "zero_output_for_mask"):
-        options.off(name)
+    options.off("stateful")
     options.ignore(
-        "unroll", "dropout", "recurrent_dropout", "implementation", "unit_forget_bias", "use_cudnn"
+        "unroll",
+        "zero_output_for_mask",
+        "dropout",
+        "recurrent_dropout",
+        "implementation",
+        "unit_forget_bias",
+        "use_cudnn",
     )
     backwards = options.flag("go_backwards", False)
     sequences, with_states = options.flag("return_sequences", False), options.flag("return_state", False)
