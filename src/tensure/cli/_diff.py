@@ -37,8 +37,8 @@ HELP = help_text(
     "Find the first tensor in which two runs part.",
     EXAMPLES,
     "A and B are aligned by the flow of data: float and integer, fused and unfused, whole and split runs can "
-    "be compared. Each pair of tensors is bit-identical, within what rounding allows, or divergent. Exit code "
-    "0 when none diverges, 1 when one does, 3 when some pair could not be judged.",
+    "be compared. Each pair of tensors is bit-identical, within what rounding allows, or divergent. Exit "
+    "code 0 when none diverges, 1 when one does, 3 when some pair could not be judged.",
 )
 CODES = {"identical": 0, "within": 0, "divergent": 1, "unjudged": 3}
 _WHAT = "what load takes, a recording (.trace), or package.module:name."

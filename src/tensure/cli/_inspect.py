@@ -45,7 +45,8 @@ HELP = help_text(
     "through the run as it happens (n next, b back, c continue, h help), also from a script on stdin. "
     "--break COND does so at a terminal, from the first step that meets it; elsewhere it stops there, prints "
     "that step and exits 1, or 0 when no step did. COND is nan (a NaN or Inf that no operand had), |x|>1e4, "
-    "shape=1,*,7,7, name=GLOB, op=GLOB or module=GLOB. A recording written with -o FILE.trace is for tensure diff.",
+    "shape=1,*,7,7, name=GLOB, op=GLOB or module=GLOB. A recording written with -o FILE.trace "
+    "is for tensure diff.",
 )
 
 
