@@ -5,6 +5,7 @@ from ._explain import Element
 from ._facts import Looking
 from ._record import WAYS, Call, Way, record_plan, record_program
 from ._recorder import Made, OnStep, Recorder
+from ._page import page_of
 from ._recording import Recording
 from ._records import SCHEMA, Argument, Quantised, Step, TensorFacts, Trace
 from ._values import ValueStore
@@ -35,6 +36,7 @@ __all__ = [
     "Way",
     "align",
     "compare",
+    "page_of",
     "record_plan",
     "record_program",
     "watch",
