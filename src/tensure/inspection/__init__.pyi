@@ -5,6 +5,7 @@ from ._difference import Difference, Finding, Verdict
 from ._excerpt import excerpt
 from ._explain import Element
 from ._facts import Looking
+from ._page import page_of
 from ._record import WAYS, Call, Way, record_plan, record_program
 from ._recorder import Follower, Made, OnStep, Recorder
 from ._recording import Recording
@@ -55,6 +56,7 @@ __all__ = [
     "largest",
     "limit_of",
     "load_recording",
+    "page_of",
     "parse_break",
     "parse_selection",
     "record_plan",
