@@ -2,10 +2,11 @@
 
     python -m tensure.benchmarks._inspect_campaign NUM_FAULTS SEED
 
-Prints one JSON object. A fault counts as found where the first divergent tensor named is the one the fault is in:
-the weight it changed, the result of the op it sat in, the ops it added. DebugMode names ops only: it has found a
-fault if its first mismatch is at the op, counted from the start. Runs that are equal, NaNs included, must raise
-no alarm. A fault that changes no bit (checked with torch alone) is no fault and is planted again elsewhere.
+Prints one JSON object. A fault counts as found where the first divergent tensor named is the one the fault
+is in: the weight it changed, the result of the op it sat in, the ops it added. DebugMode names ops only: it
+has found a fault if its first mismatch is at the op, counted from the start. Runs that are equal, NaNs
+included, must raise no alarm. A fault that changes no bit (checked with torch alone) is no fault and is
+planted again elsewhere.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def _one_subject(
     for fault in choose_faults(subject, clean.trace, 3 * count, seed):
         if planted_so_far == count:
             break
-        with planted(fault, subject, clean.trace, lambda: watch(subject.module, digest=True, keep=True)) as run:
+        with planted(
+            fault, subject, clean.trace, lambda: watch(subject.module, digest=True, keep=True)
+        ) as run:
             subject.run()
         faulty = run.recording()
         if _same_bits(clean, faulty):
@@ -102,7 +105,9 @@ def _one_subject(
             subject.run()
         _count(outcome, fault, is_right(fault, first), _debug_is_right(fault, clean_log, _calls(log)))
         if not is_right(fault, first):
-            outcome.missed.append(f"{subject.name}: {fault}; named {first.text if first else 'nothing'}"[:400])
+            outcome.missed.append(
+                f"{subject.name}: {fault}; named {first.text if first else 'nothing'}"[:400]
+            )
         say(f"{subject.name}: {planted_so_far} of {count}")
     _close(clean)
 
@@ -209,11 +214,7 @@ def _debug_is_right(fault: Fault, clean: list[Any], faulty: list[Any]) -> bool:
 def _index_of_first(clean: list[Any], faulty: list[Any]) -> int:
     from torch.utils._debug_mode import DebugMode
 
-    ops = [
-        (one, other)
-        for one, other in zip(clean, faulty, strict=True)
-        if type(one).__name__ == "_OpCall"
-    ]
+    ops = [(one, other) for one, other in zip(clean, faulty, strict=True) if type(one).__name__ == "_OpCall"]
     for at, (one, other) in enumerate(ops):
         if DebugMode.check_hash_mismatches([one], [other]):  # type: ignore[no-untyped-call]
             return at
