@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Final
+from typing import Final, TypeAlias
 
 from ._child import ChildEngine, child_environment, engine_command
 from ._declare import benchmark
@@ -32,13 +32,11 @@ TORCHLENS: Final = "torchlens"
 SUBJECT: Final = "EfficientNet-Lite0"
 SPARE_MIB: Final = 64.0
 _MIB: Final = 1 << 20
-_CAMPAIGN_S: Final = 3600.0
+_CHILD_S: Final = 3600.0
 NUM_FAULTS: Final = 100
 QUICK_FAULTS: Final = 9
-_SEED: Final = 0
 
-_quick = False
-"""Whether this run is a slice; set when its cases are asked for."""
+_Reader: TypeAlias = Callable[[Json], Iterable[Bar | NotMeasured]]
 
 
 def same_result(case: Case, engine: str, reference: Json, output: Json) -> str | None:
@@ -74,47 +72,37 @@ def _cost_bars(case: Case, found: Measured) -> Iterator[Bar | NotMeasured]:
         yield Bar(f"{case.name}: memory of {what} beyond plain", memory, "MiB", SPARE_MIB, "lower")
 
 
-def _child_bars(module: str, args: list[str], read) -> list[Bar | NotMeasured]:  # type: ignore[no-untyped-
-def]
+def _child_bars(module: str, args: list[str], read: _Reader) -> list[Bar | NotMeasured]:
     """What a module of this room prints as JSON, as bars."""
     command = [sys.executable, "-m", f"tensure.benchmarks.{module}", *args]
+    name = module.removeprefix("_inspect_")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_CAMPAIGN_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [NotMeasured(module.strip("_"), f"did not finish: {type(error).__name__}")]
+        return [NotMeasured(name, f"did not finish: {type(error).__name__}")]
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no word"]
-        return [NotMeasured(module.strip("_"), f"ended with {done.returncode}: {lines[-1][:300]}")]
+        return [NotMeasured(name, f"ended with {done.returncode}: {lines[-1][:300]}")]
     return list(read(json.loads(done.stdout.strip().splitlines()[-1])))
 
 
 def _campaign(found: Json) -> Iterator[Bar | NotMeasured]:
-    yield Bar(
-        "planted faults found at the right op",
-        found["found"] / max(found["faults"], 1) * 100,
-        "%",
-        100.0,
-        "higher",
-    )
-    yield Bar(
-        "planted faults",
-        float(found["faults"]),
-        "faults",
-        float(QUICK_FAULTS if _quick else NUM_FAULTS),
-        "higher",
-    )
-    yield Bar("alarms on equal runs, NaNs among them", float(found["alarms"]), "alarms", 0.0, "lower")
+    share = 100.0 * found["found"] / max(found["faults"], 1)
+    yield Bar(f"{found['faults']} planted faults: found at the right op", share, "%", 100.0, "higher")
+    name = f"{found['equal_runs']} pairs of equal runs, NaNs in half of them: alarms"
+    yield Bar(name, float(found["alarms"]), "alarms", 0.0, "lower")
     # DebugMode stands beside ours; no bar is set on it, so ours is held to be no worse.
     share = found["found_by_debug_mode"] / max(found["found"], 1)
-    yield Bar("faults DebugMode found, over ours", share, "x", 1.0, "lower")
+    yield Bar("faults that DebugMode finds, over ours", share, "x", 1.0, "lower")
 
 
 def _page(found: Json) -> Iterator[Bar | NotMeasured]:
-    yield Bar("page of 3,000 steps", found["bytes"] / 1e6, "MB", 5.0, "lower")
+    name = f"page of {found['steps']} steps"
+    yield Bar(name, found["bytes"] / 1e6, "MB", 5.0, "lower")
     if found["usable_s"] is None:
-        yield NotMeasured("page of 3,000 steps, usable in Chromium", found["reason"])
+        yield NotMeasured(f"{name}: usable in Chromium after", found["reason"])
     else:
-        yield Bar("page of 3,000 steps, usable in Chromium", found["usable_s"], "s", 2.0, "lower")
+        yield Bar(f"{name}: usable in Chromium after", found["usable_s"], "s", 2.0, "lower")
 
 
 def _doors(found: Json) -> Iterator[Bar | NotMeasured]:
@@ -126,15 +114,9 @@ def _doors(found: Json) -> Iterator[Bar | NotMeasured]:
 
 
 def _cases(scope: Scope) -> list[Case]:
-    global _quick
-    _quick = scope.quick
+    params = {"subject": SUBJECT, "repeats": 1, "quick": scope.quick}
     return [
-        Case(
-            f"{SUBJECT}, {threads} thread{'s' * (threads > 1)}",
-            threads,
-            1.0,
-            {"subject": SUBJECT, "repeats": 1},
-        )
+        Case(f"{SUBJECT}, {threads} thread{'s' * (threads > 1)}", threads, 1.0, params)
         for threads in scope.threads
     ]
 

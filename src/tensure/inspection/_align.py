@@ -233,7 +233,7 @@ class _Aligner:
         return matched
 
     def _match_operands(self, a: Step, b: Step) -> None:
-        """Leaves that both read in the same place are the same, unless matched otherwise: a renamed weight."""
+        """Leaves that both read in the same place are the same, unless matched otherwise: renamed ones."""
         ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
         if len(ours) != len(theirs):
             return
