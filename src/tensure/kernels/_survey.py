@@ -74,7 +74,7 @@ class Survey:
         count: parts: elements, or twice as many for complex dtypes.
         minimum, maximum: rounded to float64 (integers beyond 2^53); a zero is never -0.0.
         mean, std, l2: in float64 arithmetic; std is the population's, without cancellation however far the
-            mean is from zero. std and l2 are infinite where squares are beyond float64.
+            mean is from zero. Where squares are beyond float64 (1e154 and 1e-154) std and l2 are inf or 0.
         zeros: of either sign.
         denormals: other than zero and below the least normal number of the tensor's own dtype.
         nans, infinities: of either sign.
