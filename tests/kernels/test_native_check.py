@@ -1,9 +1,9 @@
 """native/check, a program without Python, for what this process cannot be: watched, or another processor.
 
-It holds conv, dotconv, segment, dequantize, survey and decoder (with gemv in it) against plain loops in double
-or 64-bit integers; here it is built twice. For x86-64 the sanitizers watch addresses and undefined behaviour;
-for aarch64 it is static, without OpenMP, and runs under qemu. A build is kept in build/check until a source
-changes.
+It holds conv, dotconv, segment, dequantize, survey and decoder (with gemv in it) against plain loops in
+double or 64-bit integers; here it is built twice. For x86-64 the sanitizers watch addresses and undefined
+behaviour; for aarch64 it is static, without OpenMP, and runs under qemu. A build is kept in build/check
+until a source changes.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tensure.errors import InputError, UnsupportedError
+from tensure.errors import InputError
 from tensure.kernels._buffers import check_threads
 from tensure.kernels._isa import native
 
@@ -249,9 +249,9 @@ def _counts(bins: object) -> NDArray[np.int64]:
     return np.zeros(bins, np.int64)
 
 
-def _refusal(error: Exception, dtype: object) -> InputError | UnsupportedError:
+def _refusal(error: Exception, dtype: object) -> InputError:
     """The binding's reason, with what to hand over instead."""
-    reason = str(error).splitlines()[0]
+    reason = str(error) if isinstance(error, ValueError) else "an argument is of another type"
     return InputError(
         f"{reason} (dtype {dtype})",
         place="survey",
