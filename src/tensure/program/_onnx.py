@@ -12,21 +12,33 @@ from typing import TypeAlias
 
 from ._weights import StoredTensor
 
-__all__ = ["OnnxAttr", "OnnxFunction", "OnnxGraph", "OnnxModel", "OnnxNode", "OnnxType"]
+__all__ = ["OnnxAttr", "OnnxFunction", "OnnxGraph", "OnnxModel", "OnnxNode", "OnnxRef", "OnnxType"]
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxType:
-    """A declared tensor type: dtype as our words say it (`f32`), dims as sizes, names, or None if not known."""
+    """A declared type: dtype as our words say it (`f32`), dims as sizes, names, or None if not known.
+
+    A dtype no encoding of ours has is still named (`string`, `u16`). Other kinds than tensors have no dtype.
+    """
 
     name: str
     dtype: str | None
     shape: tuple[int | str | None, ...] | None
+    kind: str = "tensor"
+    """tensor, sequence, map, optional, sparse_tensor, opaque, or unknown where the file says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRef:
+    """In a function's body: the function's own attribute of that name, as the call gives it."""
+
+    name: str
 
 
 OnnxAttr: TypeAlias = (
-    "int | float | str | bytes | StoredTensor | OnnxGraph | OnnxType | tuple[int, ...] | tuple[float, ...]"
-    " | tuple[str, ...] | tuple[StoredTensor, ...] | tuple[OnnxGraph, ...]"
+    "int | float | str | bytes | StoredTensor | OnnxGraph | OnnxType | OnnxRef | tuple[int, ...]"
+    " | tuple[float, ...] | tuple[str | bytes, ...] | tuple[StoredTensor, ...] | tuple[OnnxGraph, ...]"
 )
 """A string attribute is str where it is UTF-8, else bytes."""
 
@@ -55,6 +67,8 @@ class OnnxGraph:
     initializers: Mapping[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])
     values: Mapping[str, OnnxType] = field(default_factory=dict[str, OnnxType])
     """Types the file declares for inner values: hints, never trusted."""
+    unread: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Initializers whose dtype no encoding of ours has, by name, with that dtype; nothing uses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,10 @@ class OnnxFunction:
     outputs: tuple[str, ...]
     nodes: tuple[OnnxNode, ...]
     attrs: tuple[str, ...] = ()
+    """Attributes that a call must give."""
     opsets: Mapping[str, int] = field(default_factory=dict[str, int])
+    defaults: Mapping[str, OnnxAttr] = field(default_factory=dict[str, "OnnxAttr"])
+    """Attributes that a call may give, and what they are if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
