@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -20,11 +20,15 @@ from ._fresh_names import FreshNames
 from ._model import Model
 from ._normalise import normalise as simplify
 from ._onnx import OnnxGraph, OnnxModel, OnnxType
-from ._onnx_ops import Builder, Held, Tensor, Walk, known_input, weight_of
+from ._onnx_ops import NEWEST, Builder, Held, Tensor, Walk, known_input, weight_of
+from ._onnx_reader import read_onnx
 from ._records import Entry, Name, Op, Program, Ref, TensorType, Value
 from ._validate import validate_program
 
 __all__ = ["from_onnx", "import_onnx"]
+
+OPSETS: Final = (1, NEWEST)
+"""Versions of the default domain that are read; ops whose meaning changed say what they do in each."""
 
 Given: TypeAlias = Mapping[str, Any]
 
@@ -57,12 +61,10 @@ def from_onnx(
         InputError: `inputs` names no graph input, or does not fit its declaration.
         LimitError: the graph unrolls to too many steps.
     """
-    from ._onnx_reader import read_onnx
-
     file = os.fspath(path)
     label = name or os.path.splitext(os.path.basename(file))[0] or "model"
     try:
-        return import_onnx(read_onnx(path), name=label, inputs=inputs, normalise=normalise, origin=file)
+        return import_onnx(read_onnx(path, opsets=OPSETS), name=label, inputs=inputs, normalise=normalise, origin=file)
     except TensureError as error:
         raise error.at(file=file) from None
 
@@ -113,9 +115,9 @@ def _inputs(graph: OnnxGraph, given: dict[str, Any], builder: Builder, entered: 
         elif spec.name in graph.initializers and value is None:
             held.append(weight_of(spec.name, graph.initializers[spec.name]))
         else:
-            if spec.dtype not in DTYPES or (spec.shape is None and value is None):
+            if spec.kind != "tensor" or spec.dtype not in DTYPES or (spec.shape is None and value is None):
                 raise UnsupportedError(
-                    f"input {spec.name!r} of dtype {spec.dtype} and shape {spec.shape}",
+                    f"input {spec.name!r}: a {spec.kind} of dtype {spec.dtype} and shape {spec.shape}",
                     wanted=f"a tensor of one of {' '.join(DTYPES)} whose rank is known",
                 )
             shape = _shape(spec, value, sizes)

@@ -14,7 +14,7 @@ import numpy as np
 from tensure.errors import FormatError, LimitError, RecordError, TensureError, UnsupportedError
 
 from .._dtypes import dtype_name
-from .._onnx import OnnxFunction, OnnxGraph, OnnxModel, OnnxNode
+from .._onnx import OnnxAttr, OnnxFunction, OnnxGraph, OnnxModel, OnnxNode, OnnxRef
 from .._records import TensorType
 from .._weights import StoredTensor
 from ._builder import Builder, Held, Tensor
@@ -33,6 +33,8 @@ class Scope:
 
     parent: Scope | None = None
     held: dict[str, Held] = field(default_factory=dict[str, Held])
+    attrs: Mapping[str, OnnxAttr] = field(default_factory=dict[str, OnnxAttr])
+    """What the call of a function gives for its attributes."""
 
     def get(self, name: str) -> Held:
         """What a name stands for here.
@@ -67,7 +69,7 @@ class Walk:
             raise FormatError(
                 f"graph {graph.name!r} of {len(graph.inputs)} inputs", wanted=f"{len(inputs)} inputs"
             )
-        scope = Scope(parent)
+        scope = Scope(parent, attrs={} if parent is None else parent.attrs)
         for name, stored in graph.initializers.items():
             scope.held[name] = weight_of(name, stored)
         for spec, item in zip(graph.inputs, inputs, strict=True):
@@ -113,7 +115,7 @@ class Walk:
         row = row_of(node, domain)
         version = opsets.get(domain, opsets.get("ai.onnx", 0) if not domain else 1)
         if function is not None:
-            return self._function(function, node, given)
+            return self._function(function, _resolved(node.attrs, scope), given)
         if row is None:
             raise UnsupportedError(
                 f"op {f'{domain}.' if domain else ''}{node.op_type}",
@@ -124,7 +126,7 @@ class Walk:
             raise UnsupportedError(
                 f"{node.op_type} of opset {version}", wanted=f"opset {row.since} to {NEWEST}"
             )
-        inputs, attrs = bind_node(row, node, given)
+        inputs, attrs = bind_node(row, node.op_type, given, _resolved(node.attrs, scope))
         used = [at for at, name in enumerate(node.outputs) if name]
         builder = self.builder
         before = (builder.version, builder.num_outs, builder.wanted, builder.note, builder.run_graph)
@@ -136,15 +138,31 @@ class Walk:
         builder.version, builder.num_outs, builder.wanted, builder.note, builder.run_graph = before
         return [made] if isinstance(made, Tensor) or made is None else list(made)
 
-    def _function(self, function: OnnxFunction, node: OnnxNode, given: list[Held]) -> list[Held]:
+    def _function(
+        self, function: OnnxFunction, attrs: Mapping[str, OnnxAttr], given: list[Held]
+    ) -> list[Held]:
         """A model-local function in place of the node that calls it."""
         if len(given) > len(function.inputs):
             raise FormatError(f"{function.name} of {len(given)} inputs", wanted=f"{len(function.inputs)}")
-        scope = Scope()
+        for key in function.attrs:
+            if key not in attrs:
+                raise FormatError(f"{function.name} lacks attribute {key!r}", wanted="every required one")
+        scope = Scope(attrs={**function.defaults, **attrs})
         padded = [*given, *[None] * (len(function.inputs) - len(given))]
         scope.held.update(zip(function.inputs, padded, strict=True))
         self.nodes(function.nodes, scope, {**self.model.opsets, **function.opsets})
         return [scope.get(name) for name in function.outputs]
+
+
+def _resolved(attrs: Mapping[str, OnnxAttr], scope: Scope) -> dict[str, OnnxAttr]:
+    """Attributes with a function's own put in; one the call leaves out stays out."""
+    found: dict[str, OnnxAttr] = {}
+    for key, value in attrs.items():
+        if not isinstance(value, OnnxRef):
+            found[key] = value
+        elif value.name in scope.attrs:
+            found[key] = scope.attrs[value.name]
+    return found
 
 
 def weight_of(name: str, stored: StoredTensor) -> Tensor:

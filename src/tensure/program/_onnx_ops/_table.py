@@ -116,7 +116,9 @@ def row_of(node: OnnxNode, domain: str) -> Row | None:
     return _ROWS.get((domain, node.op_type))
 
 
-def bind_node(row: Row, node: OnnxNode, given: Sequence[Any]) -> tuple[list[Any], Attributes]:
+def bind_node(
+    row: Row, op_type: str, given: Sequence[Any], attrs: Mapping[str, Any]
+) -> tuple[list[Any], Attributes]:
     """Inputs and attributes as the row's function takes them.
 
     Raises:
@@ -127,15 +129,15 @@ def bind_node(row: Row, node: OnnxNode, given: Sequence[Any]) -> tuple[list[Any]
     inputs = list(given)
     variadic = bool(specs) and specs[-1].variadic
     if len(inputs) > len(specs) and not variadic:
-        raise FormatError(f"{node.op_type} of {len(inputs)} inputs", wanted=f"at most {len(specs)}")
+        raise FormatError(f"{op_type} of {len(inputs)} inputs", wanted=f"at most {len(specs)}")
     inputs += [None] * (len(specs) - variadic - len(inputs))
     for at, item in enumerate(inputs):
         spec = specs[min(at, len(specs) - 1)]
         if item is None and not spec.optional:
-            raise FormatError(f"{node.op_type} lacks input {spec.name}", wanted=_wanted(row))
+            raise FormatError(f"{op_type} lacks input {spec.name}", wanted=_wanted(row))
         if isinstance(item, tuple) and not ("sequence" in spec.name or spec.variadic and row.op_type == "Loop"):
-            raise FormatError(f"{node.op_type}: input {spec.name} is a sequence", wanted="a tensor")
-    return inputs, _attributes(row, node.attrs)
+            raise FormatError(f"{op_type}: input {spec.name} is a sequence", wanted="a tensor")
+    return inputs, _attributes(row, attrs)
 
 
 def _attributes(row: Row, attrs: Mapping[str, Any]) -> Attributes:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from .._dtypes import numpy_dtype
 from .._records import TensorType
 from ._rules import (
     ANY,
@@ -19,6 +20,7 @@ from ._rules import (
     as_float,
     broadcast,
     cast,
+    check_index,
     in_range,
     need,
     need_dtype,
@@ -82,6 +84,14 @@ _FLOATING: Final[tuple[tuple[str, Pointwise, str], ...]] = (
     ("sin", np.sin, "Sine of radians."),
     ("cos", np.cos, "Cosine of radians."),
     ("tan", np.tan, "Tangent of radians."),
+    ("acos", np.arccos, "Arc cosine in radians; NaN outside -1..1."),
+    ("asin", np.arcsin, "Arc sine in radians; NaN outside -1..1."),
+    ("atan", np.arctan, "Arc tangent in radians."),
+    ("cosh", np.cosh, "Hyperbolic cosine."),
+    ("sinh", np.sinh, "Hyperbolic sine."),
+    ("acosh", np.arccosh, "Inverse hyperbolic cosine; NaN below 1."),
+    ("asinh", np.arcsinh, "Inverse hyperbolic sine."),
+    ("atanh", np.arctanh, "Inverse hyperbolic tangent; NaN outside -1..1."),
 )
 for _name, _fn, _doc in _FLOATING:
     define(
@@ -323,6 +333,30 @@ for _name, _fn in _BITWISE:
         binary_rule(INTEGERS | {"bool"}),
         binary(_fn),
         f"Bitwise {_name}; for bools, the logical one.",
+    )
+
+
+def _shift(fn: Pointwise) -> Evaluate:
+    def evaluate(args: list[Any], given: Given) -> list[Array]:
+        bits = 8 * np.dtype(numpy_dtype(promoted(*map(type_of, args)))).itemsize
+        if isinstance(args[1], np.ndarray):
+            check_index(args[1], 0, bits, "other")
+        else:
+            in_range("other", args[1], 0, bits - 1)
+        return binary(fn)(args, given)
+
+    return evaluate
+
+
+for _name, _fn, _doc in (
+    ("left", np.left_shift, "self * 2^other; bits that leave the dtype are lost."),
+    ("right", np.right_shift, "self / 2^other rounded down."),
+):
+    define(
+        f"bitwise_{_name}_shift(self: Tensor, other: Tensor|number) -> 1",
+        binary_rule(INTEGERS),
+        _shift(_fn),
+        f"{_doc} other from 0 to the dtype's bits less 1.",
     )
 
 

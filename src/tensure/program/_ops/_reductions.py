@@ -71,6 +71,34 @@ define(
 )
 
 
+def _one_dim(x: Any, given: Given) -> tuple[int, ...]:
+    return tuple(range(len(x.shape))) if given["dim"] is None else wrap_all([given["dim"]], len(x.shape))
+
+
+def _prod_rule(args: list[Any], given: Given) -> list[TensorType]:
+    (x,) = args
+    keep = given["keepdim"] and given["dim"] is not None
+    dtype = _sum_dtype(x.dtype, given["dtype"])
+    return [TensorType(reduce_shape(x.shape, _one_dim(x, given), keep), dtype)]
+
+
+def _prod(args: list[Any], given: Given) -> list[Array]:
+    (x,) = args
+    out = _sum_dtype(type_of(x).dtype, given["dtype"])
+    wide = double(cast(x, out))
+    keep = given["keepdim"] and given["dim"] is not None
+    found = np.multiply.reduce(wide, axis=_one_dim(x, given), dtype=wide.dtype, keepdims=keep)
+    return [cast(np.asarray(found), out)]
+
+
+define(
+    "prod(self: Tensor; dim: int? = none, keepdim: bool = false, dtype: dtype? = none) -> 1",
+    _prod_rule,
+    _prod,
+    "The product over dim (all when none), of self in `dtype`; integers and bools multiply in i64.",
+)
+
+
 def _mean_rule(args: list[Any], given: Given) -> list[TensorType]:
     (out,) = _sum_rule(args, {**given, "dtype": given["dtype"] or args[0].dtype})
     need_dtype("a result", out.dtype, FLOATS)
