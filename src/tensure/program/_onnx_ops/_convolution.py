@@ -113,8 +113,8 @@ def _conv_transpose(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         pads = []
         for have, want in zip(full, wanted, strict=True):
             cut = have - want
-            less = cut // 2
-            pads.append((less, cut - less) if a["auto_pad"] != "SAME_LOWER" else (cut - less, less))
+            less = max(cut, 0) // 2
+            pads.append((less, cut - less) if a["auto_pad"] == "SAME_UPPER" or cut < 0 else (cut - less, less))
     kept = [(max(before, 0), max(after, 0)) for before, after in pads]
     # The table holds output_padding below stride or dilation; ONNX does not: zeros after the end do the same.
     fits = all(more < max(s, d) for more, s, d in zip(extra, stride, dilation, strict=True))

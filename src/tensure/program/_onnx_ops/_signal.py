@@ -1,6 +1,7 @@
 """Windows, discrete Fourier transforms, mel weights, and overlapping blocks.
 
-A transform is a matrix product with known cosines and sines: exact to rounding, quadratic in its length.
+A transform is a matrix product with known cosines and sines, in f64 and rounded once (STFT: in its own
+dtype); quadratic in its length, which is bounded.
 """
 
 from __future__ import annotations
@@ -61,21 +62,34 @@ def _dft(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     dim = axis_of(axis, data.rank)
     if dim == data.rank - 1:
         raise FormatError(f"axis={axis}", wanted="another than the last")
-    length = data.shape[dim] if x[1] is None else int(b.number(x[1], "dft_length"))
     real, inverse = data.shape[-1] == 1, bool(a["inverse"])
+    whole = 2 * (data.shape[dim] - 1) if a["onesided"] and inverse else data.shape[dim]
+    length = whole if x[1] is None else int(b.number(x[1], "dft_length"))
+    wide = b.cast(data, "f64")
     if a["onesided"] and inverse:
-        return _onesided_inverse(b, data, dim, length)
-    bins = length // 2 + 1 if a["onesided"] else length
+        return b.cast(_onesided_inverse(b, wide, dim, length), data.dtype)
+    return b.cast(_transformed(b, wide, dim, length, real, inverse, bool(a["onesided"])), data.dtype)
+
+
+def _transformed(
+    b: Builder, data: Tensor, dim: int, length: int, real: bool, inverse: bool, half: bool
+) -> Tensor:
+    """Every bin, or the first half of them."""
+    bins = length // 2 + 1 if half else length
     cos, sin = _turns(length, bins)
     data = _fitted(b, data, dim, length)
     scale = 1 / length if inverse else 1.0
     sign = 1.0 if inverse else -1.0
     parts = b.op("transpose", data, dim0=dim, dim1=data.rank - 2)
-    re = _times(b, b.op("select", parts, dim=-1, index=0), cos * scale), _times(b, b.op("select", parts, dim=-1, index=0), sin * sign * scale)
+    first = b.op("select", parts, dim=-1, index=0)
+    found = [_times(b, first, cos * scale), _times(b, first, sin * sign * scale)]
     if not real:
-        im = b.op("select", parts, dim=-1, index=1)
-        re = b.op("sub", re[0], _times(b, im, sin * sign * scale)), b.op("add", re[1], _times(b, im, cos * scale))
-    return b.op("transpose", b.op("stack", *re, dim=-1), dim0=dim, dim1=data.rank - 2)
+        second = b.op("select", parts, dim=-1, index=1)
+        found = [
+            b.op("sub", found[0], _times(b, second, sin * sign * scale)),
+            b.op("add", found[1], _times(b, second, cos * scale)),
+        ]
+    return b.op("transpose", b.op("stack", *found, dim=-1), dim0=dim, dim1=data.rank - 2)
 
 
 def _onesided_inverse(b: Builder, data: Tensor, dim: int, length: int) -> Tensor:

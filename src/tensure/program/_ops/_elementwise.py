@@ -11,7 +11,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from .._dtypes import numpy_dtype
 from .._records import TensorType
 from ._rules import (
     ANY,
@@ -20,7 +19,6 @@ from ._rules import (
     as_float,
     broadcast,
     cast,
-    check_index,
     in_range,
     need,
     need_dtype,
@@ -336,27 +334,15 @@ for _name, _fn in _BITWISE:
     )
 
 
-def _shift(fn: Pointwise) -> Evaluate:
-    def evaluate(args: list[Any], given: Given) -> list[Array]:
-        bits = 8 * np.dtype(numpy_dtype(promoted(*map(type_of, args)))).itemsize
-        if isinstance(args[1], np.ndarray):
-            check_index(args[1], 0, bits, "other")
-        else:
-            in_range("other", args[1], 0, bits - 1)
-        return binary(fn)(args, given)
-
-    return evaluate
-
-
 for _name, _fn, _doc in (
-    ("left", np.left_shift, "self * 2^other; bits that leave the dtype are lost."),
+    ("left", np.left_shift, "self * 2^other, wrapped."),
     ("right", np.right_shift, "self / 2^other rounded down."),
 ):
     define(
         f"bitwise_{_name}_shift(self: Tensor, other: Tensor|number) -> 1",
         binary_rule(INTEGERS),
-        _shift(_fn),
-        f"{_doc} other from 0 to the dtype's bits less 1.",
+        binary(_fn),
+        f"{_doc} Where other is negative or no less than the bits of the dtype, all are lost but the sign's.",
     )
 
 
