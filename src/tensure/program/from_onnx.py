@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -147,9 +147,14 @@ def _named_sizes(graph: OnnxGraph, given: Given) -> dict[str, int]:
             continue
         shape = _given_shape(spec, value)
         for size, dim in zip(shape, spec.shape, strict=True):
-            if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+            if _is_name(dim) and sizes.setdefault(dim, size) != size:
                 raise InputError(f"size {dim!r} is {sizes[dim]} and {size}", wanted="one size for one name")
     return sizes
+
+
+def _is_name(dim: int | str | None) -> TypeGuard[str]:
+    """Whether a dim is a name that means one size: exporters also write `?` for any size."""
+    return isinstance(dim, str) and any(char.isalnum() for char in dim)
 
 
 def _given_shape(spec: OnnxType, value: Any) -> tuple[int, ...]:
@@ -182,11 +187,11 @@ def _shape(spec: OnnxType, value: Any, sizes: dict[str, int]) -> tuple[int, ...]
         if isinstance(dim, int):
             found.append(dim)
             continue
-        if dim is not None and dim in sizes:
+        if _is_name(dim) and dim in sizes:
             found.append(sizes[dim])
         elif at == 0:
             found.append(1)
-            if dim is not None:
+            if _is_name(dim):
                 sizes[dim] = 1
         else:
             raise InputError(
