@@ -20,7 +20,7 @@ from ._fresh_names import FreshNames
 from ._model import Model
 from ._normalise import normalise as simplify
 from ._onnx import OnnxGraph, OnnxModel, OnnxType
-from ._onnx_ops import NEWEST, Builder, Held, Tensor, Walk, known_input, weight_of
+from ._onnx_ops import CARRIERS, NEWEST, Builder, Held, Tensor, Walk, known_input, weight_of
 from ._onnx_reader import read_onnx
 from ._records import Entry, Name, Op, Program, Ref, TensorType, Value
 from ._validate import validate_program
@@ -45,7 +45,8 @@ def from_onnx(
     Inputs and outputs keep their names, with `_` in place of what a record's name cannot hold. Sizes are
     fixed: a size the file leaves open must be given, only dim 0 may stay open and counts as 1 (one sample);
     an open size with a name is one size wherever that name stands. Opsets 13 to 22 of the default domain
-    are read as their texts say, older and newer ones as far as their ops mean the same.
+    are read as their texts say, older and newer ones as far as their ops mean the same. Inputs and outputs
+    that the file calls uint16 or uint32 are i32 or i64 here, their arithmetic wrapped as the file means it.
 
     Args:
         path: the .onnx file; external data lies beside it.
@@ -115,16 +116,17 @@ def _inputs(graph: OnnxGraph, given: dict[str, Any], builder: Builder, entered: 
         elif spec.name in graph.initializers and value is None:
             held.append(weight_of(spec.name, graph.initializers[spec.name]))
         else:
-            if spec.kind != "tensor" or spec.dtype not in DTYPES or (spec.shape is None and value is None):
+            bits, dtype = CARRIERS.get(spec.dtype or "", (0, spec.dtype))
+            if spec.kind != "tensor" or dtype not in DTYPES or (spec.shape is None and value is None):
                 raise UnsupportedError(
                     f"input {spec.name!r}: a {spec.kind} of dtype {spec.dtype} and shape {spec.shape}",
                     wanted=f"a tensor of one of {' '.join(DTYPES)} whose rank is known",
                 )
             shape = _shape(spec, value, sizes)
             base = builder.names.take(spec.name)
-            builder.values[base] = Value(shape, spec.dtype)
+            builder.values[base] = Value(shape, dtype)
             entered.append(Name(base))
-            held.append(Tensor(TensorType(shape, spec.dtype), ref=Ref(Name(base))))
+            held.append(Tensor(TensorType(shape, dtype), ref=Ref(Name(base)), bits=bits))
     return held
 
 
@@ -132,8 +134,9 @@ def _valued(spec: OnnxType, value: Any) -> Tensor:
     array = np.asarray(value)
     if isinstance(value, bool | int | float) and spec.dtype in DTYPES:
         array = array.astype(DTYPES[spec.dtype])
-    if spec.dtype is not None and dtype_name(array.dtype) != spec.dtype:
-        raise InputError(f"input {spec.name!r} is given as {dtype_name(array.dtype)}", wanted=spec.dtype)
+    have = str(array.dtype).replace("uint", "u") if array.dtype.kind == "u" else dtype_name(array.dtype)
+    if spec.dtype is not None and have != spec.dtype:
+        raise InputError(f"input {spec.name!r} is given as {have}", wanted=spec.dtype)
     _fits(spec, array.shape)
     return known_input(spec.name, array)
 

@@ -15,11 +15,12 @@ from . import (
     _signal,
     _training,
 )
-from ._builder import Builder, Held, Tensor
+from ._builder import CARRIERS, Builder, Held, Tensor
 from ._graph import Scope, Walk, known_input, weight_of
 from ._table import NEWEST, Row, onnx_rows
 
 __all__ = [
+    "CARRIERS",
     "FAMILIES",
     "NEWEST",
     "Builder",

@@ -38,6 +38,11 @@ _FOLD_TOTAL: Final = 1 << 26
 """Elements computed while reading one file."""
 _FOLDED_FAMILIES: Final = ("_elementwise", "_activations", "_shapes", "_indexing", "_reductions")
 _MOST_ENTRIES: Final = 1 << 16
+CARRIERS: Final = {"u16": (16, "i32"), "u32": (32, "i64")}
+"""Unsigned dtypes no Program has, held in the next wider signed one: bits, and the dtype that holds them."""
+_LEAVES_RANGE: Final = frozenset(
+    {"add", "sub", "rsub", "mul", "neg", "square", "pow", "bitwise_not", "bitwise_left_shift", "sum", "cumsum", "prod"}
+)
 _UNFIT_FOR_NUMBERS: Final = frozenset({"where", "masked_fill", "pow"})
 _LARGEST_NUMBER: Final = 1 << 61
 
@@ -51,6 +56,8 @@ class Tensor:
     stored: StoredTensor | None = None
     ref: Ref | None = None
     label: str = ""
+    bits: int = 0
+    """16 or 32 where the file says uint16 or uint32: the values stay below 2^bits."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,7 +163,19 @@ class Builder:
         return found
 
     def many(self, kind: str, *args: Any, **attrs: Any) -> tuple[Tensor, ...]:
-        """All results of a listed op."""
+        """All results of a listed op; what may leave the range of an unsigned dtype is wrapped into it."""
+        made = self._plain(kind, args, attrs)
+        bits = max((arg.bits for arg in args if isinstance(arg, Tensor)), default=0)
+        if not bits:
+            return made
+        carrier = "i32" if bits == 16 else "i64"
+        if kind in _LEAVES_RANGE:
+            made = self._plain("remainder", (*made, 1 << bits), {})
+        for found in made:
+            found.bits = bits if found.dtype == carrier and kind != "_to_copy" else 0
+        return made
+
+    def _plain(self, kind: str, args: Sequence[Any], attrs: dict[str, Any]) -> tuple[Tensor, ...]:
         definition = lookup(kind)
         operands = [arg.type if isinstance(arg, Tensor) else arg for arg in args]
         attrs = {key: _attr(value) for key, value in attrs.items()}
@@ -227,7 +246,15 @@ class Builder:
     # --- what many translations say ---
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
-        """The values in another dtype."""
+        """The values in another dtype, uint16 and uint32 among them."""
+        if dtype in CARRIERS:
+            bits, carrier = CARRIERS[dtype]
+            if x.bits != bits:
+                x = self.cast(self.op("remainder", self.cast(x, "i64"), 1 << bits), carrier)
+                x.bits = bits
+            return x
+        if x.bits and x.dtype == dtype:
+            return self.op("_to_copy", x, dtype=dtype)
         return x if x.dtype == dtype else self.op("_to_copy", x, dtype=dtype)
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -11,31 +11,33 @@ from tensure.errors import FormatError, UnsupportedError
 
 from .._dtypes import DTYPES, FLOATS, numpy_dtype
 from .._records import TensorType
-from ._builder import Builder, Tensor
+from ._builder import CARRIERS, Builder, Tensor
 from ._table import Attributes, Translate, onnx_op
 
 _ONNX_DTYPES: Final = {
     1: "f32",
     2: "u8",
     3: "i8",
+    4: "u16",
     5: "i16",
     6: "i32",
     7: "i64",
     9: "bool",
     10: "f16",
     11: "f64",
+    12: "u32",
     16: "bf16",
 }
-"""TensorProto.DataType of the dtypes a Program has."""
+"""TensorProto.DataType of the dtypes a Program has, and of the two that it holds in a wider one."""
 
 
 def dtype_of(code: int, what: str = "to") -> str:
     """Our name of an ONNX dtype number.
 
     Raises:
-        UnsupportedError: a dtype that no Program has.
+        UnsupportedError: a dtype that no Program has, or (but for a cast) only holds in a wider one.
     """
-    if code not in _ONNX_DTYPES:
+    if code not in _ONNX_DTYPES or (what != "to" and _ONNX_DTYPES[code] in CARRIERS):
         raise UnsupportedError(f"{what}={code} (a dtype number)", wanted=" ".join(DTYPES))
     return _ONNX_DTYPES[code]
 
@@ -104,7 +106,7 @@ _BINARY: Final = {
 
 def same_dtype(*tensors: Tensor) -> None:
     """Refuse operands of different dtypes: ONNX promotes nothing."""
-    dtypes = [item.dtype for item in tensors]
+    dtypes = [named_dtype(item) for item in tensors]
     if len(set(dtypes)) > 1:
         raise FormatError(f"operands of dtypes {', '.join(dtypes)}", wanted="one dtype")
 
@@ -209,15 +211,27 @@ def _cast(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.cast(x[0], dtype_of(a["to"]))
 
 
+def named_dtype(x: Tensor) -> str:
+    """The dtype the file says a tensor has."""
+    return {16: "u16", 32: "u32"}.get(x.bits, x.dtype)
+
+
 @onnx_op("CastLike(input, target_type; saturate: int = 1, round_mode: str = \"up\")")
 def _cast_like(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    return b.cast(x[0], x[1].dtype)
+    return b.cast(x[0], named_dtype(x[1]))
 
 
 @onnx_op("BitCast(input; to: int)", since=26)
 def _bit_cast(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """Between the dtypes of eight bits, by wrapping; other bits have no listed op."""
     to = dtype_of(a["to"])
+    signed = {("u16", "i16"): "i16", ("u32", "i32"): "i32"}.get((named_dtype(x[0]), to))
+    if signed is not None:
+        over = b.op("ge", x[0], 1 << (x[0].bits - 1))
+        wide = b.op("_to_copy", x[0], dtype="i64")
+        return b.cast(b.op("sub", wide, b.op("mul", b.cast(over, "i64"), 1 << x[0].bits)), to)
+    if x[0].bits or to in CARRIERS:
+        raise UnsupportedError(f"bits of {named_dtype(x[0])} as {to}", wanted="integers of equal size")
     if x[0].is_known:
         return b.known(x[0].values().view(numpy_dtype(to)).reshape(x[0].shape))
     if {x[0].dtype, to} == {"i8", "u8"}:

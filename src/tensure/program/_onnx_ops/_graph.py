@@ -13,11 +13,11 @@ import numpy as np
 
 from tensure.errors import FormatError, LimitError, RecordError, TensureError, UnsupportedError
 
-from .._dtypes import dtype_name
+from .._dtypes import dtype_name, numpy_dtype
 from .._onnx import OnnxAttr, OnnxFunction, OnnxGraph, OnnxModel, OnnxNode, OnnxRef
 from .._records import TensorType
 from .._weights import StoredTensor
-from ._builder import Builder, Held, Tensor
+from ._builder import CARRIERS, Builder, Held, Tensor
 from ._table import NEWEST, bind_node, onnx_rows, row_of
 
 MAX_NODES: Final = 1 << 18
@@ -173,4 +173,9 @@ def weight_of(name: str, stored: StoredTensor) -> Tensor:
 def known_input(name: str, values: Any) -> Tensor:
     """A graph input whose value is given."""
     array = np.asarray(values)
+    bits, carrier = CARRIERS.get(str(array.dtype).replace("uint", "u"), (0, ""))
+    if bits:
+        found = known_input(name, array.astype(numpy_dtype(carrier)))
+        found.bits = bits
+        return found
     return weight_of(name, StoredTensor.from_array(array, dtype_name(array.dtype)))

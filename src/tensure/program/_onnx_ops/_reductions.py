@@ -190,7 +190,10 @@ def _topk(b: Builder, x: list[Any], a: Attributes) -> tuple[Tensor, ...]:
         raise FormatError("K both as input and attribute, or neither", wanted="one of them")
     k = a["k"] if x[1] is None else int(b.number(x[1], "K"))
     dim = axis_of(a["axis"], x[0].rank)
-    return b.many("topk", x[0], k=k, dim=dim, largest=bool(a["largest"]))
+    if not 0 <= k <= x[0].shape[dim]:
+        raise FormatError(f"K={k} of {x[0].shape[dim]} elements", wanted="at most as many as there are")
+    # Of equals ONNX wants the first; torch's own topk gives any, a stable sort the first.
+    return tuple(b.slice(item, dim, 0, k) for item in b.many("sort", x[0], stable=True, dim=dim, descending=bool(a["largest"])))
 
 
 @onnx_op("Unique(X; axis: int?, sorted: int = 1)")
