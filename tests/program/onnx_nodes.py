@@ -1,7 +1,8 @@
 """onnx's own node tests as cases: import each, run it in numpy and in torch, say what came of it.
 
-A test's model is read from its bytes by our reader. Inputs that a translation must know (shapes, axes) are given
-as values: first none is, then all but the first input, then all; what is not given goes in when the Program runs.
+A test's model is read from its bytes by our reader. Inputs that a translation must know (shapes, axes) are
+given as values: first none is, then all but the first input, then all; what is not given goes in when the
+Program runs.
 """
 
 from __future__ import annotations

@@ -36,7 +36,10 @@ class FreshNames:
 def plain_name(wanted: str) -> str:
     """The nearest name the text form can hold, at most 200 characters."""
     parts = wanted[:_LONGEST].split(".")
-    base = ".".join("".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in part) or "_" for part in parts)
+    base = ".".join(
+        "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in part) or "_"
+        for part in parts
+    )
     if not (base[0].isalpha() or base[0] == "_"):
         base = f"_{base}"[:_LONGEST]
     return f"{base}_" if base in RESERVED else base

@@ -65,7 +65,9 @@ def from_onnx(
     file = os.fspath(path)
     label = name or os.path.splitext(os.path.basename(file))[0] or "model"
     try:
-        return import_onnx(read_onnx(path, opsets=OPSETS), name=label, inputs=inputs, normalise=normalise, origin=file)
+        return import_onnx(
+            read_onnx(path, opsets=OPSETS), name=label, inputs=inputs, normalise=normalise, origin=file
+        )
     except TensureError as error:
         raise error.at(file=file) from None
 
@@ -167,7 +169,8 @@ def _given_shape(spec: OnnxType, value: Any) -> tuple[int, ...]:
         found = tuple(value)
     else:
         raise InputError(
-            f"inputs[{spec.name!r}] is {value!r}"[:200], wanted="a tuple of sizes, or an array for a fixed value"
+            f"inputs[{spec.name!r}] is {value!r}"[:200],
+            wanted="a tuple of sizes, or an array for a fixed value",
         )
     _fits(spec, found)
     return found

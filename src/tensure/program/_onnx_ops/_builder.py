@@ -41,7 +41,20 @@ _MOST_ENTRIES: Final = 1 << 16
 CARRIERS: Final = {"u16": (16, "i32"), "u32": (32, "i64")}
 """Unsigned dtypes no Program has, held in the next wider signed one: bits, and the dtype that holds them."""
 _LEAVES_RANGE: Final = frozenset(
-    {"add", "sub", "rsub", "mul", "neg", "square", "pow", "bitwise_not", "bitwise_left_shift", "sum", "cumsum", "prod"}
+    {
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "neg",
+        "square",
+        "pow",
+        "bitwise_not",
+        "bitwise_left_shift",
+        "sum",
+        "cumsum",
+        "prod",
+    }
 )
 _UNFIT_FOR_NUMBERS: Final = frozenset({"where", "masked_fill", "pow"})
 _LARGEST_NUMBER: Final = 1 << 61
@@ -204,9 +217,7 @@ class Builder:
             definition.family.endswith(_FOLDED_FAMILIES)
             and made <= _FOLD_ELEMENTS
             and self.folded + made <= _FOLD_TOTAL
-            and all(
-                arg.is_known and arg.size <= _FOLD_ELEMENTS for arg in args if isinstance(arg, Tensor)
-            )
+            and all(arg.is_known and arg.size <= _FOLD_ELEMENTS for arg in args if isinstance(arg, Tensor))
         )
 
     def _operand(self, definition: OpDef, at: int, args: Sequence[Any]) -> Any:

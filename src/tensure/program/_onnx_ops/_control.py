@@ -1,8 +1,8 @@
 """If, Loop and Scan, undone while the file is read; optional values.
 
-An `If` whose condition is known is its branch; otherwise both branches are computed and the condition selects.
-A loop is repeated as often as its known trip count says. A trip count or an end that depends on data has no
-counterpart: how many steps there are must not depend on values.
+An `If` whose condition is known is its branch; otherwise both branches are computed and the condition
+selects. A loop is repeated as often as its known trip count says. A trip count or an end that depends on data
+has no counterpart: how many steps there are must not depend on values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _if(b: Builder, x: list[Any], a: Attributes) -> list[Held]:
         return _run(b, a["then_branch" if _flag(b, cond, "cond") else "else_branch"], [])
     branches = [_run(b, a[key], []) for key in ("then_branch", "else_branch")]
     if cond.size != 1 or len(branches[0]) != len(branches[1]):
-        raise FormatError("a condition of several elements, or branches of unequal outputs", wanted="one; equal")
+        raise FormatError(
+            "a condition of several elements, or branches of unequal outputs", wanted="one; equal"
+        )
     flag = b.reshape(cond, ())
     return [_selected(b, flag, yes, no) for yes, no in zip(*branches, strict=True)]
 
@@ -78,7 +80,10 @@ def _loop(b: Builder, x: list[Any], a: Attributes) -> list[Held]:
             break
         going = _flag(b, flag, "the condition to go on")
     outputs = body.outputs[1 + len(carried) :]
-    return [*state, *(_stacked(b, items, spec.shape, spec.dtype) for items, spec in zip(scanned, outputs, strict=True))]
+    return [
+        *state,
+        *(_stacked(b, items, spec.shape, spec.dtype) for items, spec in zip(scanned, outputs, strict=True)),
+    ]
 
 
 def _stacked(b: Builder, items: list[Held], shape: Any, dtype: str | None, axis: int = 0) -> Tensor:
@@ -88,7 +93,9 @@ def _stacked(b: Builder, items: list[Held], shape: Any, dtype: str | None, axis:
     if tensors:
         return b.op("stack", *tensors, dim=axis)
     if shape is None or dtype is None or not all(isinstance(size, int) for size in shape):
-        raise UnsupportedError("a loop of no trips whose results have no fixed shape", wanted="at least one trip")
+        raise UnsupportedError(
+            "a loop of no trips whose results have no fixed shape", wanted="at least one trip"
+        )
     return b.full([*shape[:axis], 0, *shape[axis:]], 0, dtype)
 
 
@@ -112,7 +119,9 @@ def _scan(b: Builder, x: list[Any], a: Attributes) -> list[Held]:
     dims = [axis_of(axis, item.rank, "scan_input_axes") for axis, item in zip(axes, scanned, strict=True)]
     lengths = {item.shape[dim] for item, dim in zip(scanned, dims, strict=True)}
     if len(lengths) != 1 or max(lengths) > MAX_TRIPS:
-        raise FormatError(f"scan inputs of lengths {sorted(lengths)}", wanted=f"one length of at most {MAX_TRIPS}")
+        raise FormatError(
+            f"scan inputs of lengths {sorted(lengths)}", wanted=f"one length of at most {MAX_TRIPS}"
+        )
     (length,) = lengths
     made: list[list[Held]] = [[] for _ in range(num_outs)]
     for trip in range(length):
@@ -129,7 +138,9 @@ def _scan(b: Builder, x: list[Any], a: Attributes) -> list[Held]:
         parts = parts[::-1] if flip else parts
         first = parts[0] if parts else None
         rank = first.rank if isinstance(first, Tensor) else len(spec.shape or ())
-        outputs.append(_stacked(b, parts, spec.shape, spec.dtype, axis_of(axis, rank + 1, "scan_output_axes")))
+        outputs.append(
+            _stacked(b, parts, spec.shape, spec.dtype, axis_of(axis, rank + 1, "scan_output_axes"))
+        )
     return [*state, *outputs]
 
 
@@ -148,6 +159,3 @@ def _has_element(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 @onnx_op("OptionalGetElement(input_sequence)")
 def _get_element(b: Builder, x: list[Any], a: Attributes) -> list[Held]:
     return [x[0]]
-
-
-

@@ -1,11 +1,10 @@
 """Convolutions, matrix products and einsum.
 
-    N batch   C channels in   M channels out
+N batch   C channels in   M channels out
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -74,8 +73,8 @@ def flat_pads(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
 
 _CONV = (
-    '(X, W, B?; auto_pad: str = "NOTSET", dilations: ints?, group: int = 1, kernel_shape: ints?, pads: ints?, '
-    "strides: ints?"
+    '(X, W, B?; auto_pad: str = "NOTSET", dilations: ints?, group: int = 1, kernel_shape: ints?, '
+    "pads: ints?, strides: ints?"
 )
 
 
@@ -114,7 +113,9 @@ def _conv_transpose(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         for have, want in zip(full, wanted, strict=True):
             cut = have - want
             less = max(cut, 0) // 2
-            pads.append((less, cut - less) if a["auto_pad"] == "SAME_UPPER" or cut < 0 else (cut - less, less))
+            pads.append(
+                (less, cut - less) if a["auto_pad"] == "SAME_UPPER" or cut < 0 else (cut - less, less)
+            )
     kept = [(max(before, 0), max(after, 0)) for before, after in pads]
     # The table holds output_padding below stride or dilation; ONNX does not: zeros after the end do the same.
     fits = all(more < max(s, d) for more, s, d in zip(extra, stride, dilation, strict=True))
@@ -145,9 +146,11 @@ def _matmul(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.op("matmul", *x)
 
 
-@onnx_op("Gemm(A, B, C?; alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0, broadcast: int?)")
+@onnx_op(
+    "Gemm(A, B, C?; alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0, broadcast: int?)"
+)
 def _gemm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """alpha * A' @ B' + beta * C; a linear where it is one."""
+    """Alpha * A' @ B' + beta * C; a linear where it is one."""
     left, right, bias = x
     if left.rank != 2 or right.rank != 2:
         raise FormatError(f"A of shape {list(left.shape)}, B of shape {list(right.shape)}", wanted="matrices")
@@ -165,7 +168,7 @@ def _gemm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 
 def scaled(b: Builder, x: Tensor, by: float) -> Tensor:
-    """x times a number; as it is for 1."""
+    """X times a number; as it is for 1."""
     return x if by == 1 else b.op("mul", x, float(by) if x.dtype in FLOATS else int(by))
 
 
@@ -197,7 +200,9 @@ def _einsum(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     letters = [chr(at) for at in (*range(97, 123), *range(65, 91)) if chr(at) not in equation]
     ranks = [item.rank - len(term.replace("...", "")) for term, item in zip(terms, x, strict=True)]
     most = max((rank for rank, term in zip(ranks, terms, strict=True) if "..." in term), default=0)
-    if most > len(letters) or any(rank < 0 or (rank and "..." not in term) for rank, term in zip(ranks, terms, strict=True)):
+    if most > len(letters) or any(
+        rank < 0 or (rank and "..." not in term) for rank, term in zip(ranks, terms, strict=True)
+    ):
         raise FormatError(f"equation={equation!r}", wanted="as many letters as dims")
     shared = "".join(letters[:most])
     full = [term.replace("...", shared[most - rank :]) for rank, term in zip(ranks, terms, strict=True)]
@@ -245,5 +250,3 @@ def diagonal(b: Builder, x: Tensor, first: int, second: int) -> Tensor:
     flat = b.reshape(b.permute(x, [first, second, *rest]), (size * size, *(x.shape[at] for at in rest)))
     picked = b.pick(flat, 0, [at * (size + 1) for at in range(size)])
     return b.permute(picked, [*range(1, first + 1), 0, *range(first + 1, x.rank - 1)])
-
-

@@ -193,12 +193,16 @@ def _where(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 @onnx_op("Clip(input, min?, max?; min: float?, max: float?)")
 def _clip(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """Bounds are inputs since opset 11, attributes before."""
-    bounds = [bound if bound is not None else a[key] for bound, key in zip(x[1:], ("min", "max"), strict=True)]
+    bounds = [
+        bound if bound is not None else a[key] for bound, key in zip(x[1:], ("min", "max"), strict=True)
+    ]
     for bound in bounds:
         if isinstance(bound, Tensor) and (bound.size != 1 or bound.rank > 1):
             raise FormatError(f"a bound of shape {list(bound.shape)}", wanted="one element")
     bounds = [b.reshape(bound, ()) if isinstance(bound, Tensor) else bound for bound in bounds]
-    numbers = [b.number(item, "a bound") if isinstance(item, Tensor) and item.is_known else item for item in bounds]
+    numbers = [
+        b.number(item, "a bound") if isinstance(item, Tensor) and item.is_known else item for item in bounds
+    ]
     if all(item is None or (isinstance(item, float) and np.isinf(item)) for item in numbers):
         return x[0] if all(item is None for item in numbers) else b.op("clamp", x[0], *numbers)
     if any(isinstance(item, Tensor) for item in numbers):
@@ -206,7 +210,7 @@ def _clip(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.op("clamp", x[0], *numbers)
 
 
-@onnx_op("Cast(input; to: int, saturate: int = 1, round_mode: str = \"up\")")
+@onnx_op('Cast(input; to: int, saturate: int = 1, round_mode: str = "up")')
 def _cast(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.cast(x[0], dtype_of(a["to"]))
 
@@ -216,7 +220,7 @@ def named_dtype(x: Tensor) -> str:
     return {16: "u16", 32: "u32"}.get(x.bits, x.dtype)
 
 
-@onnx_op("CastLike(input, target_type; saturate: int = 1, round_mode: str = \"up\")")
+@onnx_op('CastLike(input, target_type; saturate: int = 1, round_mode: str = "up")')
 def _cast_like(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.cast(x[0], named_dtype(x[1]))
 
@@ -240,7 +244,7 @@ def _bit_cast(b: Builder, x: list[Any], a: Attributes) -> Tensor:
             wide = b.op("sub", wide, b.op("mul", b.cast(b.op("ge", wide, 128), "i16"), 256))
         return b.cast(wide, to)
     if x[0].dtype == to:
-        return x[0]
+        return b.op("copy", x[0])
     raise UnsupportedError(f"bits of {x[0].dtype} as {to}", wanted="a value known when the file is read")
 
 
@@ -257,13 +261,13 @@ def _is_inf(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 
 def where_positive(b: Builder, x: Tensor, other: Tensor) -> Tensor:
-    """x where it is above 0, else other."""
+    """X where it is above 0, else other."""
     return b.op("where", b.op("gt", x, 0.0), x, other)
 
 
 @onnx_op("Elu(X; alpha: float = 1.0)")
 def elu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """alpha * (exp(x) - 1) below 0."""
+    """Alpha * (exp(x) - 1) below 0."""
     below = b.op("mul", b.op("expm1", b.op("clamp", x[0], None, 0.0)), a["alpha"])
     return where_positive(b, x[0], below)
 
@@ -282,7 +286,7 @@ def _selu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 @onnx_op("LeakyRelu(X; alpha: float = 0.01)")
 def leaky_relu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """alpha * x below 0."""
+    """Alpha * x below 0."""
     return b.op("leaky_relu", x[0], negative_slope=float(a["alpha"]))
 
 
@@ -290,14 +294,16 @@ def leaky_relu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 def _prelu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     below = b.op("mul", *x)
     if below.shape != x[0].shape:
-        raise FormatError(f"slope of shape {list(x[1].shape)}", wanted=f"one that broadcasts to {list(x[0].shape)}")
+        raise FormatError(
+            f"slope of shape {list(x[1].shape)}", wanted=f"one that broadcasts to {list(x[0].shape)}"
+        )
     zero = 0.0 if x[0].dtype in FLOATS else 0
     return b.op("where", b.op("ge", x[0], zero), x[0], below)
 
 
 @onnx_op("ThresholdedRelu(X; alpha: float = 1.0)")
 def thresholded_relu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """x above alpha, else 0."""
+    """X above alpha, else 0."""
     return b.op("where", b.op("gt", x[0], a["alpha"]), x[0], b.full(x[0].shape, 0, x[0].dtype))
 
 
@@ -312,14 +318,14 @@ def _shrink(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 @onnx_op("HardSigmoid(X; alpha: float = 0.2, beta: float = 0.5)")
 def hard_sigmoid(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """alpha * x + beta held to 0..1."""
+    """Alpha * x + beta held to 0..1."""
     scaled = b.op("add", b.op("mul", x[0], float(a["alpha"])), float(a["beta"]))
     return b.op("clamp", scaled, 0.0, 1.0)
 
 
 @onnx_op("Softsign(input)")
 def softsign(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """x / (1 + |x|)."""
+    """X / (1 + |x|)."""
     return b.op("div", x[0], b.op("add", b.op("abs", x[0]), 1.0))
 
 
@@ -344,8 +350,8 @@ def _swish(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 
 @onnx_op(
-    "Constant(; value: tensor?, value_float: float?, value_floats: floats?, value_int: int?, value_ints: ints?, "
-    "value_string: str?, value_strings: strs?)"
+    "Constant(; value: tensor?, value_float: float?, value_floats: floats?, value_int: int?, "
+    "value_ints: ints?, value_string: str?, value_strings: strs?)"
 )
 def _constant(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     given = {key: value for key, value in a.items() if value is not None}

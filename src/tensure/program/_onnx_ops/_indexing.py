@@ -26,7 +26,9 @@ def check_known(index: Tensor, size: int, what: str = "indices") -> None:
     if index.is_known and index.size:
         least, most = int(index.values().min()), int(index.values().max())
         if least < -size or most >= size:
-            raise FormatError(f"{what} hold {least if least < -size else most}", wanted=f"{-size} to {size - 1}")
+            raise FormatError(
+                f"{what} hold {least if least < -size else most}", wanted=f"{-size} to {size - 1}"
+            )
 
 
 def counted_from_front(b: Builder, index: Tensor, size: int) -> Tensor:
@@ -100,7 +102,9 @@ def _scatter_elements(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     data, index, updates = x
     dim = axis_of(a["axis"], data.rank)
     check_known(index, data.shape[dim])
-    return _scattered(b, data, counted_from_front(b, index, data.shape[dim]), updates, dim, a.get("reduction", "none"))
+    return _scattered(
+        b, data, counted_from_front(b, index, data.shape[dim]), updates, dim, a.get("reduction", "none")
+    )
 
 
 def _scattered(b: Builder, data: Tensor, index: Tensor, updates: Tensor, dim: int, reduction: str) -> Tensor:
@@ -123,7 +127,9 @@ def _scatter_nd(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         return b.op("index_put", data, updates, *columns, accumulate=a["reduction"] == "add")
     place: Tensor | None = None
     for at, column in enumerate(columns):
-        step = b.op("mul", counted_from_front(b, column, data.shape[at]), math.prod(data.shape[at + 1 : len(columns)]))
+        step = b.op(
+            "mul", counted_from_front(b, column, data.shape[at]), math.prod(data.shape[at + 1 : len(columns)])
+        )
         place = step if place is None else b.op("add", place, step)
     assert place is not None
     rest = math.prod(data.shape[len(columns) :])
@@ -133,13 +139,15 @@ def _scatter_nd(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.reshape(found, data.shape)
 
 
-@onnx_op("TensorScatter(past_cache, update, write_indices?; axis: int = -2, mode: str = \"linear\")", since=24)
+@onnx_op('TensorScatter(past_cache, update, write_indices?; axis: int = -2, mode: str = "linear")', since=24)
 def _tensor_scatter(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """A cache with new rows put at each sample's own place; `circular` begins again at the front."""
     cache, update, start = x
     dim = axis_of(a["axis"], cache.rank)
     if dim == 0 or a["mode"] not in ("linear", "circular") or update.rank != cache.rank:
-        raise FormatError(f"axis={a['axis']}, mode={a['mode']!r}", wanted="a dim after the batch; linear or circular")
+        raise FormatError(
+            f"axis={a['axis']}, mode={a['mode']!r}", wanted="a dim after the batch; linear or circular"
+        )
     shape = [1] * cache.rank
     shape[dim] = update.shape[dim]
     places = b.known(np.arange(update.shape[dim]).reshape(shape))
@@ -162,7 +170,9 @@ def _compress(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         dim = axis_of(a["axis"], data.rank)
     places = np.flatnonzero(keep)
     if keep.dtype != np.bool_ or (places.size and places[-1] >= data.shape[dim]):
-        raise FormatError(f"a condition of {keep.size} entries", wanted=f"bools, at most {data.shape[dim]} of them")
+        raise FormatError(
+            f"a condition of {keep.size} entries", wanted=f"bools, at most {data.shape[dim]} of them"
+        )
     return b.pick(data, dim, places)
 
 
@@ -172,7 +182,9 @@ def _reverse_sequence(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     data, lengths = x
     batch, time = axis_of(a["batch_axis"], data.rank), axis_of(a["time_axis"], data.rank)
     if batch == time or lengths.shape != (data.shape[batch],):
-        raise FormatError(f"batch_axis={batch}, time_axis={time}", wanted="two axes, one length for each sample")
+        raise FormatError(
+            f"batch_axis={batch}, time_axis={time}", wanted="two axes, one length for each sample"
+        )
     return reversed_in_time(b, data, b.cast(lengths, "i64"), batch, time)
 
 

@@ -30,7 +30,9 @@ def _batch_norm(b: Builder, x: list[Any], a: Attributes) -> list[Tensor]:
     if a["spatial"] != 1 or (b.num_outs > 1 and not a["training_mode"]):
         raise UnsupportedError("spatial=0, or further outputs at inference", wanted="one output by channel")
     if data.rank < 2 or any(item.shape != (data.shape[1],) for item in x[1:]):
-        raise FormatError(f"an input of shape {list(data.shape)}", wanted="[N, C, ...] and vectors of C entries")
+        raise FormatError(
+            f"an input of shape {list(data.shape)}", wanted="[N, C, ...] and vectors of C entries"
+        )
     scale, bias = b.cast(scale, data.dtype), b.cast(bias, data.dtype)
     if not a["training_mode"]:
         mean, var = b.cast(mean, data.dtype), b.cast(var, data.dtype)
@@ -51,20 +53,27 @@ def _instance_norm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return b.op("group_norm", *x, num_groups=x[0].shape[1], eps=a["epsilon"])
 
 
-@onnx_op("GroupNormalization(X, scale, bias; epsilon: float = 1e-05, num_groups: int, stash_type: int = 1)", since=18)
+@onnx_op(
+    "GroupNormalization(X, scale, bias; epsilon: float = 1e-05, num_groups: int, stash_type: int = 1)",
+    since=18,
+)
 def _group_norm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """Scale and bias are by channel since opset 21, by group in 18."""
     data, scale, bias = x
     groups = a["num_groups"]
     if data.rank < 2 or groups < 1 or data.shape[1] % groups:
-        raise FormatError(f"{groups} groups of an input of shape {list(data.shape)}", wanted="whole groups of channels")
+        raise FormatError(
+            f"{groups} groups of an input of shape {list(data.shape)}", wanted="whole groups of channels"
+        )
     if scale.shape == (groups,) and b.version < 21 and groups != data.shape[1]:
         each = np.repeat(np.arange(groups), data.shape[1] // groups)
         scale, bias = b.pick(scale, 0, each), b.pick(bias, 0, each)
     return b.op("group_norm", data, scale, bias, num_groups=groups, eps=a["epsilon"])
 
 
-@onnx_op("LayerNormalization(X, Scale, B?; axis: int = -1, epsilon: float = 1e-05, stash_type: int = 1)", since=17)
+@onnx_op(
+    "LayerNormalization(X, Scale, B?; axis: int = -1, epsilon: float = 1e-05, stash_type: int = 1)", since=17
+)
 def layer_norm(b: Builder, x: list[Any], a: Attributes) -> list[Tensor]:
     """Over the last dims from axis on; Mean and InvStdDev where they are read."""
     data, scale, bias = x
@@ -106,16 +115,19 @@ def _rms_norm_of(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return found
 
 
-@onnx_op(
-    "SkipLayerNormalization(input, skip, gamma, beta?, bias?; epsilon: float = 1e-12)", domain=MICROSOFT
-)
+@onnx_op("SkipLayerNormalization(input, skip, gamma, beta?, bias?; epsilon: float = 1e-12)", domain=MICROSOFT)
 def _skip_norm(b: Builder, x: list[Any], a: Attributes) -> list[Any]:
     """The sum of input, skip and bias, normalised over the last dim; the sum itself is the fourth output."""
     total = b.op("add", x[0], x[1])
     if x[4] is not None:
         total = b.op("add", total, x[4])
     shape = total.shape[-1:]
-    return [b.op("layer_norm", total, x[2], x[3], normalized_shape=shape, eps=a["epsilon"]), None, None, total]
+    return [
+        b.op("layer_norm", total, x[2], x[3], normalized_shape=shape, eps=a["epsilon"]),
+        None,
+        None,
+        total,
+    ]
 
 
 @onnx_op("Gelu(X)", domain=MICROSOFT)
@@ -140,7 +152,7 @@ def _quick_gelu(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 @onnx_op("LpNormalization(input; axis: int = -1, p: int = 2)")
 def _lp_norm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """x over its norm; 0 where the norm is 0."""
+    """X over its norm; 0 where the norm is 0."""
     data: Tensor = x[0]
     dim = axis_of(a["axis"], data.rank)
     if a["p"] not in (1, 2):
@@ -148,7 +160,9 @@ def _lp_norm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     powers = b.op("abs", data) if a["p"] == 1 else b.op("square", data)
     norm = b.op("sum", powers, dim=(dim,), keepdim=True)
     norm = norm if a["p"] == 1 else b.op("sqrt", norm)
-    return b.op("div", data, b.op("where", b.op("eq", norm, 0.0), b.full((1,) * data.rank, 1, data.dtype), norm))
+    return b.op(
+        "div", data, b.op("where", b.op("eq", norm, 0.0), b.full((1,) * data.rank, 1, data.dtype), norm)
+    )
 
 
 @onnx_op("MeanVarianceNormalization(X; axes: ints = [0, 2, 3])")
@@ -162,11 +176,13 @@ def _mean_variance(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 
 @onnx_op("LRN(X; alpha: float = 0.0001, beta: float = 0.75, bias: float = 1.0, size: int)")
 def _lrn(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    """x over (bias + alpha / size * the sum of squares of `size` neighbouring channels) ^ beta."""
+    """X over (bias + alpha / size * the sum of squares of `size` neighbouring channels) ^ beta."""
     data: Tensor = x[0]
     size = a["size"]
     if data.rank < 3 or not 1 <= size <= 4096:
-        raise FormatError(f"size={size} of an input of shape {list(data.shape)}", wanted="[N, C, ...] and 1 to 4096")
+        raise FormatError(
+            f"size={size} of an input of shape {list(data.shape)}", wanted="[N, C, ...] and 1 to 4096"
+        )
     n, c = data.shape[:2]
     rows = b.reshape(b.op("square", data), (n, 1, c, math.prod(data.shape[2:])))
     sides = [(0, 0), (0, 0), ((size - 1) // 2, size // 2), (0, 0)]

@@ -1,8 +1,8 @@
 """Pools over one, two or three spatial dims.
 
-The table has two-dimensional pools; three dims are two pools in turn (the largest of largest ones, the mean of
-means), one dim is a pool of height 1. Dilated means and p-norms are convolutions with ones, divided by how many
-elements each window holds.
+The table has two-dimensional pools; three dims are two pools in turn (the largest of largest ones, the mean
+of means), one dim is a pool of height 1. Dilated means and p-norms are convolutions with ones, divided by how
+many elements each window holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class _Window:
 
     def __init__(self, x: Tensor, a: Attributes) -> None:
         if not 3 <= x.rank <= 5:
-            raise UnsupportedError(f"a pool of an input of shape {list(x.shape)}", wanted="1 to 3 spatial dims")
+            raise UnsupportedError(
+                f"a pool of an input of shape {list(x.shape)}", wanted="1 to 3 spatial dims"
+            )
         count = x.rank - 2
         self.sizes = x.shape[2:]
         self.kernel = list_of(a, "kernel_shape", count, 1, low=1)
@@ -40,7 +42,9 @@ class _Window:
         self.pads: _Pads = window_pads(a, self.sizes, self.kernel, self.stride, self.dilation)
         self.reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
         self.out: list[int] = []
-        for size, reach, s, (before, after) in zip(self.sizes, self.reach, self.stride, self.pads, strict=True):
+        for size, reach, s, (before, after) in zip(
+            self.sizes, self.reach, self.stride, self.pads, strict=True
+        ):
             free = size + before + after - reach
             if free < 0:
                 raise FormatError(f"a window spanning {reach} over {size} padded elements", wanted="a fit")
@@ -129,10 +133,14 @@ def _lowest(dtype: str) -> float:
 def _places(w: _Window, sizes: tuple[int, ...]) -> Array:
     """For every window (row-major) and element of it, its row-major place in the input; -1 in the padding."""
     if math.prod(w.out) * math.prod(w.kernel) > _MOST_PLACES:
-        raise LimitError(f"{math.prod(w.out)} windows of {math.prod(w.kernel)}", wanted=f"at most {_MOST_PLACES} places")
+        raise LimitError(
+            f"{math.prod(w.out)} windows of {math.prod(w.kernel)}", wanted=f"at most {_MOST_PLACES} places"
+        )
     found: Array = np.zeros((1, 1), np.int64)
     inside: Array = np.ones((1, 1), bool)
-    for size, out, k, s, d, (before, _) in zip(sizes, w.out, w.kernel, w.stride, w.dilation, w.pads, strict=True):
+    for size, out, k, s, d, (before, _) in zip(
+        sizes, w.out, w.kernel, w.stride, w.dilation, w.pads, strict=True
+    ):
         line = np.arange(out)[:, None] * s + np.arange(k)[None] * d - before
         good = (line >= 0) & (line < size)
         found = (found[:, None, :, None] * size + line[None, :, None]).reshape(found.shape[0] * out, -1)
@@ -167,7 +175,9 @@ def _average_pool(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     if w.fits_table() and set(w.dilation) == {1} and not (counted and w.ceil and len(w.kernel) == 3):
         return _pool2d(b, "avg_pool2d", data, w, w.pads, count_include_pad=counted)
     ones = np.ones([size + sum(pads) * counted for size, pads in zip(w.sizes, w.pads, strict=True)], bool)
-    held = np.pad(ones, [(0, hung[1] - own[1]) if counted else hung for own, hung in zip(w.pads, w.hang(), strict=True)])
+    held = np.pad(
+        ones, [(0, hung[1] - own[1]) if counted else hung for own, hung in zip(w.pads, w.hang(), strict=True)]
+    )
     total = _window_sums(b, data, w)
     return b.op("div", total, b.known(_counts(held, w), data.dtype))
 
@@ -198,7 +208,13 @@ def _window_sums(b: Builder, data: Tensor, w: _Window) -> Tensor:
 
 
 def _to_power(b: Builder, data: Tensor, p: float) -> Tensor:
-    return b.op("square", data) if p == 2 else b.op("abs", data) if p == 1 else b.op("pow", b.op("abs", data), float(p))
+    return (
+        b.op("square", data)
+        if p == 2
+        else b.op("abs", data)
+        if p == 1
+        else b.op("pow", b.op("abs", data), float(p))
+    )
 
 
 def _root(b: Builder, total: Tensor, p: float) -> Tensor:
@@ -242,9 +258,16 @@ def _max_unpool(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     ]
     whole = [*data.shape[:2], *sizes]
     shape = whole if x[2] is None else list(b.ints(x[2], "output_shape"))
-    if index.shape != data.shape or len(shape) != data.rank or min(shape) < 1 or math.prod(shape) > _MOST_PLACES:
-        raise FormatError(f"indices of shape {list(index.shape)}, output_shape {shape}", wanted="that of X; sizes")
-    # Indices count in the tensor that the pads and strides describe; a larger output_shape adds room around it.
+    if (
+        index.shape != data.shape
+        or len(shape) != data.rank
+        or min(shape) < 1
+        or math.prod(shape) > _MOST_PLACES
+    ):
+        raise FormatError(
+            f"indices of shape {list(index.shape)}, output_shape {shape}", wanted="that of X; sizes"
+        )
+    # Indices count in the tensor that pads and strides describe; a larger output_shape adds room after it.
     flat = b.full([math.prod(whole)], 0, data.dtype)
     spots = b.reshape(index, (-1,))
     placed = b.reshape(b.op("scatter", flat, spots, b.reshape(data, (-1,)), dim=0), whole)

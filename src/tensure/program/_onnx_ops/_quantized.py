@@ -20,11 +20,13 @@ from ._elementwise import dtype_of
 from ._table import Attributes, onnx_op
 
 _STORED: Final = frozenset({"i8", "u8", "i16", "i32"})
-_LINEAR: Final = "axis: int = 1, block_size: int = 0, output_dtype: int = 0, saturate: int = 1, precision: int = 0"
+_LINEAR: Final = (
+    "axis: int = 1, block_size: int = 0, output_dtype: int = 0, saturate: int = 1, precision: int = 0"
+)
 
 
 def _along(b: Builder, x: Tensor, param: Tensor | None, axis: int, block: int, what: str) -> Tensor | None:
-    """A scale or zero point in a shape that broadcasts over x: one, one along the axis, or one for each block."""
+    """A scale or zero point shaped to broadcast over x: one, one along the axis, or one for each block."""
     if param is None:
         return None
     if param.size == 1 and param.rank <= 1:
@@ -35,18 +37,24 @@ def _along(b: Builder, x: Tensor, param: Tensor | None, axis: int, block: int, w
             raise FormatError(f"{what} of shape {list(param.shape)}", wanted=f"one entry, or {x.shape[dim]}")
         return b.reshape(param, [x.shape[dim] if at == dim else 1 for at in range(x.rank)])
     if block < 1 or param.rank != x.rank or -(-x.shape[dim] // block) != param.shape[dim]:
-        raise FormatError(f"{what} of shape {list(param.shape)}, block_size={block}", wanted="one entry for each block")
+        raise FormatError(
+            f"{what} of shape {list(param.shape)}, block_size={block}", wanted="one entry for each block"
+        )
     return b.pick(param, dim, np.arange(x.shape[dim]) // block)
 
 
-def _plain(b: Builder, scale: Tensor, zero: Tensor | None, block: int) -> tuple[list[float], list[int]] | None:
+def _plain(
+    b: Builder, scale: Tensor, zero: Tensor | None, block: int
+) -> tuple[list[float], list[int]] | None:
     """Known scales and zero points as attributes; None where they are not known or lie in blocks."""
     if block or not scale.is_known or not (zero is None or zero.is_known) or scale.rank > 1:
         return None
     scales = [float(item) for item in b.const(scale, "scale").reshape(-1)]
     if not all(0 < item < 1e300 for item in scales):
         raise FormatError(f"scales {scales[:8]}", wanted="above 0")
-    zeros = [0] * len(scales) if zero is None else [int(item) for item in b.const(zero, "zero point").reshape(-1)]
+    zeros = (
+        [0] * len(scales) if zero is None else [int(item) for item in b.const(zero, "zero point").reshape(-1)]
+    )
     return scales, zeros
 
 
@@ -144,7 +152,7 @@ def _signed(b: Builder, weight: Tensor, zero: Tensor | None, column: list[int]) 
 
 
 def _exact(b: Builder, x: Tensor, zero: Tensor | None, column: list[int]) -> Tensor:
-    """x less its zero point in f64, which holds every sum of products of bytes exactly."""
+    """X less its zero point in f64, which holds every sum of products of bytes exactly."""
     wide = b.cast(x, "f64")
     if zero is None:
         return wide
@@ -152,7 +160,13 @@ def _exact(b: Builder, x: Tensor, zero: Tensor | None, column: list[int]) -> Ten
 
 
 def _integer_conv(
-    b: Builder, data: Tensor, weight: Tensor, zero: Tensor | None, weight_zero: Tensor | None, bias: Tensor | None, a: Attributes
+    b: Builder,
+    data: Tensor,
+    weight: Tensor,
+    zero: Tensor | None,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    a: Attributes,
 ) -> Tensor:
     """The i32 convolution of what two integer tensors stand for, but for their scales."""
     kernel = kernel_of(weight, data, a["kernel_shape"])
@@ -170,16 +184,20 @@ def _integer_conv(
 
 
 _CONV: Final = (
-    'auto_pad: str = "NOTSET", dilations: ints?, group: int = 1, kernel_shape: ints?, pads: ints?, strides: ints?'
+    'auto_pad: str = "NOTSET", dilations: ints?, group: int = 1, kernel_shape: ints?, '
+    "pads: ints?, strides: ints?"
 )
 
 
 @onnx_op(f"ConvInteger(x, w, x_zero_point?, w_zero_point?; {_CONV})")
 def _conv_integer(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    return _integer_conv(b, *x, None, a)
+    data, weight, zero, weight_zero = x
+    return _integer_conv(b, data, weight, zero, weight_zero, None, a)
 
 
-@onnx_op(f"QLinearConv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B?; {_CONV})")
+@onnx_op(
+    f"QLinearConv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B?; {_CONV})"
+)
 def _qlinear_conv(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     data, scale, zero, weight, weight_scale, weight_zero, y_scale, y_zero, bias = x
     total = _integer_conv(b, data, weight, zero, weight_zero, bias, a)
@@ -191,9 +209,13 @@ def _rescaled(
 ) -> Tensor:
     """An i32 sum of products in the scale of the result; in f64, rounded once."""
     if first.is_known and second.is_known:
-        product = b.const(first, "scale").astype(np.float64).reshape(-1) * b.const(second, "scale").astype(np.float64).reshape(-1)
+        product = b.const(first, "scale").astype(np.float64).reshape(-1) * b.const(second, "scale").astype(
+            np.float64
+        ).reshape(-1)
         dim = axis_of(axis, total.rank) if product.size > 1 else None
-        real = b.op("dequantize", total, scale=product.tolist(), zero_point=[0] * product.size, axis=dim, dtype="f64")
+        real = b.op(
+            "dequantize", total, scale=product.tolist(), zero_point=[0] * product.size, axis=dim, dtype="f64"
+        )
     else:
         column = [1] * total.rank
         column[axis] = -1
@@ -209,7 +231,13 @@ def _integer_matmul(
     if signed is not None and offset is not None and right.rank == 2 and left.rank >= 1:
         weight = b.known(np.ascontiguousarray(signed.values().T))
         return b.op("integer_linear", left, weight, None, input_zero_point=offset)
-    rows = [-1, 1] if zero is not None and zero.rank == 1 and zero.size > 1 else list(zero.shape) if zero is not None else []
+    rows = (
+        [-1, 1]
+        if zero is not None and zero.rank == 1 and zero.size > 1
+        else list(zero.shape)
+        if zero is not None
+        else []
+    )
     columns = list(right_zero.shape) if right_zero is not None else []
     product = b.op("matmul", _exact(b, left, zero, rows), _exact(b, right, right_zero, columns))
     return b.cast(product, "i32")

@@ -2,7 +2,7 @@
 
 The input's share of every gate is one product for all steps; what a step adds is the hidden state's.
 
-    T steps   B batch   I input size   H hidden size   D directions   G gates, one after another in dim 0 of a weight
+    T steps   B batch   I input size   H hidden size   D directions   G gates, in turn in dim 0 of a weight
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
-
 
 from tensure.errors import FormatError, LimitError
 
@@ -22,8 +21,8 @@ from ._table import Attributes, onnx_op
 MAX_STEPS: Final = 1 << 13
 _Activation = Callable[[Builder, Tensor], Tensor]
 _COMMON: Final = (
-    'activation_alpha: floats?, activation_beta: floats?, activations: strs?, clip: float?, direction: str = "forward", '
-    "hidden_size: int?, layout: int = 0"
+    "activation_alpha: floats?, activation_beta: floats?, activations: strs?, clip: float?, "
+    'direction: str = "forward", hidden_size: int?, layout: int = 0'
 )
 
 
@@ -57,9 +56,7 @@ def _activation(name: str, alpha: float | None, beta: float | None) -> _Activati
     return found
 
 
-_USES_ALPHA: Final = frozenset(
-    {"affine", "scaledtanh", "leakyrelu", "thresholdedrelu", "hardsigmoid", "elu"}
-)
+_USES_ALPHA: Final = frozenset({"affine", "scaledtanh", "leakyrelu", "thresholdedrelu", "hardsigmoid", "elu"})
 _USES_BETA: Final = frozenset({"affine", "scaledtanh", "hardsigmoid"})
 
 
@@ -97,7 +94,10 @@ def _cell(b: Builder, x: list[Any], a: Attributes, gates: int, defaults: str) ->
         raise FormatError(f"X, W, R of shapes {data.shape}, {w.shape}, {r.shape}", wanted="rank 3")
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(a["direction"])
     if directions is None or a["layout"] not in (0, 1):
-        raise FormatError(f"direction={a['direction']!r}, layout={a['layout']}", wanted="forward, reverse, bidirectional; 0 or 1")
+        raise FormatError(
+            f"direction={a['direction']!r}, layout={a['layout']}",
+            wanted="forward, reverse, bidirectional; 0 or 1",
+        )
     if a["layout"]:
         data = b.permute(data, (1, 0, 2))
     steps, batch, size = data.shape
@@ -106,7 +106,11 @@ def _cell(b: Builder, x: list[Any], a: Attributes, gates: int, defaults: str) ->
         raise FormatError(f"hidden_size={a['hidden_size']}", wanted=f"{hidden}, as R has it")
     if steps > MAX_STEPS:
         raise LimitError(f"{steps} steps", wanted=f"at most {MAX_STEPS}")
-    wanted = {1: (directions, gates * hidden, size), 2: (directions, gates * hidden, hidden), 3: (directions, 2 * gates * hidden)}
+    wanted = {
+        1: (directions, gates * hidden, size),
+        2: (directions, gates * hidden, hidden),
+        3: (directions, 2 * gates * hidden),
+    }
     for at, shape in wanted.items():
         if x[at] is not None and x[at].shape != shape:
             raise FormatError(f"input {at} of shape {list(x[at].shape)}", wanted=f"{list(shape)}")
@@ -118,7 +122,17 @@ def _cell(b: Builder, x: list[Any], a: Attributes, gates: int, defaults: str) ->
             raise FormatError(f"sequence_lens of shape {list(lengths.shape)}", wanted=f"[{batch}]")
         lengths = b.cast(lengths, "i64")
     return (
-        _Cell(b, gates, directions, hidden, steps, batch, a["clip"], lengths, _activations(a, directions, defaults.split())),
+        _Cell(
+            b,
+            gates,
+            directions,
+            hidden,
+            steps,
+            batch,
+            a["clip"],
+            lengths,
+            _activations(a, directions, defaults.split()),
+        ),
         data,
     )
 
@@ -144,7 +158,13 @@ Step = Callable[[int, Tensor, list[Tensor]], list[Tensor]]
 
 
 def _unroll(
-    cell: _Cell, data: Tensor, a: Attributes, starts: list[Tensor | None], w: Tensor, bias: list[Tensor | None], step: Step
+    cell: _Cell,
+    data: Tensor,
+    a: Attributes,
+    starts: list[Tensor | None],
+    w: Tensor,
+    bias: list[Tensor | None],
+    step: Step,
 ) -> tuple[Tensor, list[Tensor]]:
     """Every direction over every step: all hidden states [T, D, B, H], and the last states [D, B, H]."""
     b = cell.b
@@ -193,7 +213,9 @@ def _start(cell: _Cell, start: Tensor | None, direction: int, layout: int, dtype
     return cell.b.op("select", start, dim=1 if layout else 0, index=direction)
 
 
-def _biases(cell: _Cell, bias: Tensor | None, *, apart: bool = False) -> tuple[list[Tensor | None], list[Tensor | None]]:
+def _biases(
+    cell: _Cell, bias: Tensor | None, *, apart: bool = False
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """By direction: what is added with the input's share, and (`apart`) with the hidden state's."""
     ours: list[Tensor | None] = []
     theirs: list[Tensor | None] = []
@@ -238,15 +260,15 @@ def _gru(b: Builder, x: list[Any], a: Attributes) -> list[Tensor]:
 
     def step(direction: int, share: Tensor, states: list[Tensor]) -> list[Tensor]:
         (h,) = states
-        if before:
-            held = b.op("linear", h, r[direction], theirs[direction])
+        held = b.op("linear", h, r[direction], theirs[direction]) if before else None
+        if held is not None:
             pair = b.op("add", b.slice(share, 1, 0, 2 * size), b.slice(held, 1, 0, 2 * size))
         else:
             pair = b.slice(r[direction], 0, 0, 2 * size)
             pair = b.op("add", b.slice(share, 1, 0, 2 * size), b.op("linear", h, pair, None))
         both = cell.act(direction, 0, pair)
         z, reset = cell.gate(both, 0), cell.gate(both, 1)
-        if before:
+        if held is not None:
             inner = b.op("mul", reset, cell.gate(held, 2))
         else:
             last = b.slice(r[direction], 0, 2 * size, 3 * size)
@@ -264,7 +286,9 @@ def _lstm(b: Builder, x: list[Any], a: Attributes) -> list[Tensor]:
     cell, data = _cell(b, x, a, 4, "Sigmoid Tanh Tanh")
     r = _directions(b, x[2], cell.num_directions)
     if x[7] is not None and x[7].shape != (cell.num_directions, 3 * cell.hidden):
-        raise FormatError(f"P of shape {list(x[7].shape)}", wanted=f"{[cell.num_directions, 3 * cell.hidden]}")
+        raise FormatError(
+            f"P of shape {list(x[7].shape)}", wanted=f"{[cell.num_directions, 3 * cell.hidden]}"
+        )
     holes = _directions(b, x[7], cell.num_directions)
     ours, _ = _biases(cell, x[3])
 

@@ -138,9 +138,7 @@ def _cumsum(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     return _running(b, data, dim, a, lambda item: b.op("cumsum", item, dim=dim, dtype=data.dtype))
 
 
-def _running(
-    b: Builder, data: Tensor, dim: int, a: Attributes, run: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _running(b: Builder, data: Tensor, dim: int, a: Attributes, run: Callable[[Tensor], Tensor]) -> Tensor:
     if a["reverse"]:
         data = b.op("flip", data, dims=(dim,))
     found = run(data)
@@ -193,7 +191,10 @@ def _topk(b: Builder, x: list[Any], a: Attributes) -> tuple[Tensor, ...]:
     if not 0 <= k <= x[0].shape[dim]:
         raise FormatError(f"K={k} of {x[0].shape[dim]} elements", wanted="at most as many as there are")
     # Of equals ONNX wants the first; torch's own topk gives any, a stable sort the first.
-    return tuple(b.slice(item, dim, 0, k) for item in b.many("sort", x[0], stable=True, dim=dim, descending=bool(a["largest"])))
+    return tuple(
+        b.slice(item, dim, 0, k)
+        for item in b.many("sort", x[0], stable=True, dim=dim, descending=bool(a["largest"]))
+    )
 
 
 @onnx_op("Unique(X; axis: int?, sorted: int = 1)")

@@ -37,8 +37,9 @@ class _Taps:
 
 @onnx_op(
     "Resize(X, roi?, scales?, sizes?; antialias: int = 0, axes: ints?, "
-    'coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75, exclude_outside: int = 0, '
-    'extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", '
+    'coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75, '
+    "exclude_outside: int = 0, extrapolation_value: float = 0.0, "
+    'keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", '
     'nearest_mode: str = "round_prefer_floor")'
 )
 def _resize(b: Builder, x: list[Any], a: Attributes) -> Tensor:
@@ -193,7 +194,9 @@ def _nearest(ratio: Array, mode: str) -> Array:
         "ceil": np.ones(ratio.shape, bool),
     }.get(mode)
     if after is None:
-        raise FormatError(f"nearest_mode={mode!r}", wanted="round_prefer_floor, round_prefer_ceil, floor or ceil")
+        raise FormatError(
+            f"nearest_mode={mode!r}", wanted="round_prefer_floor, round_prefer_ceil, floor or ceil"
+        )
     return np.stack([~after, after], axis=1).astype(np.float64)
 
 
@@ -228,14 +231,23 @@ def _along(b: Builder, x: Tensor, dim: int, taps: _Taps) -> Tensor:
 # --- places that come from data -------------------------------------------------------------------
 
 
-@onnx_op('GridSample(X, grid; align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros")', since=16)
+@onnx_op(
+    'GridSample(X, grid; align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros")', since=16
+)
 def _grid_sample(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """Elements at places that `grid` gives in -1..1, the last spatial dim first."""
     data, grid = x
     count = data.rank - 2
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(a["mode"], a["mode"])
-    if count not in (2, 3) or grid.rank != data.rank or grid.shape[-1] != count or grid.shape[0] != data.shape[0]:
-        raise FormatError(f"X of shape {list(data.shape)}, grid of shape {list(grid.shape)}", wanted="2 or 3 spatial dims")
+    if (
+        count not in (2, 3)
+        or grid.rank != data.rank
+        or grid.shape[-1] != count
+        or grid.shape[0] != data.shape[0]
+    ):
+        raise FormatError(
+            f"X of shape {list(data.shape)}, grid of shape {list(grid.shape)}", wanted="2 or 3 spatial dims"
+        )
     if mode not in _MODES or a["padding_mode"] not in ("zeros", "border", "reflection"):
         raise FormatError(f"mode={mode!r}, padding_mode={a['padding_mode']!r}", wanted="modes of GridSample")
     corners = bool(a["align_corners"])
@@ -245,7 +257,9 @@ def _grid_sample(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         for at, size in enumerate(sizes)
     ]
     if a["padding_mode"] != "zeros" and mode != "cubic":
-        points = [_folded(b, p, size, corners, a["padding_mode"]) for p, size in zip(points, sizes, strict=True)]
+        points = [
+            _folded(b, p, size, corners, a["padding_mode"]) for p, size in zip(points, sizes, strict=True)
+        ]
     axes = [_point_taps(b, point, mode) for point in points]
     n, c = data.shape[:2]
     flat = b.reshape(b.permute(data, (0, *range(2, data.rank), 1)), (n, math.prod(sizes), c))
@@ -321,7 +335,11 @@ def _corner(
     for (spot, share), size in zip(chosen, sizes, strict=True):
         if padding == "zeros":
             inside = b.op("logical_and", b.op("ge", spot, 0.0), b.op("le", spot, size - 1.0))
-            share = b.cast(inside, flat.dtype) if share is None else b.op("mul", share, b.cast(inside, flat.dtype))
+            share = (
+                b.cast(inside, flat.dtype)
+                if share is None
+                else b.op("mul", share, b.cast(inside, flat.dtype))
+            )
         else:
             spot = _folded(b, spot, size, corners, padding)
         whole = b.cast(b.op("clamp", spot, 0.0, size - 1.0), "i64")

@@ -96,7 +96,9 @@ def _depth_to_space(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     n, c, h, w = _four(x[0])
     block = a["blocksize"]
     if block < 1 or c % block**2 or a["mode"] not in ("DCR", "CRD"):
-        raise FormatError(f"blocksize={block}, mode={a['mode']!r} of {c} channels", wanted="a divisor; DCR or CRD")
+        raise FormatError(
+            f"blocksize={block}, mode={a['mode']!r} of {c} channels", wanted="a divisor; DCR or CRD"
+        )
     if a["mode"] == "DCR":
         parts = b.permute(b.reshape(x[0], (n, block, block, c // block**2, h, w)), (0, 3, 4, 1, 5, 2))
     else:
@@ -109,7 +111,9 @@ def _space_to_depth(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     n, c, h, w = _four(x[0])
     block = a["blocksize"]
     if block < 1 or h % block or w % block or a["mode"] not in ("DCR", "CRD"):
-        raise FormatError(f"blocksize={block}, mode={a['mode']!r} of {h} by {w}", wanted="a divisor; DCR or CRD")
+        raise FormatError(
+            f"blocksize={block}, mode={a['mode']!r} of {h} by {w}", wanted="a divisor; DCR or CRD"
+        )
     order = (0, 3, 5, 1, 2, 4) if a["mode"] == "DCR" else (0, 1, 3, 5, 2, 4)
     parts = b.permute(b.reshape(x[0], (n, c, h // block, block, w // block, block)), order)
     return b.reshape(parts, (n, c * block**2, h // block, w // block))
@@ -132,7 +136,9 @@ def _concat(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     dim = axis_of(a["axis"], x[0].rank)
     shapes = {(*item.shape[:dim], *item.shape[dim + 1 :], item.rank) for item in x}
     if len(shapes) > 1:
-        raise FormatError(f"shapes {', '.join(str(list(item.shape)) for item in x)}", wanted=f"equal but for axis {dim}")
+        raise FormatError(
+            f"shapes {', '.join(str(list(item.shape)) for item in x)}", wanted=f"equal but for axis {dim}"
+        )
     return x[0] if len(x) == 1 else b.op("cat", *x, dim=dim)
 
 
@@ -169,7 +175,9 @@ def _slice(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     steps = (1,) * len(starts) if x[4] is None else b.ints(x[4], "steps")
     axes_of(axes, data.rank)
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
-        raise FormatError(f"starts {list(starts)}, ends {list(ends)}, steps {list(steps)}", wanted="one each for each axis")
+        raise FormatError(
+            f"starts {list(starts)}, ends {list(ends)}, steps {list(steps)}", wanted="one each for each axis"
+        )
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         dim = axis_of(axis, data.rank)
         places = range(*slice(start, end, step).indices(data.shape[dim]))
@@ -188,9 +196,7 @@ def _slice(b: Builder, x: list[Any], a: Attributes) -> Tensor:
 # --- padding --------------------------------------------------------------------------------------
 
 
-@onnx_op(
-    'Pad(data, pads?, constant_value?, axes?; mode: str = "constant", pads: ints?, paddings: ints?, value: float = 0.0)'
-)
+@onnx_op('Pad(data, pads?, constant_value?, axes?; mode: str = "constant", pads: ints?, value: float = 0.0)')
 def _pad(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     """Counts are an input since opset 11, an attribute before; `axes` came with 18."""
     data: Tensor = x[0]
@@ -270,29 +276,36 @@ def _constant_of_shape(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     shape = b.ints(x[0], "input")
     value: Array = np.zeros(1, np.float32) if a["value"] is None else np.asarray(a["value"].decode())
     if value.size != 1 or min(shape, default=0) < 0:
-        raise FormatError(f"value of {value.size} elements, shape {list(shape)}", wanted="one element, sizes of at least 0")
+        raise FormatError(
+            f"value of {value.size} elements, shape {list(shape)}", wanted="one element, sizes of at least 0"
+        )
     return b.full(shape, value.reshape(-1)[0].item(), dtype_name(value.dtype))
 
 
 @onnx_op("Range(start, limit, delta; stash_type: int = 1)")
 def _range(b: Builder, x: list[Any], a: Attributes) -> Tensor:
-    start, limit, delta = (b.number(item, key) for item, key in zip(x, ("start", "limit", "delta"), strict=True))
+    start, limit, delta = (
+        b.number(item, key) for item, key in zip(x, ("start", "limit", "delta"), strict=True)
+    )
     if delta == 0:
         raise FormatError("delta=0", wanted="another step")
-    count = max(math.ceil((limit - start) / delta), 0)
+    count = max(math.ceil((float(limit) - float(start)) / delta), 0)
     if count > _MOST_KNOWN:
         raise LimitError(f"a range of {count} elements", wanted=f"at most {_MOST_KNOWN}")
     wide = np.float64 if x[0].dtype in FLOATS else np.int64
-    return b.known(np.asarray(start + np.arange(count, dtype=wide) * delta), x[0].dtype)
+    steps: Array = np.arange(count, dtype=wide)
+    return b.known(np.add(steps * delta, start), x[0].dtype)
 
 
 @onnx_op("EyeLike(input; dtype: int?, k: int = 0)")
 def _eye_like(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     if x[0].rank != 2 or x[0].size > _MOST_KNOWN:
-        raise FormatError(f"an input of shape {list(x[0].shape)}", wanted=f"a matrix of at most {_MOST_KNOWN} elements")
+        raise FormatError(
+            f"an input of shape {list(x[0].shape)}", wanted=f"a matrix of at most {_MOST_KNOWN} elements"
+        )
     dtype = x[0].dtype if a["dtype"] is None else dtype_of(a["dtype"], "dtype")
-    k = max(min(a["k"], x[0].shape[1]), -x[0].shape[0])
-    return b.known(np.eye(*x[0].shape, k=k), dtype)
+    rows, columns = x[0].shape
+    return b.known(np.eye(rows, columns, k=max(min(a["k"], columns), -rows)), dtype)
 
 
 @onnx_op("Trilu(input, k?; upper: int = 1)")
@@ -329,11 +342,15 @@ def _affine_grid(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     theta, size = x[0], b.ints(x[1], "size")
     spatial = size[2:]
     if theta.rank != 3 or len(size) not in (4, 5) or theta.shape[1:] != (len(spatial), len(spatial) + 1):
-        raise FormatError(f"theta of shape {list(theta.shape)}, size {list(size)}", wanted="[N, 2, 3] or [N, 3, 4]")
+        raise FormatError(
+            f"theta of shape {list(theta.shape)}, size {list(size)}", wanted="[N, 2, 3] or [N, 3, 4]"
+        )
     if min(size) < 1 or math.prod(spatial) > _MOST_KNOWN:
         raise LimitError(f"a grid of sizes {list(spatial)}", wanted=f"at most {_MOST_KNOWN} points")
     lines = [
-        np.linspace(-1, 1, count) if a["align_corners"] and count > 1 else (2 * np.arange(count) + 1) / count - 1
+        np.linspace(-1, 1, count)
+        if a["align_corners"] and count > 1
+        else (2 * np.arange(count) + 1) / count - 1
         for count in spatial
     ]
     mesh = np.meshgrid(*lines, indexing="ij")
@@ -400,7 +417,9 @@ def _split_to_sequence(b: Builder, x: list[Any], a: Attributes) -> list[Any]:
     else:
         each = 1 if x[1] is None else int(b.number(x[1], "split"))
         if each < 1 or size // each > _MOST_PARTS:
-            raise FormatError(f"split={each} of {size}", wanted=f"parts of at least 1, at most {_MOST_PARTS} of them")
+            raise FormatError(
+                f"split={each} of {size}", wanted=f"parts of at least 1, at most {_MOST_PARTS} of them"
+            )
         parts = [min(each, size - at) for at in range(0, size, each)]
     if sum(parts) != size or min(parts, default=0) < 0:
         raise FormatError(f"split={parts}", wanted=f"sizes that add up to {size}")

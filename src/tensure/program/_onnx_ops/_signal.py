@@ -137,14 +137,21 @@ def _stft(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     if signal.rank == 3 and signal.shape[2] == 1:
         flat = b.reshape(signal, signal.shape[:2])
     if hop < 1 or (window is not None and window.shape != (length,)):
-        raise FormatError(f"frame_step={hop}, a window of {window and window.shape}", wanted="a step of at least 1, one length")
+        raise FormatError(
+            f"frame_step={hop}, a window of {window and window.shape}",
+            wanted="a step of at least 1, one length",
+        )
     if flat is None and (signal.rank != 3 or signal.shape[2] != 2 or a["onesided"]):
-        raise UnsupportedError(f"a signal of shape {list(signal.shape)}", wanted="real, or complex with onesided=0")
+        raise UnsupportedError(
+            f"a signal of shape {list(signal.shape)}", wanted="real, or complex with onesided=0"
+        )
     bins = length // 2 + 1 if a["onesided"] else length
     cos, sin = _turns(length, bins)
     frames = (signal.shape[1] - length) // hop + 1
     if frames < 1 or frames * length > 1 << 24:
-        raise LimitError(f"{frames} frames of {length}", wanted=f"at least 1, at most {1 << 24} samples in all")
+        raise LimitError(
+            f"{frames} frames of {length}", wanted=f"at least 1, at most {1 << 24} samples in all"
+        )
     places = b.known(np.arange(frames)[:, None] * hop + np.arange(length)[None])
 
     def cut(part: Tensor) -> Tensor:
@@ -195,16 +202,23 @@ def _col2im(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     data, image, block = x[0], b.ints(x[1], "image_shape"), b.ints(x[2], "block_shape")
     count = len(image)
     if len(block) != count or not 1 <= count <= 3 or min((*image, *block)) < 1 or data.rank != 3:
-        raise FormatError(f"image {list(image)}, block {list(block)}", wanted="1 to 3 sizes each, input [N, C*block, L]")
+        raise FormatError(
+            f"image {list(image)}, block {list(block)}", wanted="1 to 3 sizes each, input [N, C*block, L]"
+        )
     stride = list_of(a, "strides", count, 1, low=1)
     dilation = list_of(a, "dilations", count, 1, low=1)
     pads = list_of(a, "pads", 2 * count, 0)
     n, rows, length = data.shape
     channels = rows // math.prod(block)
     full = [size + pads[at] + pads[at + count] for at, size in enumerate(image)]
-    outs = [(size - (k - 1) * d - 1) // s + 1 for size, k, s, d in zip(full, block, stride, dilation, strict=True)]
+    outs = [
+        (size - (k - 1) * d - 1) // s + 1 for size, k, s, d in zip(full, block, stride, dilation, strict=True)
+    ]
     if channels * math.prod(block) != rows or min(outs) < 1 or math.prod(outs) != length:
-        raise FormatError(f"an input of shape {list(data.shape)}", wanted=f"{math.prod(block)} rows a channel, {math.prod(outs)} blocks")
+        raise FormatError(
+            f"an input of shape {list(data.shape)}",
+            wanted=f"{math.prod(block)} rows a channel, {math.prod(outs)} blocks",
+        )
     place: Array = np.zeros((1, 1), np.int64)
     for size, out, k, s, d in zip(full, outs, block, stride, dilation, strict=True):
         line = np.arange(k)[:, None] * d + np.arange(out)[None] * s

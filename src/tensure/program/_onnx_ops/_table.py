@@ -135,7 +135,9 @@ def bind_node(
         spec = specs[min(at, len(specs) - 1)]
         if item is None and not spec.optional:
             raise FormatError(f"{op_type} lacks input {spec.name}", wanted=_wanted(row))
-        if isinstance(item, tuple) and not ("sequence" in spec.name or spec.variadic and row.op_type == "Loop"):
+        if isinstance(item, tuple) and not (
+            "sequence" in spec.name or (spec.variadic and row.op_type == "Loop")
+        ):
             raise FormatError(f"{op_type}: input {spec.name} is a sequence", wanted="a tensor")
     return inputs, _attributes(row, attrs)
 

@@ -20,7 +20,9 @@ def _picked_loss(b: Builder, scores: Tensor, target: Tensor, weight: Tensor | No
     """Minus the score of each sample's class, times its weight; nothing for a class that is ignored."""
     n, c, rest = scores.shape[0], scores.shape[1], scores.shape[2:]
     if target.shape != (n, *rest) or (weight is not None and weight.shape != (c,)):
-        raise FormatError(f"target of shape {list(target.shape)}", wanted=f"{[n, *rest]}, weights of {c} classes")
+        raise FormatError(
+            f"target of shape {list(target.shape)}", wanted=f"{[n, *rest]}, weights of {c} classes"
+        )
     whole = b.cast(target, "i64")
     kept: Tensor | None = None
     if a["ignore_index"] is not None:
@@ -59,7 +61,8 @@ def _check(scores: Tensor) -> None:
 @onnx_op(f"NegativeLogLikelihoodLoss(input, target, weight?; {_LOSS})")
 def _nll(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     _check(x[0])
-    return _picked_loss(b, *x, a)
+    scores, target, weight = x
+    return _picked_loss(b, scores, target, weight, a)
 
 
 @onnx_op(f"SoftmaxCrossEntropyLoss(scores, labels, weights?; {_LOSS})")

@@ -195,8 +195,8 @@ define(
     "true) -> 1",
     _scatter_reduce_rule,
     _scatter_reduce,
-    "self with src's elements folded in where gather would read: sum, prod, amax or amin of what stands there "
-    "and all that come, in row-major order.",
+    "self with src's elements folded in where gather would read: sum, prod, amax or amin of what stands "
+    "there and all that come, in row-major order.",
 )
 
 # --- several index tensors ------------------------------------------------------------------------

@@ -71,31 +71,25 @@ define(
 )
 
 
-def _one_dim(x: Any, given: Given) -> tuple[int, ...]:
-    return tuple(range(len(x.shape))) if given["dim"] is None else wrap_all([given["dim"]], len(x.shape))
-
-
 def _prod_rule(args: list[Any], given: Given) -> list[TensorType]:
     (x,) = args
-    keep = given["keepdim"] and given["dim"] is not None
-    dtype = _sum_dtype(x.dtype, given["dtype"])
-    return [TensorType(reduce_shape(x.shape, _one_dim(x, given), keep), dtype)]
+    dims = wrap_all([given["dim"]], len(x.shape))
+    return [TensorType(reduce_shape(x.shape, dims, given["keepdim"]), _sum_dtype(x.dtype, given["dtype"]))]
 
 
 def _prod(args: list[Any], given: Given) -> list[Array]:
     (x,) = args
     out = _sum_dtype(type_of(x).dtype, given["dtype"])
     wide = double(cast(x, out))
-    keep = given["keepdim"] and given["dim"] is not None
-    found = np.multiply.reduce(wide, axis=_one_dim(x, given), dtype=wide.dtype, keepdims=keep)
+    found = np.prod(wide, axis=wrap_all([given["dim"]], x.ndim), dtype=wide.dtype, keepdims=given["keepdim"])
     return [cast(np.asarray(found), out)]
 
 
 define(
-    "prod(self: Tensor; dim: int? = none, keepdim: bool = false, dtype: dtype? = none) -> 1",
+    "prod(self: Tensor; dim: int, keepdim: bool = false, dtype: dtype? = none) -> 1",
     _prod_rule,
     _prod,
-    "The product over dim (all when none), of self in `dtype`; integers and bools multiply in i64.",
+    "The product along dim, of self in `dtype`; integers and bools multiply in i64.",
 )
 
 
