@@ -8,7 +8,7 @@ Program runs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,14 @@ from tensure.program.from_onnx import OPSETS, import_onnx
 
 HALVES: Final = {"float16": 2e-3, "bfloat16": 1.6e-2}
 """Relative tolerance of the half types: a few units in the last place, since sums round elsewhere."""
+
+
+IN_PART: Final = frozenset(
+    "BitCast Cast CastLike DequantizeLinear QuantizeLinear ConcatFromSequence OptionalGetElement "
+    "OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert "
+    "SequenceLength SplitToSequence".split()
+)
+"""Op types listed only in the dtypes and kinds a Program has, which most of their tests are not about."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,23 @@ def _array(value: Any) -> Any:
 
         return numpy_helper.to_array(value)
     return value
+
+
+def judge_all(tests: Sequence[NodeTest]) -> dict[str, Verdict]:
+    """The verdict of each test by name."""
+    return {test.name: judge(test) for test in tests}
+
+
+def counts(tests: Sequence[NodeTest], verdicts: Mapping[str, Verdict], kind: str) -> tuple[int, int]:
+    """(passed, all) of the tests of op types listed `whole`, in `part`, or of `expanded` graphs."""
+
+    def kind_of(test: NodeTest) -> str:
+        if IN_PART.issuperset(test.op_types):
+            return "part"
+        return "expanded" if test.group == "(expanded)" else "whole"
+
+    chosen = [test for test in tests if kind_of(test) == kind]
+    return sum(verdicts[test.name].kind == "passed" for test in chosen), len(chosen)
 
 
 def judge(test: NodeTest, *, in_torch: bool = True) -> Verdict:

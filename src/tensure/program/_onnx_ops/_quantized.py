@@ -13,13 +13,20 @@ import numpy as np
 
 from tensure.errors import FormatError, UnsupportedError
 
-from .._dtypes import FLOATS, numpy_dtype
+from .._dtypes import FLOATS
 from ._builder import Builder, Tensor, axis_of, list_of
 from ._convolution import flat_pads, kernel_of, window_pads
-from ._elementwise import dtype_of
+from ._elementwise import dtype_of, named_dtype
 from ._table import Attributes, onnx_op
 
 _STORED: Final = frozenset({"i8", "u8", "i16", "i32"})
+_QUANTISED: Final = {
+    "i8": (-128, 127, "i8"),
+    "u8": (0, 255, "u8"),
+    "i16": (-(1 << 15), (1 << 15) - 1, "i16"),
+    "u16": (0, (1 << 16) - 1, "i32"),
+}
+"""Smallest, largest, and the dtype that holds them."""
 _LINEAR: Final = (
     "axis: int = 1, block_size: int = 0, output_dtype: int = 0, saturate: int = 1, precision: int = 0"
 )
@@ -61,7 +68,9 @@ def _plain(
 @onnx_op(f"QuantizeLinear(x, y_scale, y_zero_point?; {_LINEAR})")
 def _quantize(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     data, scale, zero = x
-    dtype = zero.dtype if zero is not None else dtype_of(a["output_dtype"]) if a["output_dtype"] else "u8"
+    dtype = (
+        named_dtype(zero) if zero is not None else dtype_of(a["output_dtype"]) if a["output_dtype"] else "u8"
+    )
     return quantized(b, data, scale, zero, dtype, a["axis"], a["block_size"])
 
 
@@ -69,30 +78,25 @@ def quantized(
     b: Builder, data: Tensor, scale: Tensor, zero: Tensor | None, dtype: str, axis: int = 1, block: int = 0
 ) -> Tensor:
     """round(data / scale) + zero held to the dtype's range."""
-    if dtype not in _STORED or dtype == "i32":
-        raise UnsupportedError(f"quantising to {dtype}", wanted="int8, uint8 or int16")
-    info = np.iinfo(numpy_dtype(dtype))
+    if dtype not in _QUANTISED:
+        raise UnsupportedError(f"quantising to {dtype}", wanted="int8, uint8, int16 or uint16")
+    low, high, stored = _QUANTISED[dtype]
     data = data if data.dtype in FLOATS else b.cast(data, "f32")
     known = _plain(b, scale, zero, block)
     if known is not None:
         scales, zeros = known
-        return b.op(
-            "quantize",
-            data,
-            scale=scales,
-            zero_point=zeros,
-            axis=axis_of(axis, data.rank) if len(scales) > 1 else None,
-            qmin=int(info.min),
-            qmax=int(info.max),
-            dtype=dtype,
-        )
+        dim = axis_of(axis, data.rank) if len(scales) > 1 else None
+        ends = {"qmin": low, "qmax": high, "dtype": stored}
+        found = b.op("quantize", data, scale=scales, zero_point=zeros, axis=dim, **ends)
+        found.bits = 16 if dtype == "u16" else 0
+        return found
     wide = _along(b, data, scale, axis, block, "y_scale")
     assert wide is not None
     steps = b.op("round", b.op("div", data, b.cast(wide, data.dtype)))
     offset = _along(b, data, zero, axis, block, "y_zero_point")
     if offset is not None:
         steps = b.op("add", steps, b.cast(offset, data.dtype))
-    return b.cast(b.op("clamp", steps, float(info.min), float(info.max)), dtype)
+    return b.cast(b.op("clamp", steps, float(low), float(high)), dtype)
 
 
 @onnx_op(f"DequantizeLinear(x, x_scale, x_zero_point?; {_LINEAR})")

@@ -60,6 +60,7 @@ class Row:
 
     op_type: str
     domain: str
+    signature: str
     inputs: tuple[InputSpec, ...]
     attrs: Mapping[str, AttrSpec]
     translate: Translate
@@ -96,6 +97,7 @@ def onnx_op(*signatures: str, domain: str = "", since: int = 1) -> Callable[[Tra
             _ROWS[domain, op_type] = Row(
                 op_type,
                 domain,
+                " ".join(text.split()),
                 tuple(_input(part) for part in inputs.split(",") if part.strip()),
                 {spec.name: spec for spec in map(_attr, _split(attrs or ""))},
                 translate,
