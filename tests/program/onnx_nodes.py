@@ -201,8 +201,8 @@ def _difference(test: NodeTest, results: list[Any]) -> str | None:
             same = np.array_equal(have, want)
         else:
             rtol = max(test.rtol, HALVES.get(have.dtype.name, 0.0))
-            wide = (item.astype(np.float64) for item in (have, want))
-            same = np.allclose(*wide, rtol=rtol, atol=test.atol, equal_nan=True)
+            a, b = have.astype(np.float64), want.astype(np.float64)
+            same = np.allclose(a, b, rtol=rtol, atol=test.atol, equal_nan=True)
         if not same:
             worst = np.abs(have.astype(np.float64) - want.astype(np.float64)).max()
             return f"{name} is off by up to {worst:.1e}"

@@ -1,4 +1,4 @@
-"""onnx's own node tests, in numpy and in torch: enough pass, and docs/onnx.md names every one that does not."""
+"""onnx's own node tests, in numpy and torch: enough pass, docs/onnx.md names every one that does not."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def load(
 
     Args:
         model: a GGUF or ONNX file, a folder with config.json and safetensors, a sealed bundle (verified
-            first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins where both exist.
+            first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins where both
+            exist.
         context: positions of the key-value cache of a text model; 2,048 or the model's own limit when
             left out.
         name: what to call it.
