@@ -24,6 +24,7 @@ from ._files import map_file
 __all__ = ["External"]
 
 MAX_FILES = 1 << 12  # mapped at once: Linux allows a process 65,530 mappings
+MAX_HASHED_BYTES = 4 << 30  # of files with a checksum: a second each GiB
 MAX_COMPONENTS = 16
 MAX_LOCATION_BYTES = 1024
 
@@ -43,6 +44,7 @@ class External:
         self._descriptor: int | None = None
         self._files: dict[str, npt.NDArray[np.uint8]] = {}
         self._checked: dict[str, str] = {}
+        self._hash_left = MAX_HASHED_BYTES
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +105,13 @@ class External:
         if not _SHA1.fullmatch(wanted):
             raise FormatError(f"checksum {wanted[:50]!r}", wanted="a SHA-1 digest of 40 hexadecimal digits")
         if location not in self._checked:
+            self._hash_left -= data.size
+            if self._hash_left < 0:
+                raise LimitError(
+                    "checksums of too much external data",
+                    wanted=f"at most {MAX_HASHED_BYTES} bytes",
+                    next_step="Save the model without checksums",
+                )
             self._checked[location] = hashlib.sha1(data.data, usedforsecurity=False).hexdigest()
         if self._checked[location] != wanted.lower():
             raise FormatError(

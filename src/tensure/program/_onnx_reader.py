@@ -25,7 +25,7 @@ from ._files import map_file
 from ._onnx import OnnxAttr, OnnxFunction, OnnxGraph, OnnxModel, OnnxNode, OnnxRef, OnnxType
 from ._onnx_external import External
 from ._onnx_scope import check_names
-from ._onnx_tensors import MAX_DIMS, TENSOR, Tensors, dtype_word, read_entries
+from ._onnx_tensors import TENSOR, Tensors, dtype_word, read_entries
 from ._protobuf import Message, Wire, schema
 from ._weights import StoredTensor
 
@@ -33,10 +33,12 @@ __all__ = ["read_onnx", "read_onnx_bytes"]
 
 OPSETS = (13, 22)  # of the default domain
 IR_VERSIONS = (3, 14)
-MAX_NODES = 1 << 17
-MAX_INITIALIZERS = 1 << 16
-MAX_TYPES = 1 << 17  # inputs, outputs and values that are given a type
-MAX_FUNCTIONS = 1 << 12
+#: How many of each a file may hold, sub-graphs and functions included. Types: of inputs, outputs and values.
+_MOST: Final[Mapping[str, int]] = MappingProxyType(
+    {"nodes": 1 << 17, "graphs": 1 << 14, "initializers": 1 << 16, "types": 1 << 17, "functions": 1 << 12}
+)
+MAX_OPSETS = 1000
+MAX_RANK = 64  # of a declared type: numpy's own limit; it is a hint, unlike a tensor's rank
 
 _MODEL = schema("ModelProto", varint=(1,), length=(2, 7, 8, 14, 25))
 _OPSET = schema("OperatorSetIdProto", varint=(2,), length=(1,))
@@ -58,6 +60,7 @@ _KINDS: Final = {
     8: "sparse_tensor",
     9: "optional",
 }
+_KIND_FIELDS: Final = frozenset(_KINDS)
 _TYPE = schema("TypeProto", length=tuple(_KINDS))
 _TENSOR_TYPE = schema("TypeProto.Tensor", varint=(1,), length=(2,))
 _SHAPE = schema("TensorShapeProto", length=(1,))
@@ -106,6 +109,8 @@ def read_onnx_bytes(
         file: what errors call the bytes.
         opsets: as for `read_onnx`.
     """
+    if len(data) == 0:
+        raise FormatError("the file is empty", file=file)
     view = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data.view()
     view.flags.writeable = False
     with External(folder) as external:
@@ -125,17 +130,12 @@ class _Reader:
         self.wire = wire
         self.accepted = accepted
         self.tensors = tensors
-        self.left = {
-            "nodes": MAX_NODES,
-            "initializers": MAX_INITIALIZERS,
-            "types": MAX_TYPES,
-            "functions": MAX_FUNCTIONS,
-        }
+        self.left = dict(_MOST)
 
     def spend(self, what: str, count: int) -> None:
         self.left[what] -= count
         if self.left[what] < 0:
-            raise self.wire.limit(f"too many {what}", "at most what a model needs")
+            raise self.wire.limit(f"too many {what}", f"at most {_MOST[what]}")
 
     def model(self) -> OnnxModel:
         wire = self.wire
@@ -143,8 +143,10 @@ class _Reader:
         ir_version = found.int64(1)
         if not found.has(7) or ir_version is None:
             raise wire.bad("no graph or no ir_version", "an ONNX model", offset=0)
+        wire.trail.append("ir_version")
         if not IR_VERSIONS[0] <= ir_version <= IR_VERSIONS[1]:
             raise wire.unsupported(f"IR version {ir_version}", f"{IR_VERSIONS[0]} to {IR_VERSIONS[1]}")
+        wire.trail.pop()
         opsets = self.opsets(found, 8)
         graph = found.child(7, _GRAPH)
         assert graph is not None
@@ -172,8 +174,9 @@ class _Reader:
 
     def opsets(self, message: Message, number: int) -> dict[str, int]:
         wire = self.wire
-        if message.count(number) > 1000:
-            raise wire.limit(f"{message.count(number)} opsets", "at most 1000")
+        wire.trail.append("opset_import")
+        if message.count(number) > MAX_OPSETS:
+            raise wire.limit(f"{message.count(number)} opsets", f"at most {MAX_OPSETS}")
         opsets: dict[str, int] = {}
         for entry in message.children(number, _OPSET):
             domain, version = _domain(entry.name(1, "a domain")), entry.int64(2) or 0
@@ -188,7 +191,8 @@ class _Reader:
                     "Convert it with onnx.version_converter, or export it again",
                 )
         if not opsets:
-            raise wire.bad("no opset_import", "at least one", offset=message.start)
+            raise wire.bad("no opset at all", "at least one", offset=message.start)
+        wire.trail.pop()
         return opsets
 
     # --- graphs --------------------------------------------------------------------------------------
@@ -197,6 +201,7 @@ class _Reader:
         wire = self.wire
         if message.has(15):
             raise wire.unsupported("a sparse initializer", "dense initializers", "Save it as a dense tensor")
+        self.spend("graphs", 1)
         self.spend("nodes", message.count(1))
         self.spend("initializers", message.count(5))
         self.spend("types", message.count(11) + message.count(12) + message.count(13))
@@ -293,7 +298,7 @@ class _Reader:
     def attribute(self, message: Message) -> OnnxAttr:
         wire = self.wire
         number = message.int32(20) or 0
-        held = [field for _, field in _ATTRIBUTE_TYPES.values() if message.has(field)]
+        held = message.held(_ATTRIBUTE_VALUES)
         if message.has(21) and (reference := message.name(21, "a reference")):
             if held:
                 raise wire.bad("a reference and a value", "one of them", offset=message.start)
@@ -318,12 +323,11 @@ class _Reader:
         return tuple(self.string(span) for span in message.spans(field))
 
     def string(self, span: tuple[int, int]) -> str | bytes:
-        # An attribute's string may be any bytes; text is what all but a few are.
-        raw = bytes(self.wire.view[span[0] : min(span[1], span[0] + 4096)])
         try:
             return self.wire.text(span, "a string")
         except FormatError:
-            return raw if span[1] - span[0] <= 4096 else bytes(self.wire.view[span[0] : span[1]])
+            # An attribute's string may be any bytes; its length has been checked all the same.
+            return bytes(self.wire.view[span[0] : span[1]])
 
     # --- types ---------------------------------------------------------------------------------------
 
@@ -339,7 +343,7 @@ class _Reader:
         return tuple(values)
 
     def type(self, name: str, message: Message | None) -> OnnxType:
-        held = [] if message is None else [number for number in _KINDS if message.has(number)]
+        held = [] if message is None else message.held(_KIND_FIELDS)
         if message is None or not held:
             return OnnxType(name, None, None, "unknown")
         if len(held) > 1:
@@ -357,8 +361,8 @@ class _Reader:
 
     def dims(self, message: Message) -> tuple[int | str | None, ...]:
         wire = self.wire
-        if message.count(1) > MAX_DIMS:
-            raise wire.limit(f"{message.count(1)} dimensions", f"at most {MAX_DIMS}")
+        if message.count(1) > MAX_RANK:
+            raise wire.limit(f"{message.count(1)} dimensions", f"at most {MAX_RANK}")
         dims: list[int | str | None] = []
         for dim in message.children(1, _DIM):
             size = dim.int64(1)
@@ -376,6 +380,7 @@ class _Reader:
 
 
 _CHILDREN: Final = {5: TENSOR, 6: _GRAPH, 14: _TYPE}
+_ATTRIBUTE_VALUES: Final = frozenset(field for _, field in _ATTRIBUTE_TYPES.values())
 _NO_ATTRS: Final[Mapping[str, OnnxAttr]] = MappingProxyType({})
 # Where a number's own type has no field, it is zero: writers with implicit presence leave zeros out.
 _ATTRIBUTE_READERS: Final[Mapping[str, Callable[[_Reader, Message, int], OnnxAttr]]] = MappingProxyType(

@@ -25,6 +25,7 @@ from ._weights import StoredTensor
 __all__ = ["DTYPE_WORDS", "TENSOR", "Tensors", "dtype_word", "read_entries"]
 
 MAX_DIMS = 8
+MAX_TENSORS = 1 << 16  # of a file, attributes included
 MAX_DECODED_BYTES = 128 << 20  # what the typed lists of one file may grow into
 MAX_ENTRIES = 1 << 12  # of one list of keys and values
 
@@ -45,6 +46,7 @@ _READ: Final = " ".join(word for word in DTYPE_WORDS.values() if word in ENCODIN
 _FLOATS, _INT32S, _STRINGS, _INT64S, _RAW, _DOUBLES, _UINT64S = 4, 5, 6, 7, 9, 10, 11
 _LISTS: Final = {_FLOATS: "float_data", _INT32S: "int32_data", _STRINGS: "string_data", _INT64S: "int64_data",
                  _RAW: "raw_data", _DOUBLES: "double_data", _UINT64S: "uint64_data"}  # fmt: skip
+_SOURCES: Final = frozenset(_LISTS)
 #: The typed list of each dtype; in int32_data, floats of 16 bits are their bit patterns.
 _LIST_OF: Final = {
     "f32": _FLOATS, "f64": _DOUBLES, "i64": _INT64S, "i32": _INT32S, "i16": _INT32S, "i8": _INT32S,
@@ -95,11 +97,12 @@ def read_entries(message: Message, number: int) -> dict[str, str]:
 
 
 class Tensors:
-    """Reads the tensors of one file; keeps the account of what typed lists have grown into."""
+    """Reads the tensors of one file; keeps the account of how many, and what typed lists have grown into."""
 
     def __init__(self, external: External) -> None:
         self.external = external
         self.decoded_left = MAX_DECODED_BYTES
+        self.tensors_left = MAX_TENSORS
 
     def read(self, message: Message) -> StoredTensor:
         """The tensor, its bytes a view of the file wherever they lie there as they are.
@@ -109,6 +112,9 @@ class Tensors:
             ours, a segment. LimitError: lists that would grow too large. And what `External.read` raises.
         """
         wire = message.wire
+        self.tensors_left -= 1
+        if self.tensors_left < 0:
+            raise wire.limit("too many tensors", f"at most {MAX_TENSORS}")
         encoding = dtype_word(wire, message.int32(2))
         if encoding not in ENCODINGS:
             raise wire.unsupported(f"a tensor of {encoding}", _READ)
@@ -128,7 +134,7 @@ class Tensors:
 
     def _data(self, message: Message, encoding: str, count: int, nbytes: int) -> npt.NDArray[np.uint8]:
         wire = message.wire
-        held = [number for number in _LISTS if message.has(number)]
+        held = message.held(_SOURCES)
         if len(held) > 1:
             raise wire.bad("values in " + " and in ".join(_LISTS[number] for number in held), "one of them")
         entries = read_entries(message, 13)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +21,20 @@ import numpy.typing as npt
 
 from tensure.errors import FormatError, LimitError, UnsupportedError
 
-__all__ = ["Message", "Schema", "Span", "Wire", "decode_varints", "schema"]
+from ._varints import count_varints, decode_varints
+
+__all__ = ["Message", "Schema", "Span", "Wire", "schema"]
 
 MAX_BYTES = (1 << 31) - 1  # of a file: protobuf itself stops here
-MAX_FIELDS = 1 << 21  # of a file, numbers in lists included; each costs about a microsecond
+MAX_FIELDS = 1 << 20  # of a file, numbers in lists included; a node takes some twenty
+MESSAGE_COST = 2  # fields counted for each message that is read, beside its own
 MAX_DEPTH = 64  # of messages in messages
 MAX_TEXT_BYTES = 32 << 20  # of all strings together: a str may take four times as much
+STRING_COST = 64  # bytes counted for each string beside its own, so that half a million empty ones are all
 MAX_STRING_BYTES = 4 << 20  # of one string
 MAX_NAME_BYTES = 4096
 MAX_FIELD_NUMBER = (1 << 29) - 1
-CHUNK_BYTES = 1 << 18  # of packed varints decoded at a time: temporaries stay at a few MiB
+MAX_PIECES = 1 << 12  # of one packed list, or of one message that is to be merged
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
 _WIRE_NAMES = ("a varint", "64 bits", "a length", "a group", "a group's end", "32 bits", "type 6", "type 7")
@@ -94,7 +98,7 @@ class Wire:
         """The place for an error: byte offset, and the innermost things being read."""
         parts = [] if offset is None else [f"byte {offset}"]
         parts += self.trail if len(self.trail) <= 4 else [self.trail[0], "…", *self.trail[-3:]]
-        return ", ".join(parts) or "byte 0"
+        return ", ".join(parts)
 
     def bad(self, found: str, wanted: str | None = None, *, offset: int | None = None) -> FormatError:
         return FormatError(
@@ -139,9 +143,9 @@ class Wire:
         length = end - start
         if length > most:
             raise self.limit(f"{what} of {length} bytes", f"at most {most}")
-        if length > self.text_left:
+        if length + STRING_COST > self.text_left:
             raise self.limit(f"more than {MAX_TEXT_BYTES} bytes of text", "less")
-        self.text_left -= length
+        self.text_left -= length + STRING_COST
         try:
             return str(self.view[start:end], "utf-8")
         except UnicodeDecodeError as error:
@@ -173,9 +177,10 @@ class Message:
         self.wire = wire
         self.schema = schema
         self.depth = depth
-        self.start = spans[0][0]
+        self.start = spans[0][0]  # the first byte of its first piece
         if depth > MAX_DEPTH:
             raise wire.limit("messages in messages", f"at most {MAX_DEPTH} deep")
+        wire.spend(MESSAGE_COST)
         self.fields: dict[int, array[int]] = {}
         for start, end in spans:
             self._walk(start, end)
@@ -240,12 +245,26 @@ class Message:
 
     def has(self, number: int) -> bool:
         """Whether the field stands there, in any form."""
-        return any(number << 3 | kind in self.fields for kind in (_VARINT, _LENGTH, _FIXED32, _FIXED64))
+        return any(tag >> 3 == number for tag in self.fields)
 
-    def spans(self, number: int) -> list[Span]:
+    def held(self, numbers: frozenset[int]) -> list[int]:
+        """Those of these fields that stand there."""
+        return sorted({tag >> 3 for tag in self.fields} & numbers)
+
+    def spans(self, number: int) -> Iterable[Span]:
         """Every occurrence of a field that has a length, in order."""
+        # Not a list: a million pairs would take twelve times the memory of the two arrays.
         found = self.fields.get(number << 3 | _LENGTH)
-        return [] if found is None else list(zip(found[::2], found[1::2], strict=True))
+        return () if found is None else zip(found[::2], found[1::2], strict=True)
+
+    def pieces(self, number: int) -> list[Span]:
+        """As `spans`, where more than a few are no model's."""
+        if self.count(number) > MAX_PIECES:
+            raise self.wire.limit(
+                f"field {number} of {self.schema.name} in {self.count(number)} pieces",
+                f"at most {MAX_PIECES}",
+            )
+        return list(self.spans(number))
 
     def count(self, number: int) -> int:
         """How often a field that has a length occurs."""
@@ -258,7 +277,7 @@ class Message:
 
     def child(self, number: int, schema: Schema) -> Message | None:
         """An optional message: all its occurrences merged."""
-        spans = self.spans(number)
+        spans = self.pieces(number)
         return Message(self.wire, schema, spans, self.depth + 1) if spans else None
 
     def children(self, number: int, schema: Schema) -> Iterator[Message]:
@@ -345,7 +364,7 @@ class Message:
             reserve(len(found))
             return np.array(found, dtype=np.uint64)
         pieces = [self.wire.data[start:end] for start, end in packed]
-        counts = [_count_varints(piece) for piece in pieces]
+        counts = [count_varints(piece) for piece in pieces]
         reserve(sum(counts))
         out = np.empty(sum(counts), dtype=np.uint64)
         done = 0
@@ -357,7 +376,7 @@ class Message:
         return out
 
     def _packed(self, number: int, kind: int) -> list[Span] | None:
-        packed = self.spans(number)
+        packed = self.pieces(number)
         if packed and number << 3 | kind in self.fields:
             raise self.wire.bad(
                 f"field {number} of {self.schema.name} is both packed and not", offset=self.start
@@ -367,43 +386,3 @@ class Message:
 
 def _signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
-
-
-def _count_varints(packed: npt.NDArray[np.uint8]) -> int:
-    return sum(
-        int(np.count_nonzero(packed[at : at + CHUNK_BYTES] < 0x80))
-        for at in range(0, packed.size, CHUNK_BYTES)
-    )
-
-
-def decode_varints(packed: npt.NDArray[np.uint8], out: npt.NDArray[np.uint64]) -> tuple[int, str] | None:
-    """Fill `out` with all numbers of `packed`; returns where and why that is not possible, else None.
-
-    `out` has one place for each byte of `packed` that ends a number.
-    """
-    begin = done = 0
-    while begin < packed.size:
-        chunk = packed[begin : begin + CHUNK_BYTES]
-        last = np.flatnonzero(chunk < 0x80)
-        if last.size == 0:
-            # A number has at most ten bytes, so a chunk without an end is either the rest or too long.
-            return begin, "a number is cut off" if chunk.size < 10 else "a number of more than 64 bits"
-        first = np.empty_like(last)
-        first[0] = 0
-        first[1:] = last[:-1] + 1
-        width = last - first + 1
-        longest = int(width.max())
-        if longest > 10:
-            return begin + int(first[int(width.argmax())]), "a number of more than 64 bits"
-        values = (chunk[first] & np.uint8(0x7F)).astype(np.uint64)
-        for k in range(1, longest):
-            which = np.flatnonzero(width > k)
-            part = chunk[first[which] + k] & np.uint8(0x7F)
-            if k == 9 and part.size and int(part.max()) > 1:
-                at = int(first[which[int(part.argmax())]])
-                return begin + at, "a number of more than 64 bits"
-            values[which] |= part.astype(np.uint64) << np.uint64(7 * k)
-        out[done : done + last.size] = values
-        done += last.size
-        begin += int(last[-1]) + 1
-    return None
