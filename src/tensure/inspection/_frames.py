@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from types import CodeType
 from typing import Final
 
 import torch
@@ -16,8 +15,9 @@ _HOUSE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 MAX_DEPTH: Final = 200
 
-_foreign: dict[CodeType, str] = {}
-"""By code object: its file's name, "" where the code is not the user's."""
+_foreign: dict[str, str] = {}
+"""By path: the file's name, "" where the code in it is not the user's. Not by code object: two of them are
+equal when their files are not."""
 _DOOR: Final = "<door>"
 """In place of a name: whoever called our own functions is not running the step."""
 
@@ -26,10 +26,10 @@ def source_line() -> str:
     """`file.py:12`, or "" where only the framework is running."""
     frame = sys._getframe(1)
     for _ in range(MAX_DEPTH):
-        code = frame.f_code
-        name = _foreign.get(code)
+        path = frame.f_code.co_filename
+        name = _foreign.get(path)
         if name is None:
-            name = _foreign[code] = _file_name(code.co_filename)
+            name = _foreign[path] = _file_name(path)
         if name == _DOOR:
             return ""
         if name:
