@@ -122,7 +122,9 @@ def _show(talk: Talk, found: Difference, show_all: bool) -> None:
         (run, len(names)) for run, names in (("A", found.alignment.only_a), ("B", found.alignment.only_b))
     ]
     talk.data(
-        "; ".join(f"{count} tensors only in {run}" for run, count in alone if count)
+        "; ".join(
+            f"{count} {'tensor' if count == 1 else 'tensors'} only in {run}" for run, count in alone if count
+        )
         or "every tensor has a pair"
     )
     shown = found.findings if show_all else found.findings[:1]
