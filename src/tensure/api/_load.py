@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["is_bundle", "load"]
 
 _CHECKPOINTS: Final = (".pth", ".pt", ".bin", ".ckpt")
-_COMING: Final = {".onnx": "ONNX", ".tflite": "TFLite", ".keras": "Keras", ".h5": "Keras"}
+_COMING: Final = {".onnx": "ONNX", ".tflite": "TFLite"}
+_KERAS: Final = (".keras", ".h5", ".hdf5")
 _GGUF_MAGIC: Final = b"GGUF"
 
 
@@ -27,8 +28,9 @@ def load(model: str | os.PathLike[str], *, context: int | None = None, name: str
     """The model behind a path or a known name; nothing is downloaded.
 
     Args:
-        model: a GGUF file, a folder with config.json and safetensors, a sealed bundle (verified first),
-            or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins where both exist.
+        model: a GGUF file, a `.keras` file, a folder with config.json and safetensors, a sealed bundle
+            (verified first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins
+            where both exist.
         context: positions of the key-value cache of a text model; 2,048 or the model's own limit when
             left out.
         name: what to call it.
@@ -36,7 +38,7 @@ def load(model: str | os.PathLike[str], *, context: int | None = None, name: str
     Raises:
         InputError: nothing of that name; the message offers the nearest known one, or the line that
             installs it.
-        NotYetError: an ONNX, TFLite or Keras file.
+        NotYetError: an ONNX or TFLite file.
         UnsupportedError: a kind of file, an architecture or an op that we do not read.
         FormatError: the file breaks its format.
         DamageError: a bundle that is not what was signed.
@@ -48,7 +50,7 @@ def load(model: str | os.PathLike[str], *, context: int | None = None, name: str
         raise NotYetError(
             f"the {coming} reader is not built yet",
             file=path,
-            wanted="a .gguf file, a model folder or a bundle",
+            wanted="a .gguf or .keras file, a model folder or a bundle",
             next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
         )
     if path.exists():
@@ -93,6 +95,10 @@ def _load_file(path: Path, context: int | None, name: str | None) -> Model:
             file=path,
             next_step="Load them into their torch module, then tensure.program.from_torch.from_torch(...)",
         )
+    if path.suffix.lower() in _KERAS:
+        from tensure.program.from_keras import from_keras
+
+        return from_keras(path, name=name)
     if path.suffix.lower() == ".gguf" or _starts_with_magic(path):
         from tensure.program.from_gguf import from_gguf
 
@@ -100,7 +106,7 @@ def _load_file(path: Path, context: int | None, name: str | None) -> Model:
     raise FormatError(
         f"a {path.suffix or 'nameless kind of'} file",
         file=path,
-        wanted="a .gguf file, a model folder or a bundle",
+        wanted="a .gguf or .keras file, a model folder or a bundle",
         next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
     )
 

@@ -23,7 +23,7 @@ from ._quality_engine import QualityEngine
 from ._records import Json
 from ._text_engine import Floats, TextEngine
 
-__all__ = ["setup", "setup_quality"]
+__all__ = ["build_llama", "setup", "setup_quality"]
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -33,7 +33,7 @@ class TransformersModel:
 
     def __init__(self, path: str, dtype: str) -> None:
         self._dtype = dtype
-        self._model = _build(read_gguf(path), _DTYPES[dtype])
+        self._model = build_llama(read_gguf(path), _DTYPES[dtype])
         self._cache: Any = None
 
     def set_threads(self, threads: int) -> None:
@@ -86,10 +86,11 @@ class TransformersModel:
         return logits
 
 
-def _build(found: GgufFile, dtype: torch.dtype) -> Any:
+def build_llama(found: GgufFile, dtype: torch.dtype, *, attention: str | None = None) -> Any:
+    """LlamaForCausalLM with a file's weights; `attention` names an implementation other than the default."""
     keys = llama_config(found)
     heads, kv_heads = keys["num_attention_heads"], keys["num_key_value_heads"]
-    config = transformers.LlamaConfig(**keys, dtype=dtype)
+    config = transformers.LlamaConfig(**keys, dtype=dtype, attn_implementation=attention)
     with initialization.no_init_weights():  # random numbers that are overwritten below
         model: Any = transformers.LlamaForCausalLM(config)
     model.tie_weights()

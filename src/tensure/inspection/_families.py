@@ -10,7 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["CONTRACTIONS", "EXACT", "family", "is_view", "reduction_length"]
+__all__ = [
+    "CONTRACTIONS",
+    "EXACT",
+    "family",
+    "is_dequantiser",
+    "is_exact",
+    "is_quantiser",
+    "is_view",
+    "reduction_length",
+]
 
 _SAME: Final = {
     "conv1d": "convolution",
@@ -62,10 +71,11 @@ _VIEWS: Final = frozenset(
 
 EXACT: Final = _VIEWS | frozenset(
     "permute transpose t expand slice select narrow split split_with_sizes chunk unbind cat concat "
-    "stack flip roll index embedding gather where masked_fill relu maximum minimum amax amin max_pool2d clamp "
-    "hardtanh neg abs sign constant_pad_nd pad eq ne lt le gt ge logical_and logical_or logical_not "
-    "bitwise_and bitwise_or bitwise_xor bitwise_not scatter slice_scatter index_put tril triu full zeros ones "
-    "zero_ fill_ copy_ arange argmax argmin isnan isinf repeat topk sort as_strided diagonal movedim".split()
+    "stack flip roll index embedding gather where masked_fill relu maximum minimum amax amin "
+    "max_pool2d clamp hardtanh neg abs sign constant_pad_nd pad eq ne lt le gt ge logical_and "
+    "logical_or logical_not bitwise_and bitwise_or bitwise_xor bitwise_not scatter slice_scatter "
+    "index_put tril triu full zeros ones zero_ fill_ copy_ arange argmax argmin isnan isinf repeat "
+    "topk sort as_strided diagonal movedim".split()
 )
 """Ops that hand values on as they are: two right answers are the same bits."""
 
@@ -87,6 +97,16 @@ def family(op: str) -> str:
 def is_view(op: str) -> bool:
     """Whether an op only renames what it is given."""
     return op.rpartition("::")[2] in _VIEWS
+
+
+def is_dequantiser(op: str) -> bool:
+    """Whether an op gives the numbers that integers stand for."""
+    return op.rpartition("::")[2].startswith("dequantize")
+
+
+def is_quantiser(op: str) -> bool:
+    """Whether an op rounds numbers to integers that stand for them."""
+    return op.rpartition("::")[2].startswith("quantize")
 
 
 def is_exact(op: str) -> bool:

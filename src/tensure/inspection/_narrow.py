@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ._align import Pair
@@ -11,14 +12,27 @@ from ._explain import Element, describe_change, first_difference
 from ._recording import Recording
 from ._records import Step
 
-__all__ = ["changed_arguments", "explain"]
+__all__ = ["Suspects", "changed_arguments", "explain", "explain_stand_in"]
 
 MAX_SHOWN: Final = 6
 
 
-def explain(
-    a: Recording, b: Recording, pair: Pair, steps_a: Sequence[Step], trusted: Callable[[str], bool]
-) -> Finding:
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """The steps of either run between the last tensors they agree on and the divergent one.
+
+    `extra_a`, `extra_b` are those of them that the other run lacks; `innocent` says that the last step of B
+    does what A's would do of the same operands, so that the fault lies before it.
+    """
+
+    steps_a: Sequence[Step]
+    steps_b: Sequence[Step]
+    extra_a: Sequence[Step]
+    extra_b: Sequence[Step]
+    innocent: bool
+
+
+def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Finding:
     """The fault behind a divergent pair."""
     assert a.values is not None
     assert b.values is not None
@@ -29,27 +43,33 @@ def explain(
     change = describe_change(x, y)
     if step_a is None:
         step_a, step_b = _first_reader(a, pair.a), _first_reader(b, pair.b)
-        return _finding("leaf", a, b, pair, step_a, step_b, (), (), element, change, ())
-    region_b = _region_b(a, b, pair)
+        return _finding(
+            "leaf", a, b, pair, step_a, step_b, Suspects((), (), (), (), False), element, change, ()
+        )
+    writer = _writer(b, step_a, step_b)
+    if writer is None and suspects.innocent and suspects.extra_b:
+        writer = next((step for step in suspects.extra_b if step.wrote), None)
+        if writer is None:
+            step_b = suspects.extra_b[0]
+            return _finding("step", a, b, pair, step_a, step_b, suspects, element, change, ())
+    if writer is not None:
+        return _finding("order", a, b, pair, step_a, writer, suspects, element, change, ())
+    if suspects.innocent and suspects.extra_a:
+        missing = suspects.extra_a[0]
+        return _finding("step", a, b, pair, missing, None, suspects, element, change, ())
     arguments = changed_arguments(step_a, step_b) if step_b is not None else ()
-    culprit = _writer(b, step_b)
-    if culprit is not None:
-        region = tuple(sorted({culprit.index, *(step.index for step in region_b)}))
-        inner = tuple(step.index for step in steps_a)
-        return _finding("order", a, b, pair, step_a, culprit, inner, region, element, change, arguments)
-    return _finding(
-        "step",
-        a,
-        b,
-        pair,
-        step_a,
-        step_b,
-        tuple(step.index for step in steps_a),
-        tuple(step.index for step in region_b),
-        element,
-        change,
-        arguments,
+    return _finding("step", a, b, pair, step_a, step_b, suspects, element, change, arguments)
+
+
+def explain_stand_in(b: Recording, pair: Pair, source: str, step: Step, scale: float) -> Finding:
+    """Numbers that came back from integers further off than the grid's half step."""
+    assert b.values is not None
+    x, y = b.values.get(source), b.values.get(pair.b)
+    element = first_difference(
+        x, y.reshape(x.shape), (x.double() - y.reshape(x.shape).double()).abs() > scale
     )
+    text = f"{pair.b} stands for {source} through integers, yet is off by more than half a step of {scale:g}"
+    return Finding("step", pair.a, pair.b, None, step, (), (step.index,), element, "", (), text)
 
 
 def changed_arguments(a: Step, b: Step) -> tuple[tuple[str, str, str], ...]:
@@ -70,18 +90,11 @@ def _first_reader(run: Recording, name: str) -> Step | None:
     return next((step for step in run.trace.steps if name in step.reads), None)
 
 
-def _writer(run: Recording, step: Step | None) -> Step | None:
-    """The step that wrote over what a step read, through another tensor that shares its memory."""
-    for name in step.reads if step is not None else ():
-        if "@" in name:
-            return run.trace.maker(name)
-    return None
-
-
-def _region_b(a: Recording, b: Recording, pair: Pair) -> list[Step]:
-    """B's steps from the last tensors that A has too to the divergent one."""
-    step = b.trace.maker(pair.b)
-    return [] if step is None else [step]
+def _writer(run: Recording, step_a: Step, step_b: Step | None) -> Step | None:
+    """The step that wrote over what B's step read, through another tensor, where A's had nothing of that."""
+    if step_b is None or sum("@" in name for name in step_a.reads) >= sum("@" in n for n in step_b.reads):
+        return None
+    return run.trace.maker(next(name for name in step_b.reads if "@" in name))
 
 
 def _finding(
@@ -91,21 +104,20 @@ def _finding(
     pair: Pair,
     step_a: Step | None,
     step_b: Step | None,
-    region_a: tuple[int, ...],
-    region_b: tuple[int, ...],
+    suspects: Suspects,
     element: Element | None,
     change: str,
     arguments: tuple[tuple[str, str, str], ...],
 ) -> Finding:
-    text = _text(kind, a, b, pair, step_a, step_b, element, change, arguments)
+    text = _text(kind, a, b, pair, step_a, step_b, suspects, element, change, arguments)
     return Finding(
         kind,  # type: ignore[arg-type]
         pair.a,
         pair.b,
         step_a,
         step_b,
-        region_a,
-        region_b,
+        tuple(step.index for step in suspects.steps_a),
+        tuple(step.index for step in suspects.steps_b),
         element,
         change,
         arguments,
@@ -120,6 +132,7 @@ def _text(
     pair: Pair,
     step_a: Step | None,
     step_b: Step | None,
+    suspects: Suspects,
     element: Element | None,
     change: str,
     arguments: tuple[tuple[str, str, str], ...],
@@ -131,9 +144,12 @@ def _text(
         parts.append(f"{facts.origin} {names} {facts.type} differs, first read by {_step(step_a)}")
     elif kind == "order":
         parts.append(f"{names} {facts.type}: in B it is made of memory that {_step(step_b)} had written over")
+    elif step_b is None:
+        parts.append(f"{names} {facts.type} parts because B lacks {_step(step_a)}")
     else:
-        parts.append(f"{names} {facts.type} parts at {_step(step_b)}")
-        if step_a is not None and step_b is not None and step_a.op != step_b.op:
+        extra = suspects.innocent and any(step.index == step_b.index for step in suspects.extra_b)
+        parts.append(f"{names} {facts.type} parts at {_step(step_b)}" + ", which A lacks" * extra)
+        if not extra and step_a is not None and step_b is not None and step_a.op != step_b.op:
             parts.append(f"A has {_step(step_a)}")
     if change:
         parts.append(change)

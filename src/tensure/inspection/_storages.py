@@ -21,8 +21,8 @@ class _Storage:
     nbytes: int
     first: str
     """The first tensor seen in it."""
-    written: int
-    """The last step that wrote over it, -1 if none did."""
+    writes: list[tuple[int, int, int]]
+    """What was written over, as (step, first byte, byte after the last)."""
 
 
 class Storages:
@@ -45,7 +45,7 @@ class Storages:
         found = self._known.get(key)
         if found is None:
             ref = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            found = _Storage(self._count, ref, storage.nbytes(), name, -1)
+            found = _Storage(self._count, ref, storage.nbytes(), name, [])
             self._count += 1
             self._known[key] = found
             (self._lasting if lasting else self._passing)[key] = found
@@ -57,16 +57,24 @@ class Storages:
         """A step wrote over this tensor's bytes."""
         found = self._known.get(tensor.untyped_storage()._cdata)
         if found is not None:
-            found.written = step
+            found.writes.append((step, *_extent(tensor)))
             storage = tensor.untyped_storage()
             if storage.nbytes() != found.nbytes:  # resized in place
                 self._lasting_bytes += storage.nbytes() - found.nbytes if self._is_lasting(storage) else 0
                 found.nbytes = storage.nbytes()
 
-    def written(self, tensor: torch.Tensor) -> int:
-        """The last step that wrote over this tensor's memory, -1 if none did."""
+    def written(self, tensor: torch.Tensor, since: int) -> int:
+        """The last step after `since` that wrote between this tensor's first byte and its last, or -1."""
         found = self._known.get(tensor.untyped_storage()._cdata)
-        return -1 if found is None else found.written
+        if found is None or not found.writes or found.writes[-1][0] <= since:
+            return -1
+        low, high = _extent(tensor)
+        for step, first, end in reversed(found.writes):
+            if step <= since:
+                break
+            if first < high and low < end:
+                return step
+        return -1
 
     def number(self, tensor: torch.Tensor) -> int:
         """The number of a tensor's storage, -1 if it was not met."""
@@ -86,3 +94,13 @@ class Storages:
 
     def _is_lasting(self, storage: torch.UntypedStorage) -> bool:
         return storage._cdata in self._lasting
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The bytes of its storage between which a tensor lies; gaps included."""
+    item = tensor.element_size()
+    first = int(tensor.storage_offset()) * item
+    if not tensor.numel():
+        return first, first
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + (span + 1) * item

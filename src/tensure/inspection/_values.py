@@ -40,6 +40,11 @@ class ValueStore:
     def __contains__(self, name: str) -> bool:
         return name in self._places or name in self._lent
 
+    def forget(self, name: str) -> None:
+        """Let one tensor go; its place on disk stays taken."""
+        self._places.pop(name, None)
+        self._lent.pop(name, None)
+
     def clear(self) -> None:
         """Forget every tensor."""
         self._places.clear()

@@ -10,14 +10,18 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+)
 
 from tensure.errors import InputError
 
@@ -158,6 +162,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        with _alone():
+            call = self._before(func, args, kwargs)
+        begin = time.perf_counter()
+        result = func(*args, **kwargs)
+        seconds = time.perf_counter() - begin
+        with _alone():
+            self._note(*call, result, seconds)
+        return result
+
+    # --- one step ---
+
+    def _before(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Schema, list[str], list[tuple[str, Argument]], list[torch.Tensor], tuple[str, ...]]:
+        """What can be seen of a step only before it runs."""
         schema = self._schemas.get(func)
         if schema is None:
             schema = self._schemas[func] = _schema(func)
@@ -181,19 +200,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             names = iter(reads)
             again = (_template(args, names), _template(tuple(kwargs.values()), names), tuple(kwargs))
             self._replays[len(self.trace.steps)] = partial(_replay, func, *again, schema.mutates)
-        begin = time.perf_counter()
-        result = func(*args, **kwargs)
-        seconds = time.perf_counter() - begin
-        self._note(schema, reads, arguments, written, wrote, result, seconds)
-        return result
+        return schema, reads, arguments, written, wrote
 
     def _trains(self, schema: _Schema, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return schema.op in _HIDDEN_WRITES and any(
             parameter.name == "training" and value is True
             for parameter, value in self._bound(schema, args, kwargs)
         )
-
-    # --- one step ---
 
     def _note(
         self,
@@ -252,17 +265,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None or known.ref() is not tensor:
             return self._first_seen(tensor)
         if tensor.layout is torch.strided:
-            written = self._recorder.storages.written(tensor)
-            if written > known.as_of:
+            written = self._recorder.storages.written(tensor, known.as_of)
+            if written >= 0:
                 return self._overwritten(tensor, known, written)
         return known.name
 
     def _overwritten(self, tensor: torch.Tensor, known: _Named, written: int) -> str:
         """A new name for old memory: another tensor that shares it was written to."""
         name = f"{known.name.partition('@')[0]}@{written}"
-        if name not in self.trace.tensors:
-            self._recorder.changed(name, tensor, written)
-        known.name, known.as_of = name, written
+        before = self.trace.tensors[known.name]
+        known.as_of = written
+        if name not in self.trace.tensors and not self._recorder.changed(name, tensor, written, before):
+            return known.name  # the write went between its elements
+        known.name = name
         return name
 
     def _first_seen(self, tensor: torch.Tensor) -> str:
@@ -300,6 +315,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             by_name = {parameter.name: parameter for parameter in schema.parameters}
             for key, value in kwargs.items():
                 yield by_name.get(key, _Parameter(key, False)), value
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """Without the modes outside this one: they are there for the run, not for our looking at it."""
+    return _NOTHING if _get_current_dispatch_mode() is None else _disable_current_modes()
+
+
+_NOTHING: Final = nullcontext()
 
 
 def _schema(func: Any) -> _Schema:

@@ -20,7 +20,11 @@ __all__ = ["map_file"]
 
 
 def map_file(
-    path: str | os.PathLike[str], *, folder: int | None = None, follow_symlinks: bool = True
+    path: str | os.PathLike[str],
+    *,
+    folder: int | None = None,
+    follow_symlinks: bool = True,
+    single_link: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """The whole file as a read-only 1-D byte array that is paged in on use.
 
@@ -28,9 +32,10 @@ def map_file(
         path: the file; relative to `folder` if that is given.
         folder: an open directory descriptor.
         follow_symlinks: False refuses a symbolic link in the last component.
+        single_link: True refuses a file that has another name as well: a hard link leads elsewhere too.
 
     Raises:
-        InputError: it cannot be opened. FormatError: it is empty or no regular file.
+        InputError: it cannot be opened. FormatError: it is empty, no regular file, or has another name.
     """
     # Non-blocking, so that a pipe with no writer is refused below instead of waited for.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW)
@@ -48,6 +53,8 @@ def map_file(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise FormatError("not a regular file", file=path, wanted="a regular file")
+        if single_link and status.st_nlink != 1:
+            raise FormatError(f"it has {status.st_nlink} names (hard links)", file=path, wanted="one")
         if status.st_size == 0:
             raise FormatError("the file is empty", file=path)
         mapping = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)

@@ -22,6 +22,7 @@ from tensure.errors import RecordError
 from . import _passes
 from ._model import Model
 from ._passes import Arrays, Run
+from ._permutes import sink_permutes
 from ._properties import PROPERTIES
 from ._records import Program
 from ._weights import StoredTensor
@@ -99,6 +100,7 @@ PASSES: Final = (
     _pass("drop_no_ops", _passes.drop_no_ops, "no_copies no_noop_casts no_noop_views"),
     _pass("canonicalise", _passes.canonicalise, "canonical", "no_copies"),
     _pass("cancel_permutes", _passes.cancel_permutes, "permutes_cancelled", "canonical"),
+    _pass("sink_permutes", sink_permutes, "canonical no_copies", "canonical no_copies"),
     _pass("fuse_linear", _passes.fuse_linear, "linear_fused", "permutes_cancelled"),
     _pass("fold_padding", _passes.fold_padding, "padding_folded", "no_copies"),
     _pass("fold_batch_norm", _passes.fold_batch_norm, "batch_norm_folded", "no_copies"),
