@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "onnx.md"
 
 if TYPE_CHECKING:
-    from tests.program.onnx_nodes import NodeTest, Verdict
+    from tensure.benchmarks._onnx_nodes import NodeTest, Verdict
 
 HEAD = """\
 # ONNX op types
@@ -43,7 +43,7 @@ part* are those most of whose tests are about dtypes or kinds that no Program ha
 
 def page(tests: list[NodeTest], verdicts: Mapping[str, Verdict]) -> str:
     """The whole page."""
-    from tests.program.onnx_nodes import IN_PART, counts
+    from tensure.benchmarks._onnx_nodes import IN_PART, counts
 
     from tensure.program._onnx_ops import FAMILIES, NEWEST, onnx_rows
     from tensure.program.from_onnx import OPSETS
@@ -95,7 +95,7 @@ def _failed(tests: list[NodeTest], verdicts: Mapping[str, Verdict]) -> str:
 def main() -> int:
     """Write the page, or with --check compare it."""
     sys.path.insert(0, str(ROOT))
-    from tests.program.onnx_nodes import judge_all, listed_tests
+    from tensure.benchmarks._onnx_nodes import judge_all, listed_tests
 
     tests = listed_tests()
     text = page(tests, judge_all(tests))

@@ -13,7 +13,7 @@ import pytest
 from tensure.program._onnx_ops import _table, onnx_rows
 from tensure.program._onnx_ops._builder import Tensor
 
-from .onnx_nodes import IN_PART, NodeTest, Verdict, counts, judge, judge_all, listed_tests
+from tensure.benchmarks._onnx_nodes import IN_PART, NodeTest, Verdict, counts, judge, judge_all, listed_tests
 
 pytest.importorskip("onnx")
 
