@@ -73,7 +73,7 @@ def test_load_takes_every_kind_of_path(home: Path) -> None:
         ("no-such-thing-at-all", InputError, "no file, no folder and no known model"),
         ("a\0b", InputError, "known model"),
         ("weights.pth", UnsupportedError, "holds weights and no program"),
-        ("model.onnx", NotYetError, "ONNX reader is not built yet"),
+        ("model.onnx", FormatError, r"model\.onnx"),
         ("missing.tflite", NotYetError, "TFLite reader is not built yet"),
         ("model.xyz", FormatError, "wanted a .gguf file"),
         ("empty", InputError, r"config\.json"),
