@@ -3,9 +3,9 @@ from ._diff import compare
 from ._difference import Difference, Finding, Verdict
 from ._explain import Element
 from ._facts import Looking
+from ._page import page_of
 from ._record import WAYS, Call, Way, record_plan, record_program
 from ._recorder import Made, OnStep, Recorder
-from ._page import page_of
 from ._recording import Recording
 from ._records import SCHEMA, Argument, Quantised, Step, TensorFacts, Trace
 from ._values import ValueStore
