@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -91,16 +92,27 @@ def chosen(page: Page) -> str:
 
 
 def test_usable_within_two_seconds(browser: Browser, large: Path) -> None:
-    times: list[int] = []
-    for _ in range(3):  # the best of three: others use the machine too
-        page, _ = opened(browser, large)
+    """On the clock; on a machine that others keep busy, in the processor time of the page's main thread."""
+    walls: list[float] = []
+    works: list[float] = []
+    for _ in range(3):
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(large.as_uri())
+        page.locator("html[data-ready]").wait_for()
+        measures = {item["name"]: item["value"] for item in session.send("Performance.getMetrics")["metrics"]}
+        works.append(1000 * measures["TaskDuration"])
+        walls.append(float(page.locator("html").get_attribute("data-ready") or "nan"))
         assert rows(page) > 10
         assert page.evaluate(INK) > 8
-        times.append(int(page.locator("html").get_attribute("data-ready") or "99999"))
         page.close()
-        if times[-1] < READY_WITHIN_MS:
+        if walls[-1] < READY_WITHIN_MS:
             break
-    assert min(times) < READY_WITHIN_MS, times
+    print(f"ready after {walls} ms, of which the main thread worked {works} ms")
+    assert min(works) < READY_WITHIN_MS / 2, works
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1) * 1.5
+    assert busy or min(walls) < READY_WITHIN_MS, walls
 
 
 def test_rows_that_are_not_in_sight_are_not_there(page: Page) -> None:
@@ -129,7 +141,7 @@ def test_filters(page: Page) -> None:
     page.keyboard.type("value_77 softmax")
     expect(count).to_have_text("1 of 4,127")
     page.locator("#filter-regex").check()
-    page.locator("#filter").fill("value_(1|2)$")
+    page.locator("#filter").fill(r"^stage0\.block0\.value_(1|2)$")
     expect(count).to_have_text("2 of 4,127")
     page.locator("#filter").fill("value_(")
     expect(page.locator("#filter")).to_have_attribute("aria-invalid", "true")
