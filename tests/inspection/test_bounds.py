@@ -1,4 +1,4 @@
-"""What rounding may do, and no more: bounds hold for honest kernels in any order, and a planted error breaks them."""
+"""What rounding may do, and no more: bounds hold for honest kernels, and a planted error breaks them."""
 
 from __future__ import annotations
 

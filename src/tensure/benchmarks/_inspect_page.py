@@ -48,7 +48,10 @@ def _page() -> str:
     """The page of exactly 3,000 steps of eager torch."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.Conv2d(16, 3, 1)
+        torch.nn.Conv2d(3, 16, 3, padding=1),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 3, 1),
     ).eval()
     x = torch.randn(1, 3, 16, 16)
     with torch.no_grad(), watch(net, name="3,000 steps", digest=True, keep=True, inputs={"x": x}) as run:

@@ -10,14 +10,8 @@ import numpy as np
 from tensure.errors import FormatError, UnsupportedError
 
 from ._builder import Builder, Tensor, axes_of, axis_of
-from ._elementwise import dtype_of
 from ._shapes import pad_with
 from ._table import MICROSOFT, Attributes, onnx_op
-
-
-def by_channel(b: Builder, x: Tensor, rank: int) -> Tensor:
-    """A vector of channels shaped to broadcast along dim 1."""
-    return b.reshape(x, (-1, *[1] * max(rank - 2, 0)))
 
 
 @onnx_op(
@@ -201,6 +195,3 @@ def _dropout(b: Builder, x: list[Any], a: Attributes) -> list[Tensor]:
     if (training and ratio > 0) or not a["is_test"]:
         raise UnsupportedError("dropout in training", wanted="a model for inference")
     return [x[0], b.full(x[0].shape, True, "bool")] if b.num_outs > 1 else [x[0]]
-
-
-__all__ = ["by_channel", "dtype_of", "layer_norm"]

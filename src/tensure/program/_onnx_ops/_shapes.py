@@ -10,7 +10,7 @@ import numpy as np
 from tensure.errors import FormatError, LimitError, UnsupportedError
 
 from .._dtypes import FLOATS, dtype_name
-from ._builder import Array, Builder, Tensor, axes_of, axis_of, list_of
+from ._builder import Array, Builder, Tensor, axes_of, axis_of
 from ._elementwise import dtype_of, same_dtype
 from ._table import Attributes, onnx_op
 
@@ -437,6 +437,3 @@ def _concat_from_sequence(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         raise UnsupportedError("an empty sequence joined", wanted="at least one tensor")
     dim = axis_of(a["axis"], items[0].rank + bool(a["new_axis"]))
     return b.op("stack" if a["new_axis"] else "cat", *items, dim=dim)
-
-
-__all__ = ["list_of", "pad_with"]
