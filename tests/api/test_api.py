@@ -75,7 +75,7 @@ def test_load_takes_every_kind_of_path(home: Path) -> None:
         ("weights.pth", UnsupportedError, "holds weights and no program"),
         ("model.onnx", NotYetError, "ONNX reader is not built yet"),
         ("missing.tflite", NotYetError, "TFLite reader is not built yet"),
-        ("model.xyz", FormatError, "wanted a .gguf file"),
+        ("model.xyz", FormatError, "wanted a .gguf or .keras file"),
         ("empty", InputError, r"config\.json"),
         ("torn.gguf", FormatError, r"torn\.gguf"),
     ],
