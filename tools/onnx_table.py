@@ -5,22 +5,17 @@ With --check say whether it is up to date (exit 1 when not). Needs onnx and torc
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "onnx.md"
 
-<<<<<<< HEAD
 if TYPE_CHECKING:
     from tensure.benchmarks._onnx_nodes import NodeTest, Verdict
-=======
-HARNESS = ROOT / "tests" / "program" / "onnx_nodes.py"
->>>>>>> onnx
 
 HEAD = """\
 # ONNX op types
@@ -46,26 +41,20 @@ part* are those most of whose tests are about dtypes or kinds that no Program ha
 """
 
 
-<<<<<<< HEAD
 def page(tests: list[NodeTest], verdicts: Mapping[str, Verdict]) -> str:
     """The whole page."""
     from tensure.benchmarks._onnx_nodes import IN_PART, counts
-
-=======
-def page(harness: Any, tests: Sequence[Any], verdicts: Mapping[str, Any]) -> str:
-    """The whole page, from the tests and verdicts of `tests/program/onnx_nodes.py`."""
->>>>>>> onnx
     from tensure.program._onnx_ops import FAMILIES, NEWEST, onnx_rows
     from tensure.program.from_onnx import OPSETS
 
     rows = onnx_rows()
-    whole, part, expanded = (harness.counts(tests, verdicts, kind) for kind in ("whole", "part", "expanded"))
+    whole, part, expanded = (counts(tests, verdicts, kind) for kind in ("whole", "part", "expanded"))
     total = sum(domain == "" for domain, _ in rows)
     summary = (
         f"| tests | passed | of |\n|---|---|---|\n"
-        f"| one node, {total - len(harness.IN_PART)} op types listed whole | {whole[0]} | {whole[1]} |\n"
+        f"| one node, {total - len(IN_PART)} op types listed whole | {whole[0]} | {whole[1]} |\n"
         f"| function ops as the nodes they stand for | {expanded[0]} | {expanded[1]} |\n"
-        f"| {len(harness.IN_PART)} op types in part | {part[0]} | {part[1]} |"
+        f"| {len(IN_PART)} op types in part | {part[0]} | {part[1]} |"
     )
     parts = [HEAD.format(oldest=OPSETS[0], newest=NEWEST, summary=summary)]
     passed: dict[str, list[bool]] = defaultdict(list)
@@ -78,7 +67,7 @@ def page(harness: Any, tests: Sequence[Any], verdicts: Mapping[str, Any]) -> str
             if row.translate.__module__ != family.__name__:
                 continue
             found = passed[op_type] if not domain else []
-            note = " *in part*" if op_type in harness.IN_PART and not domain else ""
+            note = " *in part*" if op_type in IN_PART and not domain else ""
             prefix = f"{domain}." if domain else ""
             tally = f"{sum(found)} of {len(found)}" if found else "–"
             parts.append(f"| `{prefix}{row.signature.replace('|', chr(92) + '|')}`{note} | {tally} |")
@@ -87,7 +76,7 @@ def page(harness: Any, tests: Sequence[Any], verdicts: Mapping[str, Any]) -> str
     return "\n".join(parts) + "\n"
 
 
-def _failed(tests: Sequence[Any], verdicts: Mapping[str, Any]) -> str:
+def _failed(tests: Sequence[NodeTest], verdicts: Mapping[str, Verdict]) -> str:
     """Every test that does not pass, by op type and reason."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for test in tests:
@@ -104,21 +93,10 @@ def _failed(tests: Sequence[Any], verdicts: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Write the page, or with --check compare it."""
-<<<<<<< HEAD
-    sys.path.insert(0, str(ROOT))
     from tensure.benchmarks._onnx_nodes import judge_all, listed_tests
 
     tests = listed_tests()
     text = page(tests, judge_all(tests))
-=======
-    spec = importlib.util.spec_from_file_location("onnx_nodes", HARNESS)
-    assert spec is not None and spec.loader is not None
-    harness = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = harness  # its dataclasses look their module up
-    spec.loader.exec_module(harness)
-    tests = harness.listed_tests()
-    text = page(harness, tests, harness.judge_all(tests))
->>>>>>> onnx
     if "--check" in sys.argv[1:]:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
             print(f"{PAGE} is out of date: run python tools/onnx_table.py")

@@ -75,7 +75,7 @@ def test_load_takes_every_kind_of_path(home: Path) -> None:
         ("weights.pth", UnsupportedError, "holds weights and no program"),
         ("model.onnx", FormatError, r"model\.onnx"),
         ("missing.tflite", NotYetError, "TFLite reader is not built yet"),
-        ("model.xyz", FormatError, "wanted a .gguf or .onnx file"),
+        ("model.xyz", FormatError, "wanted a .gguf, .onnx or .keras file"),
         ("empty", InputError, r"config\.json"),
         ("torn.gguf", FormatError, r"torn\.gguf"),
     ],

@@ -10,15 +10,9 @@ from typing import Any, Final
 
 import pytest
 
+from tensure.benchmarks._onnx_nodes import IN_PART, NodeTest, Verdict, counts, judge, judge_all, listed_tests
 from tensure.program._onnx_ops import _table, onnx_rows
 from tensure.program._onnx_ops._builder import Tensor
-
-<<<<<<< HEAD
-from tensure.benchmarks._onnx_nodes import IN_PART, NodeTest, Verdict, counts, judge, judge_all, listed_tests
-=======
-from . import onnx_nodes
-from .onnx_nodes import IN_PART, NodeTest, Verdict, counts, judge, judge_all, listed_tests
->>>>>>> onnx
 
 pytest.importorskip("onnx")
 
@@ -49,7 +43,7 @@ def test_the_page_names_every_test_that_does_not_pass(
     tests: list[NodeTest], verdicts: dict[str, Verdict]
 ) -> None:
     page = tool().PAGE.read_text(encoding="utf-8")
-    assert page == tool().page(onnx_nodes, tests, verdicts), "run python tools/onnx_table.py"
+    assert page == tool().page(tests, verdicts), "run python tools/onnx_table.py"
     _, _, tail = page.partition("## Tests that do not pass")
     for test in tests:
         assert (f"`{test.name.removeprefix('test_')}`" in tail) == (verdicts[test.name].kind != "passed")

@@ -2,8 +2,9 @@
 
     python -m tensure.benchmarks._inspect_doors [quick]
 
-Each item is a bar (`name`, `value`, `unit`, `target`, `better`) or has a `reason` why it was not measured. Keras runs
-on the torch backend; ONNX models run in ONNX Runtime. `quick` leaves out onnx's node tests, which take a minute.
+Each item is a bar (`name`, `value`, `unit`, `target`, `better`) or has a `reason` why it was not measured.
+Keras runs on the torch backend; ONNX models run in ONNX Runtime. `quick` leaves out onnx's node tests,
+which take a minute.
 """
 
 from __future__ import annotations
