@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._cache import SealedOnce, default_output, plan_in_bundle, seal_once
 from ._examine import examine
-from ._inspect import diff, inspect, watch
+from ._inspect import diff, inspect, names_code, watch
 from ._known import KNOWN, KnownModel
 from ._load import load
 from ._not_yet import build, guard, quantize
@@ -36,6 +36,7 @@ __all__ = [
     "build",
     "default_output",
     "examine",
+    "names_code",
     "page_of",
     "plan_in_bundle",
     "trusted_key_of",

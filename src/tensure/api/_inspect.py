@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from tensure.errors import InputError
+
+from ._prove import read_plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
         | None
     )
 
-__all__ = ["diff", "inspect", "watch"]
+__all__ = ["diff", "inspect", "names_code", "watch"]
 
 
 def inspect(
@@ -47,7 +49,7 @@ def inspect(
     entry: str | None = None,
     params: Mapping[str, int] | None = None,
     by: Way = "torch",
-    plan: Plan | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     seed: int | None = None,
     statistics: bool = True,
     digest: bool = False,
@@ -60,16 +62,19 @@ def inspect(
     Args:
         model: what `load` gives or takes; a session; a torch module, or a function of torch code, recorded
             as it runs eagerly; or `"package.module:name"` for one of those two in code of yours, which is
-            imported and run (a function that returns `(module, inputs)` stands for that call).
+            imported and run (a function that returns `(module, inputs)` stands for that call). A `.trace`
+            file that `save_recording` wrote is read, not run.
         inputs: arrays or tensors by name, in order, or one alone; a prompt (str) for a model of text; a file
             (Path) of tensors, or of an image for a classifier.
         entry, params: which entry of a program, at which integers.
         by: `torch`, op by op; `kernels`, ours in fused steps; `reference`, numpy. For models only.
-        plan: run this plan of the model, rank by rank, and put its parts together.
+        plan: run this plan of the model (a Plan, or the file of its text), rank by rank, and put its parts
+            together.
         seed: draw the inputs from this seed instead.
         statistics, digest, limit: what to find out of every tensor.
         keep: keep every value on disk, for `diff` or to look at later (`recording["name"]`).
-        on_step: called after each step with what it made.
+        on_step: called after each step with what it made. A function without inputs is then called once
+            unwatched before, to see whether its result stands for a call.
 
     Raises:
         InputError: inputs that the model does not take. UnsupportedError: a way that cannot run it.
@@ -78,8 +83,12 @@ def inspect(
 
     if isinstance(model, Recording):
         return model
+    if _is_recording_file(model):
+        if inputs is not None or seed is not None or plan is not None or by != "torch":
+            raise InputError("a recording is not run again", file=model, wanted="no inputs, seed or plan")
+        return _from_recording_file(model)
     store = ValueStore() if keep is True else None if keep is False else keep
-    found = _code(model) if isinstance(model, str) and _names_code(model) else model
+    found = _code(model) if isinstance(model, str) and names_code(model) else model
     if _is_eager(found):
         if plan is not None or by != "torch":
             raise InputError("a plan or kernels for eager code", wanted="a model")
@@ -88,8 +97,9 @@ def inspect(
     calls = _calls(loaded, inputs, entry, params, seed)
     looking = Looking(statistics, digest, limit)
     if plan is not None:
+        split = read_plan(plan)
         return record_plan(
-            plan, loaded.program, loaded.weights, calls[0], name=loaded.name, looking=looking, store=store,
+            split, loaded.program, loaded.weights, calls[0], name=loaded.name, looking=looking, store=store,
             on_step=on_step,
         )  # fmt: skip
     return record_program(
@@ -107,7 +117,7 @@ def diff(
     params: Mapping[str, int] | None = None,
     by: Way = "torch",
     other_by: Way | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     seed: int | None = None,
     rename: Mapping[str, str] | None = None,
     rtol: float = 0.0,
@@ -119,7 +129,7 @@ def diff(
     part.
 
     Args:
-        one, other: as for `inspect`, or recordings made with `keep=True, digest=True`.
+        one, other: as for `inspect`, or recordings made with `keep=True, digest=True`, or their files.
         inputs, entry, params, seed: what both get.
         by, other_by: what runs each; the same for both when `other_by` is left out.
         plan: of `other`: whole against split.
@@ -134,8 +144,15 @@ def diff(
     from tensure.inspection import compare
 
     shared: dict[str, Any] = {"entry": entry, "params": params, "seed": seed, "keep": True, "digest": True}
-    a = inspect(one, inputs, by=by, **shared)
-    b = inspect(other, inputs, by=other_by or by, plan=plan, **shared)
+    if _is_recording_file(other) and (plan is not None or other_by is not None):
+        raise InputError(
+            "a recording is not run again", file=other, wanted="no plan and nothing to run it by"
+        )
+    a = _from_recording_file(one) if _is_recording_file(one) else inspect(one, inputs, by=by, **shared)
+    if _is_recording_file(other):
+        b = _from_recording_file(other)
+    else:
+        b = inspect(other, inputs, by=other_by or by, plan=plan, **shared)
     return compare(a, b, rename=rename, rtol=rtol, atol=atol, first_only=first_only, progress=progress)
 
 
@@ -166,10 +183,26 @@ def watch(
     )  # fmt: skip
 
 
+# --- recordings ------------------------------------------------------------------------------------
+
+
+def _is_recording_file(model: Any) -> TypeGuard[str | os.PathLike[str]]:
+    from tensure.inspection import TRACE_SUFFIX
+
+    return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(TRACE_SUFFIX)
+
+
+def _from_recording_file(path: str | os.PathLike[str]) -> Recording:
+    from tensure.inspection import load_recording
+
+    return load_recording(path)
+
+
 # --- what is run -----------------------------------------------------------------------------------
 
 
-def _names_code(text: str) -> bool:
+def names_code(text: str) -> bool:
+    """Whether a text is `package.module:name`."""
     module, sep, name = text.partition(":")
     return bool(sep) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
@@ -239,7 +272,7 @@ def _calls(
         raise InputError(
             f"{model.name} was given no inputs",
             wanted=wanted,
-            next_step="Pass inputs, or seed=0 to draw some",
+            next_step="Pass inputs (--input FILE or --prompt TEXT), or seed=0 (--seed 0) to draw some",
         )
     if isinstance(inputs, str):
         return _prompt(model, inputs)
@@ -355,14 +388,28 @@ def _record_eager(
                 run.output(key, tensor)
         return run.recording(), results
 
+    if on_step is not None and inputs is None and not isinstance(code, torch.nn.Module):
+        # Only its result tells a function that makes a module from one that is the run itself, and nobody
+        # wants to be told of the steps that draw a module's first weights.
+        if seed is not None:
+            torch.manual_seed(seed)
+        results = code()
+        if _is_call(results):
+            return run_once(*results)[0]
     recording, results = run_once(code if isinstance(code, torch.nn.Module) else None, inputs)
-    is_pair = isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], torch.nn.Module)
-    if inputs is None and is_pair:
+    if inputs is None and _is_call(results):
         module, given = results  # the function stands for this call
         if store is not None:
             store.clear()
         recording, _ = run_once(module, given)
     return recording
+
+
+def _is_call(results: Any) -> bool:
+    """Whether a function's result is a module with inputs for it."""
+    import torch
+
+    return isinstance(results, tuple) and len(results) == 2 and isinstance(results[0], torch.nn.Module)
 
 
 def _parameter_names(code: Any, count: int) -> list[str]:

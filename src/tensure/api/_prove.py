@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
-__all__ = ["check", "prove"]
+__all__ = ["check", "prove", "read_plan"]
 
 MAX_CERTIFICATE = 1 << 30
 
@@ -44,7 +44,7 @@ def prove(
     """
     from tensure.proving import prove_plan
 
-    return prove_plan(_plan(plan), _program(program), jobs=jobs)
+    return prove_plan(read_plan(plan), _program(program), jobs=jobs)
 
 
 def check(
@@ -65,10 +65,11 @@ def check(
     from tensure.proving import check_certificate
 
     data = certificate if isinstance(certificate, bytes) else _bytes(certificate, "a certificate")
-    return check_certificate(data, _plan(plan), _program(program))
+    return check_certificate(data, read_plan(plan), _program(program))
 
 
-def _plan(plan: Plan | str | os.PathLike[str]) -> Plan:
+def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
+    """The Plan, or the one in a file of its text."""
     from tensure.bundle import Plan, parse_plan
 
     if isinstance(plan, Plan):

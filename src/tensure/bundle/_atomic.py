@@ -27,6 +27,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, TypeAlias
 
 from tensure.errors import InputError, LimitError
 
@@ -47,6 +48,9 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+
+Content: TypeAlias = bytes | Callable[[IO[bytes]], None]
+"""What a file is to hold: bytes, or what writes them into a stream."""
 
 
 class DirectoryWriter:
@@ -129,9 +133,12 @@ def write_directory(
 
 
 def write_file_atomic(
-    path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, replace: bool = False
+    path: str | os.PathLike[str], data: Content, *, mode: int = 0o644, replace: bool = False
 ) -> None:
     """Write one file so that it appears whole or not at all; never through a symbolic link.
+
+    `data` may be a function that writes into the (seekable) stream it is given, for what is too large to
+    hold.
 
     Raises:
         InputError: the file exists and `replace` is false, what exists is no regular file, or the system
@@ -141,7 +148,7 @@ def write_file_atomic(
 
 
 def write_files_atomic(
-    files: Sequence[tuple[str | os.PathLike[str], bytes]], *, mode: int = 0o644, replace: bool = False
+    files: Sequence[tuple[str | os.PathLike[str], Content]], *, mode: int = 0o644, replace: bool = False
 ) -> None:
     """Write files that belong together: each appears whole, and none unless all of them could be written.
 
@@ -170,7 +177,7 @@ def write_files_atomic(
 
 
 def _stage(
-    path: str | os.PathLike[str], data: bytes, mode: int, replace: bool, opened: ExitStack
+    path: str | os.PathLike[str], data: Content, mode: int, replace: bool, opened: ExitStack
 ) -> tuple[int, str, str]:
     """The folder, the temporary file that holds `data` durably, and the name it is to have."""
     parent, name = _parent_and_name(path)
@@ -184,7 +191,11 @@ def _stage(
         _clean_stale(parent_fd)
         temporary, fd = _make_temporary_file(parent_fd, mode, opened)
         opened.callback(_forget, parent_fd, temporary)
-        _write_all(fd, data)
+        if isinstance(data, bytes):
+            _write_all(fd, data)
+        else:
+            with os.fdopen(os.dup(fd), "w+b") as stream:
+                data(stream)
         os.fsync(fd)
     return parent_fd, temporary, name
 

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from . import _bench, _demo, _doctor, _not_yet, _plan, _prove, _receipt, _run, _seal, _verify, _view
+from . import (
+    _bench,
+    _demo,
+    _diff,
+    _doctor,
+    _inspect,
+    _not_yet,
+    _plan,
+    _prove,
+    _receipt,
+    _run,
+    _seal,
+    _verify,
+    _view,
+)  # fmt: skip
 
 __all__ = ["make_app"]
 
@@ -40,7 +54,7 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     app.callback(invoke_without_command=True)(_root)
-    for verb in (_run, _seal, _verify, _plan, _view, _doctor, _bench, _demo):
+    for verb in (_run, _inspect, _diff, _seal, _verify, _plan, _view, _doctor, _bench, _demo):
         app.command(verb.NAME, help=verb.HELP)(verb.command)
     app.command("prove", help=_prove.PROVE_HELP)(_prove.prove_command)
     app.command("check", help=_prove.CHECK_HELP)(_prove.check_command)

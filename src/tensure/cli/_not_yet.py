@@ -10,8 +10,6 @@ __all__ = ["COMING", "SETTINGS", "make_command"]
 
 COMING: Final = MappingProxyType(
     {
-        "inspect": "stepping through every tensor of a run",
-        "diff": "stepping through every tensor of a run",
         "quantize": "integer models",
         "build": "C sources for microcontrollers",
         "serve": "the service",

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, TypeAlias
 
 import typer
 
-__all__ = ["Json", "Key", "ModelArgument", "Quiet", "Verbose", "help_text"]
+__all__ = [
+    "Entry",
+    "InputFile",
+    "InspectArgument",
+    "Json",
+    "Key",
+    "ModelArgument",
+    "Param",
+    "PlanFile",
+    "Prompt",
+    "Quiet",
+    "Seed",
+    "Verbose",
+    "Way",
+    "help_text",
+    "parse_params",
+]
 
 ModelArgument = Annotated[
     str,
@@ -23,6 +39,31 @@ Key = Annotated[
     typer.Option("--key", metavar="PEM", help="Trust this public key instead of those this machine trusts."),
 ]
 
+InspectArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="What load takes, a recording (.trace), or package.module:name for a torch module or a function "
+        "of yours, which is run.",
+    ),
+]
+InputFile = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="A tensor (.npy), tensors (.npz) or an image."),
+]
+Prompt = Annotated[str | None, typer.Option("--prompt", help="A prompt, for a model that generates text.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Draw the inputs from this seed instead.")
+]
+Entry = Annotated[
+    str | None, typer.Option("--entry", help="Which entry of the program; the first when left out.")
+]
+Param = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=N", help="An entry's parameter.")]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", metavar="FILE", help="Run by this plan, rank by rank.")
+]
+Way: TypeAlias = Literal["torch", "kernels", "reference"]
+
 PARAGRAPH: Final = "\n\n\b\n"
 
 
@@ -30,3 +71,16 @@ def help_text(summary: str, examples: tuple[str, ...], more: str = "") -> str:
     """A verb's help: one line, its examples, then what else there is to say."""
     lines = "\n".join(f"  {example}" for example in examples)
     return f"{summary}{PARAGRAPH}Examples:\n{lines}" + (f"\n\n{more}" if more else "")
+
+
+def parse_params(words: list[str]) -> dict[str, int]:
+    """The integers of an entry, as `--param NAME=N` gives them."""
+    from tensure.errors import InputError
+
+    found: dict[str, int] = {}
+    for word in words:
+        name, sep, value = word.partition("=")
+        if not sep or not name or not value.isascii() or not value.isdigit() or len(value) > 18:
+            raise InputError(f"--param {word[:60]!r}", wanted="NAME=N, such as n=3")
+        found[name] = int(value)
+    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import Json, Key, ModelArgument, Quiet, Verbose, help_text
+from ._options import Json, Key, ModelArgument, Quiet, Verbose, help_text, parse_params
 from ._talk import Talk
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def command(
             shown, outputs, receipt = _classify(talk, session, input_file, nonce)
         else:
             assert input_file is not None
-            shown, outputs, receipt = _compute(talk, session, input_file, entry, _params(param or []), nonce)
+            shown, outputs, receipt = _compute(
+                talk, session, input_file, entry, parse_params(param or []), nonce
+            )
         files.write(outputs, receipt)
     show_receipt(talk, receipt)
     talk.say(f"output:  {files.output}\nreceipt: {files.receipt}")
@@ -232,18 +234,6 @@ def _beside(output: Path) -> tuple[Path, Path]:
             "outputs are written to one .npz file", file=output, wanted="a name that ends in .npz"
         )
     return output, output.with_suffix(".receipt.json")
-
-
-def _params(words: list[str]) -> dict[str, int]:
-    from tensure.errors import InputError
-
-    found: dict[str, int] = {}
-    for word in words:
-        name, sep, value = word.partition("=")
-        if not sep or not name or not value.isascii() or not value.isdigit() or len(value) > 18:
-            raise InputError(f"--param {word[:60]!r}", wanted="NAME=N, such as n=3")
-        found[name] = int(value)
-    return found
 
 
 def _plan_name(bundle: Path, plan: str | None, key: Path | None) -> str | None:

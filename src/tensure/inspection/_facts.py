@@ -13,7 +13,7 @@ from tensure.kernels import ELEMENTS, Survey, survey_at
 
 from ._records import Memory, Quantised
 
-__all__ = ["Looking", "Sight", "look", "memory_of", "type_of"]
+__all__ = ["Looking", "Sight", "element_of", "look", "memory_of", "type_of"]
 
 _KINDS: Final = {
     torch.strided: "strided",
@@ -101,12 +101,12 @@ def look(tensor: torch.Tensor, looking: Looking) -> Sight:
         return _quantised(tensor, looking)
     if tensor.layout is not torch.strided:
         return _sparse(tensor, looking)
-    dtype = _ELEMENTS.get(tensor.dtype) or dtype_word(tensor.dtype)
+    dtype = element_of(tensor)
     if tensor.device.type != "cpu":
         if tensor.device.type == "meta":
             return Sight()
         tensor = tensor.cpu()
-    if dtype not in ELEMENTS or type(tensor).__torch_dispatch__ is not _PLAIN_DISPATCH:
+    if dtype is None or type(tensor).__torch_dispatch__ is not _PLAIN_DISPATCH:
         return Sight()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
@@ -123,6 +123,12 @@ def look(tensor: torch.Tensor, looking: Looking) -> Sight:
         limit=looking.limit,
     )
     return Sight(found if looking.statistics else None, found.digest.hex() if found.digest else None)
+
+
+def element_of(tensor: torch.Tensor) -> str | None:
+    """The dtype in the words of the kernels that look; None if they have none for it."""
+    word = _ELEMENTS.get(tensor.dtype) or dtype_word(tensor.dtype)
+    return word if word in ELEMENTS else None
 
 
 _PLAIN_DISPATCH: Final = torch.Tensor.__torch_dispatch__

@@ -1,4 +1,4 @@
-"""The line of the user's code that is running: the innermost frame outside torch and outside this room."""
+"""The line of the user's code that is running: the innermost frame outside torch and outside this house."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 __all__ = ["source_line"]
 
-_HERE: Final = os.path.dirname(__file__) + os.sep
+_HERE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 MAX_DEPTH: Final = 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ class ModulePaths:
         self._names: dict[int, tuple[torch.nn.Module, str]] = {}
         self._roots = 0
         self._on_root = on_root
+        self._thread = 0
 
     @property
     def current(self) -> str:
@@ -43,7 +45,8 @@ class ModulePaths:
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """While this is open, every module call is followed."""
+        """While this is open, every module call in this thread is followed."""
+        self._thread = threading.get_ident()
         before = register_module_forward_pre_hook(self._enter)
         after = register_module_forward_hook(self._leave, always_call=True)
         try:
@@ -54,6 +57,8 @@ class ModulePaths:
             self._stack.clear()
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:  # torch's hooks are everybody's
+            return
         if id(module) not in self._names:
             if self._stack:  # made or swapped in after its root was named
                 for name, part in module.named_modules(prefix=f"{self.current}.{type(module).__name__}"):
@@ -63,7 +68,7 @@ class ModulePaths:
         self._stack.append(self._names[id(module)][1])
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
+        if self._stack and threading.get_ident() == self._thread:
             self._stack.pop()
 
 

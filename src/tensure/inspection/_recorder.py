@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -17,10 +17,24 @@ from ._records import Argument, Origin, Quantised, Step, TensorFacts, Trace
 from ._storages import Storages
 from ._values import ValueStore
 
-__all__ = ["Made", "OnStep", "Recorder"]
+__all__ = ["Follower", "Made", "OnStep", "Recorder"]
 
 OnStep: TypeAlias = Callable[[Step, Mapping[str, torch.Tensor]], None]
 """Told of each step with the tensors it made, which it must not keep."""
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """An `OnStep` that is shown the trace before it grows, and every leaf as it is met."""
+
+    def begin(self, trace: Trace, values: ValueStore | None) -> None:
+        """A run begins; its facts will stand in `trace`, its values in `values` if they are kept."""
+
+    def leaf(self, name: str, tensor: torch.Tensor) -> None:
+        """A tensor that no step made; it must not be kept alive."""
+
+    def __call__(self, step: Step, made: Mapping[str, torch.Tensor]) -> None:
+        """As `OnStep`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,9 @@ class Recorder:
         self.store = store
         self.on_step = on_step
         self.storages = Storages()
+        self._follower = on_step if isinstance(on_step, Follower) else None
+        if self._follower is not None:
+            self._follower.begin(trace, store)
 
     def leaf(self, name: str, tensor: torch.Tensor, origin: Origin) -> None:
         """A tensor that no step made."""
@@ -66,6 +83,8 @@ class Recorder:
         if self.store is not None and lasting and self._lend_weights:
             self.store.lend(name, tensor)
         self._add(Made(name, tensor), origin, -1, lasting=lasting)
+        if self._follower is not None:
+            self._follower.leaf(name, tensor)
 
     def changed(self, name: str, tensor: torch.Tensor, step: int, before: TensorFacts) -> bool:
         """A tensor whose bytes an earlier step may have written over through another one, under its new name.
