@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from typing import IO, Final
 
 import torch
@@ -31,6 +32,7 @@ class ValueStore:
 
     def __init__(self, *, max_bytes: int = MAX_BYTES, folder: str | os.PathLike[str] | None = None) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="tensure-values-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # a store that nobody closes leaves no file open
         self._places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]] = {}
         self._lent: dict[str, torch.Tensor] = {}
         self._end = 0
