@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <iterator>
@@ -45,10 +46,9 @@ Element element_of(const char *format, int64_t item_bytes, bool as_bf16) {
   throw std::invalid_argument("no dtype that can be surveyed");
 }
 
-// The number of elements, or a refusal of what no memory holds.
+// Bytes of all elements, or a refusal of what no memory holds.
 int64_t checked_bytes(const TensorView &x) {
   if (x.shape.size() > kMaxDims) throw std::invalid_argument("more than 64 dims");
-  if (x.shape.size() != x.strides.size()) throw std::invalid_argument("not one stride for each dim");
   int64_t bytes = element_bytes(x.element);
   bool empty = false;
   for (const int64_t size : x.shape) {
@@ -105,11 +105,12 @@ TensorView view_at(uint64_t address, int element, nb::handle shape, nb::handle s
   if (element < 0 || element >= kNumElements) throw std::invalid_argument("no such element");
   TensorView view{reinterpret_cast<const uint8_t *>(address), static_cast<Element>(element),
                   integers(shape, "shape is no tuple of integers"), {}};
+  checked_bytes(view);  // before products of its sizes
   if (!strides.is_none()) {
     view.strides = integers(strides, "strides is no tuple of integers, and not None");
+    if (view.strides.size() != view.shape.size()) throw std::invalid_argument("not one stride for each dim");
     return view;
   }
-  checked_bytes({view.data, view.element, view.shape, view.shape});  // before products of its sizes
   view.strides.resize(view.shape.size());
   int64_t stride = element_bytes(view.element);
   for (size_t dim = view.shape.size(); dim-- > 0; stride *= std::max<int64_t>(view.shape[dim], 1)) view.strides[dim] = stride;

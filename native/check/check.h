@@ -119,8 +119,9 @@ inline void digest(uint64_t &hash, float value) {
 
 // A fault planted on purpose, which the checks must see: a weight in another place, a byte written behind an output, a float
 // read behind an input (only a sanitizer sees that), an output of a step changed, a block changed, a weight
-// of bytes off by one, all work given to one of two threads, a key of a decoder's cache or a weight of one of its layers changed.
-enum class Plant { none, weight, guard, read, step, block, byte, share, key, layer };
+// of bytes off by one, all work given to one of two threads, a key of a decoder's cache or a weight of one of its layers changed,
+// a bit of a digest.
+enum class Plant { none, weight, guard, read, step, block, byte, share, key, layer, figure };
 
 // Each draws `rounds` cases and returns how many results it compared.
 int64_t check_conv(int rounds, Plant plant);
@@ -130,5 +131,6 @@ int64_t check_dequantize(int rounds, Plant plant);
 int64_t check_dotconv(int rounds, Plant plant);
 int64_t check_blocks(int rounds, Plant plant);
 int64_t check_decoder(int rounds, Plant plant);
+int64_t check_survey(int rounds, Plant plant);
 
 }  // namespace tensure::check

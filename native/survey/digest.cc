@@ -58,6 +58,13 @@ const uint8_t *hash_key() { return reinterpret_cast<const uint8_t *>(kNumbers.ke
 
 void Chain::append(uint64_t coefficient) { value_ = reduced(product(value_, kNumbers.r) + coefficient); }
 
+void Chain::append_all(const uint64_t (&c)[kPasses]) {
+  static_assert(kPasses == 4);
+  static constexpr Wide r1 = kNumbers.r, r2 = product(r1, r1), r3 = product(r2, r1), r4 = product(r3, r1);
+  const Wide upper = reduced(product(r3, c[0]) + product(r2, c[1])), lower = reduced(product(r1, c[2]) + c[3]);
+  value_ = reduced(product(value_, r4) + reduced(upper + lower));
+}
+
 void Chain::join(const Chain &next, uint64_t count) {
   Wide factor = 1, square = kNumbers.r;
   for (; count; count >>= 1, square = product(square, square))

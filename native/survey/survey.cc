@@ -141,7 +141,7 @@ struct Figures {
       for (int64_t at = 0; options.digest && at < num_bytes; at += kChunkBytes) {
         uint64_t sums[kPasses];
         table.hash(hash_key(), bytes + at, std::min(kChunkBytes, num_bytes - at), canonical, sums);
-        for (const uint64_t sum : sums) chain.append(sum);
+        chain.append_all(sums);
         coefficients += kPasses;
       }
       if (options.statistics) {

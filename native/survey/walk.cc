@@ -8,6 +8,8 @@ namespace tensure {
 
 TensorView simplified(const TensorView &x) {
   TensorView simple{x.data, x.element, {}, {}};
+  simple.shape.reserve(x.shape.size());
+  simple.strides.reserve(x.shape.size());
   for (size_t dim = 0; dim < x.shape.size(); ++dim) {
     if (x.shape[dim] == 1) continue;
     if (!simple.shape.empty() && simple.strides.back() == x.strides[dim] * x.shape[dim]) {

@@ -22,6 +22,7 @@ from . import (
     _decode_start,
     _gemm,
     _gemv,
+    _inspect,
     _net,
     _start,
     _tune,
@@ -44,6 +45,7 @@ _LOADED: Final = (
     _decode_start,
     _gemm,
     _gemv,
+    _inspect,
     _net,
     _start,
     _tune,
@@ -60,7 +62,6 @@ COMING: Final[Mapping[str, str]] = {
     "edge": "several edge devices",
     "pipeline": "stages over several cards",
     "mcu": "microcontrollers",
-    "inspect": "stepping through every tensor",
     "quantize": "integer models and what they cost",
     "series": "time series from data to device",
 }

@@ -43,6 +43,7 @@ ENGINES: Final[Mapping[str, str]] = {
     "conv-openvino": "_engine_conv_openvino:setup",
     "conv-onednn": "_engine_conv_onednn:setup",
     "conv-xnnpack": "_engine_conv_xnnpack:setup",
+    "inspect": "_engine_inspect:setup",
     "net-reference": "_engine_net_reference:setup",
     "net-tensure": "_engine_net_tensure:setup",
     "net-onnxruntime": "_engine_net_onnxruntime:setup",

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from tensure.errors import InputError
 
-from ._families import family, is_view
+from ._families import family, is_dequantiser, is_quantiser, is_view
 from ._records import Step, TensorFacts, Trace
 
 __all__ = ["Alignment", "Pair", "align"]
@@ -76,6 +76,11 @@ class _Flow:
         for step in trace.steps:
             if is_view(step.op) and step.reads and len(step.outs) == 1 and self._same_values(step):
                 self.root[step.outs[0]] = self.root_of(step.reads[0])
+            elif is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
+                source = trace.maker(step.reads[0])
+                if source is not None and is_quantiser(source.op) and source.reads:
+                    # Rounded to a grid and back: it stands for what was rounded.
+                    self.root[step.outs[0]] = self.root_of(source.reads[0])
         self.steps = [step for step in trace.steps if not (step.outs and step.outs[0] in self.root)]
         self.reads = {step.index: tuple([self.root_of(name) for name in step.reads]) for step in self.steps}
         self.readers: dict[str, list[int]] = defaultdict(list)
@@ -108,6 +113,7 @@ class _Aligner:
         self._leaves()
         if self.same_names:
             self._names()
+            self._operands_of_matched()
         while True:
             before = len(self.to_b)
             self._along_the_flow()
@@ -162,6 +168,14 @@ class _Aligner:
                 if other is not None and other.step >= 0 and other.shape == self.a.facts(name).shape:
                     self._match(self.a.root_of(name), self.b.root_of(name), "name")
 
+    def _operands_of_matched(self) -> None:
+        """What steps matched by name read, where no name tells."""
+        makers = {out: step for step in self.b.steps for out in step.outs}
+        for step in self.a.steps:
+            other = makers.get(self.to_b.get(step.outs[0], "")) if step.outs else None
+            if other is not None and family(step.op) == family(other.op):
+                self._match_operands(step, other)
+
     # --- steps ---
 
     def _along_the_flow(self) -> None:
@@ -199,7 +213,7 @@ class _Aligner:
             return None
         score = 4.0 * hits - 3.0 * clashes
         score += 2.0 * (a.module == b.module and bool(a.module)) + 1.0 * (a.phase == b.phase)
-        score += 1.0 * (a.arguments == b.arguments)
+        score += 1.0 * (a.arguments == b.arguments) + 1.0 * (a.outs[0] == b.outs[0])
         digests = [self.a.facts(out).digest for out in a.outs], [self.b.facts(out).digest for out in b.outs]
         score += 3.0 * (digests[0] == digests[1] and None not in digests[0])
         return score - min(abs(a.index - b.index), _NEAR) / (2 * _NEAR)
@@ -215,16 +229,29 @@ class _Aligner:
             if self.a.facts(x).size == self.b.facts(y).size:
                 matched |= self._match(self.a.root_of(x), self.b.root_of(y), how)
         if matched:
-            # What both read in the same place is the same thing, unless it is matched otherwise: a renamed
-            # weight.
-            ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
-            if len(ours) == len(theirs):
-                for x, y in zip(ours, theirs, strict=True):
-                    facts, other = self.a.facts(x), self.b.facts(y)
-                    leaves = facts.step < 0 and other.step < 0
-                    if leaves and facts.shape == other.shape and facts.origin == other.origin:
-                        self._match(x, y, "flow")
+            self._match_operands(a, b)
         return matched
+
+    def _match_operands(self, a: Step, b: Step) -> None:
+        """Leaves that both read in the same place are the same, unless matched otherwise: renamed ones."""
+        ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
+        if len(ours) != len(theirs):
+            return
+        for x, y in zip(ours, theirs, strict=True):
+            facts, other = self.a.facts(x), self.b.facts(y)
+            if facts.shape != other.shape:
+                continue
+            leaves = facts.step < 0 and other.step < 0 and facts.origin == other.origin
+            if leaves or self._stands_for_leaf(facts, other):
+                self._match(x, y, "flow")
+
+    def _stands_for_leaf(self, a: TensorFacts, b: TensorFacts) -> bool:
+        """Whether one is a leaf and the other made of a leaf of integers."""
+        leaf, made, flow = (a, b, self.b) if a.step < 0 else (b, a, self.a)
+        step = flow.trace.maker(made.name)
+        if leaf.step >= 0 or step is None or not is_dequantiser(step.op):
+            return False
+        return flow.facts(step.reads[0]).step < 0
 
     def _unmatched_steps(self, flow: _Flow, matched: Mapping[str, str]) -> dict[int, Step]:
         return {

@@ -19,8 +19,8 @@ from ._align import Alignment, Pair, align
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
-from ._families import is_view
-from ._narrow import Suspects, explain
+from ._families import is_dequantiser, is_quantiser, is_view
+from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
 
@@ -57,7 +57,7 @@ def compare(
             raise InputError(
                 f"the values of {run.trace.name} were not kept", next_step="Record with keep=True"
             )
-    alignment = align(a.trace, b.trace, rename=rename, same_names=a.named and b.named)
+    alignment = align(a.trace, b.trace, rename=rename, same_names=bool(a.program) and a.program == b.program)
     judge = _Judge(a, b, alignment, rtol, atol)
     return judge.run(first_only, progress)
 
@@ -71,6 +71,7 @@ class _Judge:
         self.aside: dict[str, Pair] = {}
         """Pairs that differ but are not sure to mean the same: decided by what comes after them."""
         self.judged: set[str] = set()
+        self.stand_ins = stand_ins(b)
         self.first_read: dict[str, int] = {}
         for step in a.trace.steps:
             for name in step.reads:
@@ -88,10 +89,13 @@ class _Judge:
             self._settle(pair, verdict)
             if first_only and self.result.findings:
                 return self.result
+        for name, source in self.stand_ins.items():
+            self._judge_stand_in(name, source)
         for pair in list(self.aside.values()):
             # Nothing after it could clear it.
             del self.aside[pair.a]
             self._settle(pair, self._judge(pair))
+        self.result.findings.sort(key=_when)
         return self.result
 
     def _in_order(self) -> list[Pair]:
@@ -131,7 +135,7 @@ class _Judge:
         if x.dtype == y.dtype and bool(same_bits(x, y).all()):
             return Verdict(pair, "identical", basis="values")
         gap = _gap(x, y)
-        if fa.step < 0:
+        if fa.step < 0 or fb.quantised is not None:
             return self._judge_leaf(pair, fa, fb, x, y, gap)
         dtype = _coarser(fa.dtype, fb.dtype)
         theirs = self._expected(self.a, self.b, pair.a, dtype, self._given(pair.a))
@@ -167,6 +171,30 @@ class _Judge:
             return Verdict(pair, "divergent", gap, None, basis="values given")
         kind, excess = self._hold(Expected(x.double(), bound, 1), y)
         return Verdict(pair, kind, gap, excess, basis="values given, rounded")
+
+    def _judge_stand_in(self, name: str, source: str) -> None:
+        """Numbers that went through integers: off by half a step of the grid, or at its end."""
+        facts = self.b.trace.tensors[name]
+        ours = next((pair.a for pair in self.result.alignment.pairs if pair.b == source), None)
+        step = self.b.trace.maker(name)
+        if facts.quantised is None or ours is None or step is None:
+            return
+        before, after = self._value(self.b, source), self._value(self.b, name)
+        integers = self._value(self.b, step.reads[0])
+        bound = torch.full_like(before, (0.5 + 1e-3) * facts.quantised.scale[1], dtype=torch.float64)
+        inside = (integers > integers.min()) & (integers < integers.max())
+        held = torch.where(
+            inside.reshape(before.shape), after.reshape(before.shape).double(), before.double()
+        )
+        kind, excess = self._hold(Expected(before.double(), bound, 1), held)
+        pair = Pair(ours, name, "flow", sure=True)
+        self.result.verdicts.append(
+            Verdict(pair, kind, _gap(before, after), excess, basis="through integers")
+        )
+        if kind == "divergent":
+            self.result.findings.append(
+                explain_stand_in(self.b, pair, source, step, facts.quantised.scale[1])
+            )
 
     def _hold(self, expected: Expected, found: torch.Tensor) -> tuple[Any, float | None]:
         """Whether found values keep to what was expected."""
@@ -221,10 +249,20 @@ class _Judge:
                 if read in made or read in found or not self._is_trusted(read):
                     continue
                 facts = self.a.trace.tensors[read]
-                value = self._value(self.b, self.to_b[read])
+                value = self._value(self.b, self._operand(step, read))
                 if value.numel() == facts.size:
                     found[read] = value.reshape(facts.shape)
         return found
+
+    def _operand(self, step: Step, read: str) -> str:
+        """B's name for what A's step reads: what B's own step reads there, if it went through integers."""
+        matched = next((self.to_b[out] for out in step.outs if out in self.to_b), None)
+        other = None if matched is None else self.b.trace.maker(matched)
+        if other is not None and len(other.reads) == len(step.reads):
+            name = other.reads[step.reads.index(read)]
+            if name in self.stand_ins and self.stand_ins[name] == self.to_b[read]:
+                return name
+        return self.to_b[read]
 
     def _given_back(self, name: str) -> dict[str, torch.Tensor]:
         """A's values for what B's region reads."""
@@ -289,6 +327,23 @@ class _Judge:
 
 
 _TINY: Final = 1e-300
+
+
+def _when(finding: Finding) -> int:
+    """Where in the run a fault shows first."""
+    step = finding.step_b or finding.step_a
+    return step.index if step is not None else -1
+
+
+def stand_ins(run: Recording) -> dict[str, str]:
+    """Tensors that were rounded to integers and back -> what was rounded."""
+    found: dict[str, str] = {}
+    for step in run.trace.steps:
+        if is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
+            source = run.trace.maker(step.reads[0])
+            if source is not None and is_quantiser(source.op) and source.reads:
+                found[step.outs[0]] = source.reads[0]
+    return found
 
 
 def region(run: Recording, name: str, trusted: Callable[[str], bool]) -> tuple[list[Step], list[str]]:

@@ -10,7 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["CONTRACTIONS", "EXACT", "family", "is_view", "reduction_length"]
+__all__ = [
+    "CONTRACTIONS",
+    "EXACT",
+    "family",
+    "is_dequantiser",
+    "is_exact",
+    "is_quantiser",
+    "is_view",
+    "reduction_length",
+]
 
 _SAME: Final = {
     "conv1d": "convolution",
@@ -88,6 +97,16 @@ def family(op: str) -> str:
 def is_view(op: str) -> bool:
     """Whether an op only renames what it is given."""
     return op.rpartition("::")[2] in _VIEWS
+
+
+def is_dequantiser(op: str) -> bool:
+    """Whether an op gives the numbers that integers stand for."""
+    return op.rpartition("::")[2].startswith("dequantize")
+
+
+def is_quantiser(op: str) -> bool:
+    """Whether an op rounds numbers to integers that stand for them."""
+    return op.rpartition("::")[2].startswith("quantize")
 
 
 def is_exact(op: str) -> bool:

@@ -12,7 +12,7 @@ from ._explain import Element, describe_change, first_difference
 from ._recording import Recording
 from ._records import Step
 
-__all__ = ["Suspects", "changed_arguments", "explain"]
+__all__ = ["Suspects", "changed_arguments", "explain", "explain_stand_in"]
 
 MAX_SHOWN: Final = 6
 
@@ -59,6 +59,17 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
         return _finding("step", a, b, pair, missing, None, suspects, element, change, ())
     arguments = changed_arguments(step_a, step_b) if step_b is not None else ()
     return _finding("step", a, b, pair, step_a, step_b, suspects, element, change, arguments)
+
+
+def explain_stand_in(b: Recording, pair: Pair, source: str, step: Step, scale: float) -> Finding:
+    """Numbers that came back from integers further off than the grid's half step."""
+    assert b.values is not None
+    x, y = b.values.get(source), b.values.get(pair.b)
+    element = first_difference(
+        x, y.reshape(x.shape), (x.double() - y.reshape(x.shape).double()).abs() > scale
+    )
+    text = f"{pair.b} stands for {source} through integers, yet is off by more than half a step of {scale:g}"
+    return Finding("step", pair.a, pair.b, None, step, (), (step.index,), element, "", (), text)
 
 
 def changed_arguments(a: Step, b: Step) -> tuple[tuple[str, str, str], ...]:

@@ -1,9 +1,9 @@
 """A recorded run as one HTML page that needs no network: graph, table, memory, histograms, feature maps.
 
-Knows the page's frame, its policy and its budget of bytes. Does not know how a script draws (`_page_assets/`),
-what a column holds (`_page_data.py`), nor how values become pictures (`_pictures.py`). Everything a stranger's
-model may name goes into the page as escaped text or as JSON in which no tag can end; scripts only ever set
-text, which the policy enforces.
+Knows the page's frame, its policy and its budget of bytes. Does not know how a script draws
+(`_page_assets/`), what a column holds (`_page_data.py`), nor how values become pictures (`_pictures.py`).
+Everything a stranger's model may name goes into the page as escaped text or as JSON in which no tag can
+end; scripts only ever set text, which the policy enforces.
 """
 
 from __future__ import annotations

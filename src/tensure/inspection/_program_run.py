@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from tensure.host import Runner, run_op, zero_states
-from tensure.program import Cat, Op, Program, Ref, bind_entry, leaves, state_pairs
+from tensure.program import Cat, Op, Program, Ref, bind_entry, digest, leaves, state_pairs
 
 from ._recorder import Made, Recorder
 from ._recording import Read, Recording, Replay
@@ -58,7 +58,9 @@ class ProgramRun:
 
     def recording(self) -> Recording:
         """The calls so far."""
-        return Recording(self._recorder.trace, self._recorder.store, self._replays, named=True)
+        return Recording(
+            self._recorder.trace, self._recorder.store, self._replays, str(digest(self._program))
+        )
 
     def call(
         self,

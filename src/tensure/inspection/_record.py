@@ -24,6 +24,7 @@ from tensure.program import (
     Program,
     StoredTensor,
     bind_entry,
+    digest,
     evaluate_program,
     expand,
     infer_program,
@@ -102,7 +103,7 @@ def record_program(
         for out in program.entry(calls[0].entry).outputs
         if str(key := out.ground(env)) in trace.tensors
     }
-    return Recording(trace, store, {}, named=True)
+    return Recording(trace, store, {}, str(digest(program)))
 
 
 def record_plan(
@@ -163,7 +164,7 @@ def record_plan(
             )
     outputs = [str(out.ground(env)) for out in program.entry(call.entry).outputs]
     recorder.trace.outputs = {key: key for key in outputs if key in recorder.trace.tensors}
-    return Recording(recorder.trace, store, {}, named=True)
+    return Recording(recorder.trace, store, {}, str(digest(program)))
 
 
 def run_shape(program: Program, call: Call, key: str) -> tuple[int, ...]:

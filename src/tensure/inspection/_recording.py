@@ -28,13 +28,14 @@ class Recording:
         trace: its steps and facts.
         values: every tensor, if they were kept.
         replays: by step index; a step without one is a black box.
-        named: whether the names of tensors are the model's own, so that equal names mean the same thing.
+        program: digest of the Program whose names the tensors bear, so that equal names of equal programs
+            mean the same thing; "" for eager code.
     """
 
     trace: Trace
     values: ValueStore | None = None
     replays: Mapping[int, Replay] = field(default_factory=dict[int, Replay])
-    named: bool = False
+    program: str = ""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The values of a tensor, or of an output by its own name.

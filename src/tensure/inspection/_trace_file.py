@@ -86,7 +86,7 @@ def save_recording(recording: Recording, path: str | os.PathLike[str], *, replac
         )
     names = [name for name in trace.tensors if store is not None and name in store]
     listed = [_described(name, store.get(name), path) for name in names] if store is not None else []
-    head = {"schema": SCHEMA, "named": recording.named, "kept": store is not None, "values": listed}
+    head = {"schema": SCHEMA, "program": recording.program, "kept": store is not None, "values": listed}
 
     def write(stream: IO[bytes]) -> None:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
@@ -142,13 +142,13 @@ def _read(archive: zipfile.ZipFile, size: int) -> Recording:
     if sum(info.file_size for info in members.values()) > size:
         raise FormatError("its members are larger than the file", wanted="a whole recording")
     trace = trace_from_json(_json(archive, members[_TRACE]))
-    named, kept, listed = _head(_json(archive, members[_RECORDING]), trace)
+    program, kept, listed = _head(_json(archive, members[_RECORDING]), trace)
     total = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in listed)
     if total != members[_VALUES].file_size:
         raise FormatError(f"{members[_VALUES].file_size} bytes", place=_VALUES, wanted=f"{total}")
     if total > MAX_BYTES:
         raise LimitError(f"{total} bytes of values", wanted=f"at most {MAX_BYTES}")
-    return Recording(trace, _values(archive, listed) if kept else None, {}, named=named)
+    return Recording(trace, _values(archive, listed) if kept else None, {}, program)
 
 
 def _json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
@@ -163,13 +163,13 @@ def _json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
         raise type(error)(error.found, place=where, wanted=error.wanted) from None
 
 
-def _head(document: Any, trace: Trace) -> tuple[bool, bool, list[tuple[str, torch.dtype, tuple[int, ...]]]]:
-    if not isinstance(document, dict) or set(document) != {"schema", "named", "kept", "values"}:
+def _head(document: Any, trace: Trace) -> tuple[str, bool, list[tuple[str, torch.dtype, tuple[int, ...]]]]:
+    if not isinstance(document, dict) or set(document) != {"schema", "program", "kept", "values"}:
         raise FormatError("is no head of a recording", place=_RECORDING)
     if document["schema"] != SCHEMA:
         raise FormatError(f"the schema {str(document['schema'])[:60]!r}", place=_RECORDING, wanted=SCHEMA)
-    named, kept, values = document["named"], document["kept"], document["values"]
-    if not isinstance(named, bool) or not isinstance(kept, bool) or not isinstance(values, list):
+    program, kept, values = document["program"], document["kept"], document["values"]
+    if not isinstance(program, str) or not isinstance(kept, bool) or not isinstance(values, list):
         raise FormatError("a field of another kind", place=_RECORDING)
     if values and not kept:
         raise FormatError("values that were not kept", place=_RECORDING)
@@ -181,7 +181,7 @@ def _head(document: Any, trace: Trace) -> tuple[bool, bool, list[tuple[str, torc
                 f"the name {name[:80]!r} stands there twice", place=f"{_RECORDING}, values[{at}]"
             )
         found[name] = name, dtype, shape
-    return named, kept, list(found.values())
+    return program, kept, list(found.values())
 
 
 def _listed(item: Any, place: str, trace: Trace) -> tuple[str, torch.dtype, tuple[int, ...]]:

@@ -44,7 +44,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tensure.errors import InputError, UnsupportedError
+from tensure.errors import InputError
 from tensure.kernels._buffers import check_threads
 from tensure.kernels._isa import native
 
@@ -74,7 +74,7 @@ class Survey:
         count: parts: elements, or twice as many for complex dtypes.
         minimum, maximum: rounded to float64 (integers beyond 2^53); a zero is never -0.0.
         mean, std, l2: in float64 arithmetic; std is the population's, without cancellation however far the
-            mean is from zero. std and l2 are infinite where squares are beyond float64.
+            mean is from zero. Where squares are beyond float64 (1e154 and 1e-154) std and l2 are inf or 0.
         zeros: of either sign.
         denormals: other than zero and below the least normal number of the tensor's own dtype.
         nans, infinities: of either sign.
@@ -249,9 +249,9 @@ def _counts(bins: object) -> NDArray[np.int64]:
     return np.zeros(bins, np.int64)
 
 
-def _refusal(error: Exception, dtype: object) -> InputError | UnsupportedError:
+def _refusal(error: Exception, dtype: object) -> InputError:
     """The binding's reason, with what to hand over instead."""
-    reason = str(error).splitlines()[0]
+    reason = str(error) if isinstance(error, ValueError) else "an argument is of another type"
     return InputError(
         f"{reason} (dtype {dtype})",
         place="survey",

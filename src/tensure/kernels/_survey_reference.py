@@ -26,6 +26,12 @@ PRIME: Final = 2**127 - 1
 SEED: Final = 0x243F6A8885A308D3
 
 SMALLEST_NORMAL: Final = {"f16": 2.0**-14, "bf16": 2.0**-126, "f32": 2.0**-126, "f64": 2.0**-1022}
+NAN_BITS: Final = {  # infinity, which every NaN is above, and the NaN that stands for all
+    "f16": (0x7C00, 0x7E00),
+    "bf16": (0x7F80, 0x7FC0),
+    "f32": (0x7F800000, 0x7FC00000),
+    "f64": (0x7FF0000000000000, 0x7FF8000000000000),
+}
 
 _MASK: Final = 2**64 - 1
 _NAMES: Final = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.bool_): "bool"} | {
@@ -79,10 +85,9 @@ def hash128_reference(x: Array, *, canonical_nan: bool = False) -> bytes:
     key, r, mix = _numbers()
     parts = _parts(x)
     if canonical_nan and _is_float(parts):
-        parts = np.where(parts != parts, np.array(np.nan, parts.dtype), parts).astype(parts.dtype)
-        quiet = {2: np.uint16, 4: np.uint32, 8: np.uint64}[parts.dtype.itemsize]
-        pattern = {"f16": 0x7E00, "bf16": 0x7FC0, "f32": 0x7FC00000, "f64": 0x7FF8000000000000}
-        parts.view(quiet)[parts != parts] = pattern[_NAMES[parts.dtype]]
+        bits = parts.view(f"u{parts.dtype.itemsize}")
+        infinity, quiet = NAN_BITS[_NAMES[parts.dtype]]
+        parts = np.where(bits & (2 ** (8 * bits.itemsize - 1) - 1) > infinity, bits.dtype.type(quiet), bits)
     data = parts.tobytes()
     h = 1
     for begin in range(0, len(data), CHUNK_BYTES):
