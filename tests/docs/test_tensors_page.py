@@ -126,7 +126,7 @@ def test_a_stale_page_is_found_and_put_right(tmp_path: Path, old: str, new: str)
     [
         ("print(y)", "print(y)\nprint(1 // 0)", "page.md:23: ZeroDivisionError"),
         ("y = x", "y = = x", "page.md:15: SyntaxError"),
-        ("never run\n```\n", "never run\n", "page.md:29: the block has no end"),
+        ("never run\n```\n", "never run\n", "page.md:30: the block has no end"),
     ],
 )
 def test_an_example_that_fails_is_named_by_its_line(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -99,7 +99,7 @@ def stored_bytes(tensor: torch.Tensor) -> int:
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         parts = [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
     elif tensor.layout is torch.jagged:
-        parts = [tensor.values(), tensor.offsets()]
+        parts = [tensor.values(), tensor.offsets()]  # type: ignore[attr-defined]
     else:
         parts = [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
