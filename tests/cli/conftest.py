@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from PIL import Image
 
 import tensure
 from tensure.cli import main
+from tensure.inspection import save_recording
 
 from ..runtime.small_models import classifier, write_small_gguf
 
@@ -57,6 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             outputs, receipt = session.run(np.ones((1, 3, 8, 8), np.float32), nonce="2f9c")
         np.savez(base / "out.npz", out=outputs["out"])
         receipt.save(base / "out.receipt.json")
+        prompt = "Why is the sky blue?"
+        run = tensure.inspect(base / "model.gguf", prompt, keep=True, digest=True)
+        save_recording(run, base / "old.trace")
         yield base
     torch.set_num_threads(threads)
 
@@ -71,10 +76,11 @@ def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(here: Path, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run one command in this process."""
+def call(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run one command in this process, with a text on its stdin."""
 
-    def run(*words: str) -> Done:
+    def run(*words: str, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
         code = main(words)
         captured = capsys.readouterr()

@@ -16,13 +16,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensure.cli import _bench, _demo, _doctor, _not_yet, _plan, _receipt, _run, _seal, _verify, _view
+from tensure.cli import (
+    _bench,
+    _demo,
+    _diff,
+    _doctor,
+    _inspect,
+    _not_yet,
+    _plan,
+    _receipt,
+    _run,
+    _seal,
+    _verify,
+    _view,
+)
 from tensure.errors import TensureError
 
 from .conftest import Call
 
 EXAMPLES = [
-    *(example for verb in (_run, _seal, _verify, _plan, _view, _doctor, _bench) for example in verb.EXAMPLES),
+    *(
+        example
+        for verb in (_run, _inspect, _diff, _seal, _verify, _plan, _view, _doctor, _bench)
+        for example in verb.EXAMPLES
+    ),
     *_receipt.VERIFY_EXAMPLES,
     *_receipt.EXPORT_EXAMPLES,
 ]
@@ -45,7 +62,7 @@ def test_help_opens_with_examples(call: Call) -> None:
     assert done.code == 0
     assert done.err == ""
     assert done.out.index("tensure run smollm2-135m") < done.out.index("Options")
-    for verb in ("run", "seal", "verify", "plan", "view", "doctor", "bench", "demo"):
+    for verb in ("run", "inspect", "diff", "seal", "verify", "plan", "view", "doctor", "bench", "demo"):
         text = call(verb, "--help").out
         assert f"\n    tensure {verb}" in text, verb
         assert text.index(f"tensure {verb}", len("Usage: tensure ")) < text.index("Options:"), verb

@@ -35,6 +35,7 @@ from .op_draws import (
 
 
 @case(*"exp expm1 log log1p log2 sqrt rsqrt reciprocal sin cos tan sigmoid tanh erf".split())
+@case(*"acos asin atan cosh sinh acosh asinh atanh".split())
 @case("logical_not", "isnan")
 def _unary(draw: Draw) -> Case:
     return Case([tensor(draw, shape(draw), one(draw, ANY), specials=True)], slack=4)
@@ -135,6 +136,14 @@ def _bitwise(draw: Draw) -> Case:
     dtypes = one(draw, [INTEGERS, ["bool"]])
     args = two(draw, dtypes, numbers=False)
     return Case(args)
+
+
+@case("bitwise_left_shift", "bitwise_right_shift")
+def _shift(draw: Draw) -> Case:
+    a, b = pair(draw)
+    left = tensor(draw, a, one(draw, INTEGERS), low=-100, high=100)
+    amount = tensor(draw, b, one(draw, INTEGERS), low=-70 if flag(draw) else 0, high=70)
+    return Case([left, amount if flag(draw) else small(draw, 0, 9)])
 
 
 def divided(draw: Draw, dtypes: list[str]) -> list[Any]:
@@ -247,6 +256,13 @@ def _var(draw: Draw) -> Case:
     x = tensor(draw, shape(draw), one(draw, FLOATS))
     attrs = {"dim": one(draw, [None, dims(draw, x.ndim)]), "correction": one(draw, [None, 0, 1, 2, 0.5])}
     return Case([x], {**attrs, "keepdim": flag(draw)}, slack=8)
+
+
+@case("prod")
+def _prod(draw: Draw) -> Case:
+    x = tensor(draw, shape(draw), one(draw, ANY), specials=True)
+    dtype = one(draw, [None, "f64"] if is_float(x) else [None, "i64"])
+    return Case([x], {"dim": dim(draw, x.ndim), "keepdim": flag(draw), "dtype": dtype}, slack=16)
 
 
 @case("cumsum")

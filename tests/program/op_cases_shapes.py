@@ -252,6 +252,14 @@ def _scatter_add(draw: Draw) -> Case:
     return Case([x, index(draw, x.shape, x.shape[at]), np.flip(x).copy()], {"dim": at}, slack=4)
 
 
+@case("scatter_reduce")
+def _scatter_reduce(draw: Draw) -> Case:
+    x = tensor(draw, shape(draw, 1, side=1), one(draw, ["f32", "f64", "i64", "i32"]))
+    at = dim(draw, x.ndim) % x.ndim
+    attrs = {"dim": at, "reduce": one(draw, ["sum", "prod", "amax", "amin"])}
+    return Case([x, index(draw, x.shape, x.shape[at]), np.flip(x).copy()], attrs, slack=16)
+
+
 @case("index_add")
 def _index_add(draw: Draw) -> Case:
     x = tensor(draw, shape(draw, 1, side=1), one(draw, ["f32", "f64", "i64", "i32"]))

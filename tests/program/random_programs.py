@@ -67,7 +67,7 @@ class _Build:
     def image_step(self, x: str, shape: tuple[int, ...]) -> str:
         kind = self.pick(
             *"conv conv_norm conv_norm norm pad_conv pad_conv pad_pool copy cast relu permutes view".split(),
-            *"pool twice add flatten slice".split(),
+            *"pool twice add flatten slice last last spelled bias".split(),
         )
         channels = shape[1]
         if kind in ("conv", "conv_norm", "pad_conv"):
@@ -92,6 +92,13 @@ class _Build:
                 y = self.add(self.pick("relu", "neg"), y)
             back = self.pick(list(np.argsort(order)), self.draw(st.permutations(range(4))))
             return self.add("permute", y, dims=[int(dim) for dim in back])
+        if kind == "last":
+            return self.channels_last(x)
+        if kind == "spelled":
+            return self.spelled_norm(x)
+        if kind == "bias":
+            y = self.convolve(x, shape, False)
+            return self.add("add", y, self.weight(1, self.types[y].shape[1], 1, 1))
         if kind == "twice":
             a, b = self.add("neg", x), self.add("neg", x)
             return self.add("add", a, b)
@@ -103,6 +110,43 @@ class _Build:
             )
             return self.add("flatten", pooled, start_dim=1)
         return self.plain_step(kind, x, shape)
+
+    def channels_last(self, x: str) -> str:
+        """Steps over [N, H, W, C] between two permutations."""
+        y = self.add("permute", x, dims=[0, 2, 3, 1])
+        for _ in range(self.pick(1, 2)):
+            kind = self.pick(*"relu twice weight pad cat mean softmax flip spelled where".split())
+            if kind == "spelled":
+                y = self.spelled_norm(y, axis=3)
+            elif kind == "twice":
+                y = self.add("add", y, y)
+            elif kind == "weight":
+                y = self.add(self.pick("mul", "sub"), y, self.weight(self.types[y].shape[3]))
+            elif kind == "pad":
+                y = self.add("constant_pad_nd", y, pad=self.pick([0, 0, 1, 0, 0, 2], [1, 0], [0, 0, 0, 1]))
+            elif kind == "cat":
+                y = self.add("cat", y, y, dim=self.pick(3, -1, 1))
+            elif kind == "mean":
+                y = self.add(self.pick("mean", "amax"), y, dim=self.pick([1, 2], [3], [-1, 1]), keepdim=True)
+            elif kind == "softmax":
+                y = self.add("softmax", y, dim=self.pick(1, -1))
+            elif kind == "flip":
+                y = self.add("flip", y, dims=self.pick([1], [2, 3]))
+            elif kind == "where":
+                y = self.add("where", self.add("gt", y, 0.1), y, self.pick(0.5, y))
+            else:
+                y = self.add("relu", y)
+        return self.add("permute", y, dims=self.pick([0, 3, 1, 2], [0, 3, 1, 2], [3, 0, 2, 1]))
+
+    def spelled_norm(self, x: str, axis: int = 1) -> str:
+        """A batch norm by channel in its parts."""
+        size = self.types[x].shape[axis]
+        wide = [size if at == axis else 1 for at in range(4)]
+        mean, scale, shift = (self.add("view", self.weight(size), size=wide) for _ in range(3))
+        var = self.add("view", self.weight(size, positive=True), size=wide)
+        root = self.add("rsqrt", self.add("add", var, self.pick(0.001, 0.1)))
+        factor = self.pick(root, self.add("mul", root, scale))
+        return self.add("add", self.add("mul", self.add("sub", x, mean), factor), shift)
 
     def matrix_step(self, x: str, shape: tuple[int, ...]) -> str:
         kind = self.pick(*"linear linear_norm mm addmm transposes copy cast relu view slice add".split())

@@ -332,6 +332,59 @@ def test_uneven_average_pools_leave_padding_out() -> None:
     np.testing.assert_array_equal(have[0, :, :, 0], [[2.0, 3.5], [6.5, 8.0]])
 
 
+# --- live models outside the table ------------------------------------------------------------------
+
+
+class Gate(L.Layer):  # type: ignore[misc]
+    """A layer of somebody's own: the table cannot know it, torch.export can."""
+
+    def call(self, x: Any) -> Any:
+        return x * keras.ops.sigmoid(2.0 * x)
+
+
+def gated() -> Any:
+    source = keras.Input((9, 9, 3), name="image")
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, strides=2, padding="same")(source)))
+    x = L.Add()([x, L.Conv2D(4, 1)(Gate()(x))])
+    return keras.Model(source, L.Dense(2, activation="softmax")(L.GlobalAveragePooling2D()(x)))
+
+
+def test_a_layer_outside_the_table_goes_through_export(tmp_path: Path) -> None:
+    model = gated()
+    shake(model)
+    x = draw(1, 9, 9, 3)
+    want = run_keras(model, x)
+    raw, found = (from_keras(model, normalise=normalise) for normalise in (False, True))
+    close(run_host(raw, x), want, 0.0)
+    close(run_host(found, x), want)
+    assert {"batch_norm", "sub", "rsqrt", "view", "matmul"}.isdisjoint(kinds(found))
+    assert kinds(found).count("permute") == 1 and kinds(found).count("convolution") == 2
+    assert len(kinds(found)) < len(kinds(raw)) / 3
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(UnsupportedError, match="Gate"):
+        from_keras(tmp_path / "m.keras")
+
+
+def test_a_lambda_is_code_of_ones_own_only_while_it_is_live(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), L.Lambda(lambda x: 2.0 * x)])
+    x = draw(1, 3)
+    close(run_host(from_keras(model), x), [2.0 * x])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(UnsupportedError, match="Lambda"):
+        from_keras(tmp_path / "m.keras")
+
+
+def test_neither_way_says_both_reasons() -> None:
+    class Sorted(L.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return torch.linalg.svdvals(x)
+
+    source = keras.Input((3, 3))
+    with pytest.raises((UnsupportedError, InputError)) as found:
+        from_keras(keras.Model(source, Sorted()(source)), draw(1, 3, 3))
+    assert "table of layers" in str(found.value)
+
+
 # --- files saved by TensorFlow; known models --------------------------------------------------------
 
 

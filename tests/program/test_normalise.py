@@ -25,6 +25,8 @@ from tensure.program import (
     StoredTensor,
     Value,
     _passes,
+    _permutes,
+    _refold,
     digest,
     evaluate_program,
     op,
@@ -132,7 +134,38 @@ def _pad_one_side(program: Program, weights: Any) -> tuple[Program, Any]:
     ), weights
 
 
+def _sink_with(kind: str, rule: Any) -> Callable[[Program, Any], tuple[Program, Any]]:
+    """sink_permutes with one rule replaced."""
+
+    def run(program: Program, weights: Any) -> tuple[Program, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(_permutes._RULES, kind, rule)
+            return _permutes.sink_permutes(program, weights)
+
+    return run
+
+
+def _refold_without_eps(program: Program, weights: Any) -> tuple[Program, Any]:
+    found, weights = _refold.refold_batch_norm(program, weights)
+    entry = found.entry()
+    before = set(program.entry().body)
+    body = tuple(
+        replace(item, attrs=(("eps", 0.0),)) if item not in before and item.op == "batch_norm" else item  # type: ignore[union-attr,call-arg]
+        for item in entry.body
+    )
+    return replace(found, entries={"run": replace(entry, body=body)}), weights
+
+
 FAULTY: dict[str, tuple[str, Any]] = {
+    "a permutation past a pad as it stands": (
+        "sink_permutes",
+        _sink_with("constant_pad_nd", lambda item, dims: (item, dims)),
+    ),
+    "a permutation past a cat as it stands": (
+        "sink_permutes",
+        _sink_with("cat", lambda item, dims: (item, dims)),
+    ),
+    "a batch norm refolded without eps": ("refold_batch_norm", _refold_without_eps),
     "a relu taken for nothing": ("drop_no_ops", _forget("relu")),
     "a permute taken for nothing": ("drop_no_ops", _forget("permute")),
     "batch norm folded without eps": ("fold_batch_norm", _fold_without_eps),
@@ -167,6 +200,7 @@ def program_of(*ops: Op, outputs: tuple[str, ...] = (), shape: tuple[int, ...] =
         "m": Value((3, 2), role="weight"),
         "v": Value((2,), role="weight"),
         "u": Value((2,), role="weight"),
+        "k": Value((1, 2, 1, 1), role="weight"),
     }
     read = {ref.name.base for item in ops for ref in item.reads()} | {"x"}
     ends = tuple(map(Name, outputs)) or (ops[-1].outs[0],)
@@ -197,6 +231,20 @@ BROKEN: dict[str, Program] = {
     "padding_folded": program_of(
         op("constant_pad_nd", "x", out="p", pad=[0, 1, 0, 1]), op("convolution", "p", "w", None, out="c")
     ),
+    "batch_norm_whole": program_of(
+        op("view", "v", out="a", size=[1, 1, 1, 2]),
+        op("sub", "x", "a", out="s"),
+        op("add", "a", 0.001, out="t"),
+        op("rsqrt", "t", out="r"),
+        op("mul", "r", "a", out="f"),
+        op("mul", "s", "f", out="p"),
+        op("add", "p", "a", out="y"),
+        op("relu", "v", out="q"),
+        outputs=("y", "q"),
+        shape=(1, 4, 4, 2),
+    ),
+    "weights_in_place": program_of(op("permute", "m", out="p", dims=[1, 0]), op("relu", "p", out="y")),
+    "bias_fused": program_of(CONV, op("add", "c", "k", out="y")),
     "batch_norm_folded": program_of(CONV, op("batch_norm", "c", None, None, "v", "u", out="y")),
     "mean_flat": program_of(
         op("adaptive_avg_pool2d", "x", out="p", output_size=[1, 1]), op("flatten", "p", out="y", start_dim=1)

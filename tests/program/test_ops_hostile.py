@@ -148,6 +148,12 @@ WRONG_DATA: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("gather", [np.ones(4, np.float32), np.array([-1])], {"dim": 0}, "holds -1"),
     ("gather", [np.ones(4, np.float32), np.array([4])], {"dim": 0}, "holds 4"),
     ("scatter", [np.ones(4, np.float32), np.array([4]), np.ones(4, np.float32)], {"dim": 0}, "holds 4"),
+    (
+        "scatter_reduce",
+        [np.ones(4, np.float32), np.array([4]), np.ones(4, np.float32)],
+        {"dim": 0, "reduce": "amax"},
+        "holds 4",
+    ),
     ("scatter_add", [np.ones(4, np.float32), np.array([-1]), np.ones(4, np.float32)], {"dim": 0}, "holds -1"),
     ("index_select", [np.ones(4, np.float32), np.array([-1])], {"dim": 0}, "holds -1"),
     ("index_add", [np.ones(4, np.float32), np.array([9]), np.ones(1, np.float32)], {"dim": 0}, "holds 9"),

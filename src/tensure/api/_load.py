@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tensure.errors import FormatError, InputError, NotYetError, UnsupportedError
 
@@ -19,38 +20,50 @@ if TYPE_CHECKING:
 __all__ = ["is_bundle", "load"]
 
 _CHECKPOINTS: Final = (".pth", ".pt", ".bin", ".ckpt")
-_COMING: Final = {".onnx": "ONNX", ".tflite": "TFLite"}
+_COMING: Final = {".tflite": "TFLite"}
 _KERAS: Final = (".keras", ".h5", ".hdf5")
 _GGUF_MAGIC: Final = b"GGUF"
 
 
-def load(model: str | os.PathLike[str], *, context: int | None = None, name: str | None = None) -> Model:
+def load(
+    model: str | os.PathLike[str],
+    *,
+    context: int | None = None,
+    name: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Model:
     """The model behind a path or a known name; nothing is downloaded.
 
     Args:
-        model: a GGUF file, a `.keras` file, a folder with config.json and safetensors, a sealed bundle
+        model: a GGUF, ONNX or `.keras` file, a folder with config.json and safetensors, a sealed bundle
             (verified first), or a known name such as `smollm2-135m` or `efficientnet-lite0`. A path wins
             where both exist.
         context: positions of the key-value cache of a text model; 2,048 or the model's own limit when
             left out.
         name: what to call it.
+        inputs: of an ONNX file whose sizes are open: by graph input its shape, or its value if it is to be
+            fixed (`tensure.program.from_onnx.from_onnx`).
 
     Raises:
         InputError: nothing of that name; the message offers the nearest known one, or the line that
             installs it.
-        NotYetError: an ONNX or TFLite file.
+        NotYetError: a TFLite file.
         UnsupportedError: a kind of file, an architecture or an op that we do not read.
         FormatError: the file breaks its format.
         DamageError: a bundle that is not what was signed.
     """
     path = as_path(model, "a model's file or folder, or a known name")
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        return _load_onnx(path, context, name, inputs)
+    if inputs is not None:
+        raise InputError("inputs for a model that is no ONNX file", file=path, wanted="none")
     if path.is_dir():
         return _load_folder(path, context, name)
     if coming := _COMING.get(path.suffix.lower()):
         raise NotYetError(
             f"the {coming} reader is not built yet",
             file=path,
-            wanted="a .gguf or .keras file, a model folder or a bundle",
+            wanted="a .gguf, .onnx or .keras file, a model folder or a bundle",
             next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
         )
     if path.exists():
@@ -106,9 +119,17 @@ def _load_file(path: Path, context: int | None, name: str | None) -> Model:
     raise FormatError(
         f"a {path.suffix or 'nameless kind of'} file",
         file=path,
-        wanted="a .gguf or .keras file, a model folder or a bundle",
+        wanted="a .gguf, .onnx or .keras file, a model folder or a bundle",
         next_step="A torch module goes through tensure.program.from_torch.from_torch(...)",
     )
+
+
+def _load_onnx(path: Path, context: int | None, name: str | None, inputs: Mapping[str, Any] | None) -> Model:
+    if context is not None:
+        raise InputError("context for an ONNX file", file=path, wanted="no context: its sizes are fixed")
+    from tensure.program.from_onnx import from_onnx
+
+    return from_onnx(path, name=name, inputs=inputs)
 
 
 def _load_bundle(path: Path, name: str | None) -> Model:

@@ -70,19 +70,12 @@ class InspectEngine:
     def _torchlens(self, subject: Subject) -> Any:
         import torchlens
 
-        class Runs(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = subject.module
-
-            def forward(self, x: torch.Tensor) -> Any:
-                return subject.run()
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            log = torchlens.log_forward_pass(Runs(), torch.zeros(1))
+            module = _Runs(subject)
+            log = torchlens.trace(module, torch.zeros(1))
         self._steps = len(log)
-        return subject.run()
+        return module.result
 
     def _prepare(self, case: Json) -> Subject:
         torch.set_num_threads(case["threads"])
@@ -95,13 +88,28 @@ class InspectEngine:
         return self._subject
 
 
+class _Runs(torch.nn.Module):
+    """A subject as a module of one argument that it does not need."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.inner = subject.module
+        self._run = subject.run
+        self.result: Any = None
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """One run."""
+        self.result = self._run()
+        return self.result
+
+
 def _debug(subject: Subject, *, hashes: bool) -> AbstractContextManager[Any]:
     from torch.utils._debug_mode import DebugMode
 
     stack = ExitStack()
-    stack.enter_context(DebugMode())  # type: ignore[no-untyped-call]
+    stack.enter_context(DebugMode())
     if hashes:
-        stack.enter_context(DebugMode.log_tensor_hashes())  # type: ignore[no-untyped-call]
+        stack.enter_context(DebugMode.log_tensor_hashes())
     return stack
 
 

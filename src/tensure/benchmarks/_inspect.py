@@ -51,11 +51,10 @@ def inspect_bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMe
     bars: list[Bar | NotMeasured] = []
     for case in cases:
         bars += _cost_bars(case, found)
-    bars += _child_bars(
-        "_inspect_campaign", [str(QUICK_FAULTS if _quick else NUM_FAULTS), str(_SEED)], _campaign
-    )
+    quick = any(case.params["quick"] for case in cases)
+    bars += _child_bars("_inspect_campaign", [str(QUICK_FAULTS if quick else NUM_FAULTS), "0"], _campaign)
     bars += _child_bars("_inspect_page", [], _page)
-    bars += _child_bars("_inspect_doors", ["quick"] if _quick else [], _doors)
+    bars += _child_bars("_inspect_doors", ["quick"] if quick else [], _doors)
     return bars
 
 

@@ -166,8 +166,8 @@ class _DebugLog(ExitStack):
         from torch.utils._debug_mode import DebugMode
 
         super().__enter__()
-        mode = self.enter_context(DebugMode())  # type: ignore[no-untyped-call]
-        self.enter_context(DebugMode.log_tensor_hashes(_both_hashes))  # type: ignore[no-untyped-call]
+        mode = self.enter_context(DebugMode())
+        self.enter_context(DebugMode.log_tensor_hashes(_both_hashes))
         return mode
 
 
@@ -199,7 +199,7 @@ def _debug_is_right(fault: Fault, clean: list[Any], faulty: list[Any]) -> bool:
     from torch.utils._debug_mode import DebugMode
 
     try:
-        mismatches = DebugMode.check_hash_mismatches(clean, faulty)  # type: ignore[no-untyped-call]
+        mismatches = DebugMode.check_hash_mismatches(clean, faulty)
     except ValueError:
         return False  # it compares runs of the same ops only
     if not mismatches:
@@ -216,7 +216,7 @@ def _index_of_first(clean: list[Any], faulty: list[Any]) -> int:
 
     ops = [(one, other) for one, other in zip(clean, faulty, strict=True) if type(one).__name__ == "_OpCall"]
     for at, (one, other) in enumerate(ops):
-        if DebugMode.check_hash_mismatches([one], [other]):  # type: ignore[no-untyped-call]
+        if DebugMode.check_hash_mismatches([one], [other]):
             return at
     return -1
 

@@ -64,7 +64,9 @@ class Resolved:
     """Names of the last slots, where the callable takes them by name only."""
 
 
-ORDER_MATTERS: Final = frozenset({"index_put", "index_add", "scatter_add", "embedding_dense_backward"})
+ORDER_MATTERS: Final = frozenset(
+    {"index_put", "index_add", "scatter_add", "scatter_reduce", "embedding_dense_backward"}
+)
 """Ops that add to the same place from several threads unless torch is told to be deterministic."""
 
 _ALIASING: Final = frozenset({"copy", "add_n", "einsum", "matmul", "slice_scatter_in_place"})

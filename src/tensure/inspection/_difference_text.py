@@ -30,7 +30,9 @@ def difference_lines(found: Difference, *, show_all: bool = False) -> Iterator[s
         (run, len(names)) for run, names in (("A", found.alignment.only_a), ("B", found.alignment.only_b))
     ]
     yield (
-        "; ".join(f"{count} tensors only in {run}" for run, count in alone if count)
+        "; ".join(
+            f"{count} {'tensor' if count == 1 else 'tensors'} only in {run}" for run, count in alone if count
+        )
         or "every tensor has a pair"
     )
     shown = found.findings if show_all else found.findings[:1]

@@ -1,9 +1,9 @@
-"""A recorded run as one HTML page that needs no network: graph, table, memory, histograms, feature maps.
+"""A recorded run as one HTML page that needs no network: graph, table, memory, histograms, channels.
 
 Knows the page's frame, its policy and its budget of bytes. Does not know how a script draws
 (`_page_assets/`), what a column holds (`_page_data.py`), nor how values become pictures (`_pictures.py`).
-Everything a stranger's model may name goes into the page as escaped text or as JSON in which no tag can
-end; scripts only ever set text, which the policy enforces.
+Whatever a stranger's model may name goes into the page as escaped text, or as JSON in which no tag can end;
+scripts only ever set text, which the policy enforces.
 """
 
 from __future__ import annotations
@@ -67,26 +67,32 @@ def page_of(recording: Recording | Trace, *, title: str | None = None, max_bytes
     values = None if isinstance(recording, Trace) else recording.values
     data = columns(trace)
     frame = _document(trace, title or trace.name, "")
-    room = max_bytes - len(frame.encode()) - len(_json(data))
+    room = max_bytes - len(frame.encode()) - len(_json(data)) - _SLACK
     if room < 0:
         raise LimitError(
             f"a page of {len(trace.steps):,} steps takes {max_bytes - room:,} bytes",
-            found=f"{max_bytes - room:,} bytes",
             wanted=f"at most {max_bytes:,}",
             next_step="Record fewer steps, or pass a larger max_bytes",
         )
-    if values is not None:
-        for key, make in (("histograms", histograms), ("maps", maps)):
-            found = make(trace, values, room - _SLACK)
-            if found is None:
-                continue
-            taken = len(_json({key: found}))
-            if taken <= room:
-                data[key], room = found, room - taken
-    return _document(trace, title or trace.name, _json(data))
+    without: list[str] = [] if values is not None else [_NOT_KEPT]
+    for key, make in (("histograms", histograms), ("maps", maps)):
+        if values is None:
+            break
+        found = make(trace, values, room)
+        taken = 0 if found is None else len(_json({key: found}))
+        if found is not None and taken <= room:
+            data[key], room = found, room - taken
+            if left_out := found.get("left_out"):
+                without.append(f"{left_out:,} tensors have no image, to keep the page small.")
+        else:
+            without.append(f"There are no {_PICTURES[key]}: nothing to draw, or no room on the page.")
+    return _document(trace, title or trace.name, _json({**data, "without": without}))
 
 
-_SLACK: Final = 2048
+_NOT_KEPT: Final = "The values were not kept: there are no histograms and no images."
+_PICTURES: Final = {"histograms": "histograms", "maps": "images of channels"}
+_SLACK: Final = 1024
+"""Bytes for the sentences on what was left out, and for what a picture's frame takes."""
 
 
 def _json(data: Mapping[str, Any]) -> str:

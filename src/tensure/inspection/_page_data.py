@@ -7,10 +7,8 @@ longer than a page can show are cut, and their owner is found by number, never b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
-
-from tensure.kernels import Survey
 
 from ._records import Argument, Quantised, TensorFacts, Trace
 
@@ -102,24 +100,21 @@ def _tensors(facts: list[TensorFacts], place: dict[str, int], text: _Texts) -> d
         "nbytes": [item.nbytes for item in facts],
         "digest": [item.digest for item in facts],
     }
+    seen = [item.statistics for item in facts]
     for key in _FIGURES:
-        found[key] = [_of(item.statistics, lambda s, key=key: number(getattr(s, key))) for item in facts]
+        found[key] = [None if one is None else number(getattr(one, key)) for one in seen]
     for key in (*_COUNTS, *_PLACES):
-        found[key] = [_of(item.statistics, lambda s, key=key: getattr(s, key)) for item in facts]
+        found[key] = [None if one is None else getattr(one, key) for one in seen]
     # The index is worked out here: JavaScript's numbers end at 2^53, and a shape may be a scalar's.
     found["first_at"] = [
-        _of(item.statistics, lambda s, item=item: _index(s.first_nonfinite, item.shape, text))
-        for item in facts
+        None if one is None else _index(one.first_nonfinite, item.shape, text)
+        for one, item in zip(seen, facts, strict=True)
     ]
     # Few tensors are quantised: rows, each with the number of its tensor.
     found["quantised"] = [
         [at, *_quantised(item.quantised)] for at, item in enumerate(facts) if item.quantised is not None
     ]
     return found
-
-
-def _of(statistics: Survey | None, get: Callable[[Survey], Any]) -> Any:
-    return None if statistics is None else get(statistics)
 
 
 def _quantised(found: Quantised) -> list[Any]:

@@ -306,23 +306,22 @@ class Stepper:
 
     def _advance(self, goal: int) -> bool:
         """Let the run go on until it waits again or ends; whether Ctrl-C stopped it."""
-        if self._closing and not self._ended:
+        if self._closing and self._recording is None and self._error is None:
             raise InputError("this run was closed", next_step="Begin it anew")
         if self._ended:
             return False
         self._goal = goal
-        if self._thread is None:
-            # What belongs to a thread goes along; a daemon, so that a run that hangs cannot keep us here.
-            context = contextvars.copy_context()
-            self._thread = threading.Thread(
-                target=context.run, args=(self._work, torch.is_grad_enabled()), daemon=True
-            )
-            self._thread.start()
         interrupted = False
-        with self._turn:
-            if self._waits:
-                self._waits = False
-                self._turn.notify_all()
+        with self._turn:  # held while the thread starts: what it says is not missed
+            if self._thread is None:
+                # What belongs to a thread goes along; a daemon, so that a run that hangs cannot keep us.
+                context = contextvars.copy_context()
+                self._thread = threading.Thread(
+                    target=context.run, args=(self._work, torch.is_grad_enabled()), daemon=True
+                )
+                self._thread.start()
+            self._waits = False
+            self._turn.notify_all()
             while not self._waits:
                 try:
                     self._turn.wait_for(lambda: self._waits)

@@ -46,6 +46,7 @@ _PIECE: Final = 4 << 20
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 _END, _LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 _MAX_DIRECTORY: Final = 4096
+_MAX_DIGEST: Final = 200
 _DTYPES: Final = {
     dtype_word(dtype): dtype
     for dtype in (
@@ -171,6 +172,8 @@ def _head(document: Any, trace: Trace) -> tuple[str, bool, list[tuple[str, torch
     program, kept, values = document["program"], document["kept"], document["values"]
     if not isinstance(program, str) or not isinstance(kept, bool) or not isinstance(values, list):
         raise FormatError("a field of another kind", place=_RECORDING)
+    if len(program) > _MAX_DIGEST:
+        raise LimitError(f"a digest of {len(program)} characters", place=_RECORDING, wanted="a digest")
     if values and not kept:
         raise FormatError("values that were not kept", place=_RECORDING)
     found: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {}

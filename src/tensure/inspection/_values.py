@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from typing import IO, Final
+from typing import Final
 
 import torch
 
@@ -31,8 +31,9 @@ class ValueStore:
     """
 
     def __init__(self, *, max_bytes: int = MAX_BYTES, folder: str | os.PathLike[str] | None = None) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix="tensure-values-")  # noqa: SIM115
-        weakref.finalize(self, self._file.close)  # a store that nobody closes leaves no file open
+        self._file = _nameless_file(folder)
+        # The disk space goes with the store: nobody has to close it.
+        self._closing = weakref.finalize(self, os.close, self._file)
         self._places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]] = {}
         self._lent: dict[str, torch.Tensor] = {}
         self._end = 0
@@ -56,7 +57,7 @@ class ValueStore:
     def close(self) -> None:
         """Give the disk space back."""
         self._map = None
-        self._file.close()
+        self._closing()
 
     def lend(self, name: str, tensor: torch.Tensor) -> None:
         """Keep a tensor that nobody writes to by reference."""
@@ -103,7 +104,7 @@ class ValueStore:
         at = self._end
         for piece in _pieces(tensor):
             data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
-            os.pwrite(self._file.fileno(), data.data, at)
+            os.pwrite(self._file, data.data, at)
             at += data.nbytes
 
     def get(self, name: str) -> torch.Tensor:
@@ -123,10 +124,17 @@ class ValueStore:
         if not count:
             return torch.empty(shape, dtype=dtype)
         if self._map is None or len(self._map) < self._end:
-            os.ftruncate(self._file.fileno(), self._end)
+            os.ftruncate(self._file, self._end)
             # Private and writable: torch asks for writable memory, the file must not change.
-            self._map = mmap.mmap(self._file.fileno(), self._end, flags=mmap.MAP_PRIVATE)
+            self._map = mmap.mmap(self._file, self._end, flags=mmap.MAP_PRIVATE)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=begin).reshape(shape)
+
+
+def _nameless_file(folder: str | os.PathLike[str] | None) -> int:
+    """A descriptor of a file that no folder lists."""
+    descriptor, path = tempfile.mkstemp(prefix="tensure-values-", dir=folder)
+    os.unlink(path)
+    return descriptor
 
 
 _PIECE_BYTES: Final = 4 << 20

@@ -3,10 +3,12 @@
 A pass names the properties it requires and those it ensures (the idea of onnx/ir-py's pass contracts). The
 manager refuses a pass whose requirements do not hold, and after each pass runs the checker of every property
 that is claimed, so a promise not kept is an error here and not a surprise later. Values may move by rounding
-where weights fold (computed in float64, rounded once) and where one op takes the place of two (a linear of a
-transpose and an addmm, a mean of a pool and a flatten); nothing else changes a bit.
+where weights fold (computed in float64, rounded once) and where one op takes the place of several (a linear
+of a transpose and an addmm, a mean of a pool and a flatten, a batch norm of its parts, a bias of an add, a
+reduction over permuted dims); nothing else changes a bit.
 
-The passes are in `_passes.py`, the checkers in `_properties.py`. This file knows neither torch nor models.
+The passes are in `_passes.py`, `_permutes.py` and `_refold.py`, the checkers in `_properties.py`. This file
+knows neither torch nor models.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ._passes import Arrays, Run
 from ._permutes import sink_permutes
 from ._properties import PROPERTIES
 from ._records import Program
+from ._refold import fold_weight_views, fuse_bias, refold_batch_norm
 from ._weights import StoredTensor
 
 MAX_ROUNDS: Final = 8
@@ -99,9 +102,12 @@ def _pass(name: str, run: Run, ensures: str, requires: str = "") -> Pass:
 PASSES: Final = (
     _pass("drop_no_ops", _passes.drop_no_ops, "no_copies no_noop_casts no_noop_views"),
     _pass("canonicalise", _passes.canonicalise, "canonical", "no_copies"),
+    _pass("refold_batch_norm", refold_batch_norm, "batch_norm_whole", "canonical"),
     _pass("cancel_permutes", _passes.cancel_permutes, "permutes_cancelled", "canonical"),
-    _pass("sink_permutes", sink_permutes, "canonical no_copies", "canonical no_copies"),
     _pass("fuse_linear", _passes.fuse_linear, "linear_fused", "permutes_cancelled"),
+    _pass("fold_weight_views", fold_weight_views, "weights_in_place", "linear_fused"),
+    _pass("sink_permutes", sink_permutes, "canonical no_copies", "canonical no_copies"),
+    _pass("fuse_bias", fuse_bias, "bias_fused", "weights_in_place"),
     _pass("fold_padding", _passes.fold_padding, "padding_folded", "no_copies"),
     _pass("fold_batch_norm", _passes.fold_batch_norm, "batch_norm_folded", "no_copies"),
     _pass("merge_mean_flatten", _passes.merge_mean_flatten, "mean_flat", "canonical"),

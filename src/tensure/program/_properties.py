@@ -5,6 +5,7 @@ The checkers share no code with the passes (`_passes.py`) that establish them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -176,6 +177,93 @@ def _batch_norm_folded(program: Program) -> str | None:
     return None
 
 
+def _batch_norm_whole(program: Program) -> str | None:
+    for _, item, makers in _steps(program):
+        product = _maker(item, makers) if item.op == "add" else None
+        centred = _maker(product, makers) if product is not None and product.op == "mul" else None
+        if product is None or centred is None or centred.op != "sub" or item.attrs or centred.attrs:
+            continue
+        spread = _made(product.args[1], makers)
+        root = _maker(spread, makers) if spread is not None and spread.op == "mul" else None
+        total = _maker(root, makers) if root is not None and root.op == "rsqrt" else None
+        if spread is None or total is None or total.op != "add" or not isinstance(total.args[1], float):
+            continue
+        vectors = (item.args[1], centred.args[1], spread.args[1], total.args[0])
+        sizes = {_channels_last(program, arg, makers) for arg in vectors}
+        if len(sizes) == 1 and (sizes.pop() or 0) > 1 and _is_f32_image(program, centred):
+            return f"{where(item)} is the end of a batch norm"
+    return None
+
+
+def _made(arg: object, makers: Mapping[Name, Op]) -> Op | None:
+    return makers.get(arg.name) if isinstance(arg, Ref) and not arg.box else None
+
+
+def _channels_last(program: Program, arg: object, makers: Mapping[Name, Op]) -> int | None:
+    """The size of a float vector of weights seen as [1, 1, 1, size]."""
+    view = _made(arg, makers)
+    source = _first(view) if view is not None and view.op == "view" else None
+    declared = program.values.get(source.base) if source is not None else None
+    size = view.attr("size") if view is not None else None
+    if declared is None or declared.role != "weight" or len(declared.shape) != 1 or declared.dtype != "f32":
+        return None
+    last = declared.shape[0]
+    return last if isinstance(last, int) and size == (1, 1, 1, last) else None
+
+
+def _is_f32_image(program: Program, centred: Op) -> bool:
+    source = _first(centred)
+    for label in program.entries:
+        types = infer_program(program, entry=label, params=next(corner_params(program, label)))
+        if source is not None and str(source) in types:
+            found, made = types[str(source)], types[str(centred.outs[0])]
+            return found == made and found.dtype == "f32" and len(found.shape) == 4
+    return False
+
+
+def _weights_in_place(program: Program) -> str | None:
+    reads = Counter(
+        ref.name.base
+        for entry in program.entries.values()
+        for item in entry.body
+        if isinstance(item, Op)
+        for ref in item.reads()
+    )
+    for entry, item, _ in _steps(program):
+        source = _first(item)
+        declared = program.values.get(source.base) if source is not None else None
+        if item.op not in ("permute", "view") or source is None or declared is None or declared.params:
+            continue
+        wanted = item.attr("dims" if item.op == "permute" else "size")
+        plain = isinstance(wanted, tuple) and all(isinstance(part, int) for part in wanted)
+        if (
+            declared.role == "weight"
+            and reads[source.base] == 1
+            and plain
+            and item.outs[0] not in _kept(entry)
+        ):
+            return f"{where(item)} could be how {source} is stored"
+    return None
+
+
+def _bias_fused(program: Program) -> str | None:
+    for entry, item, makers in _steps(program):
+        maker = _maker(item, makers)
+        if item.op != "add" or item.attrs or maker is None or maker.op != "convolution":
+            continue
+        shift, rank = item.args[1], _rank(program, maker)
+        declared = program.values.get(shift.name.base) if isinstance(shift, Ref) and not shift.box else None
+        kernel = program.values.get(maker.args[1].name.base) if isinstance(maker.args[1], Ref) else None
+        if declared is None or declared.role != "weight" or rank is None or kernel is None:
+            continue
+        by_channel = (1, kernel.shape[0], *(1,) * (rank - 2))
+        bare = len(maker.args) < 3 or maker.args[2] is None
+        same = declared.dtype == kernel.dtype and declared.shape == by_channel and not declared.params
+        if bare and same and _uses(entry, maker.outs[0]) == 1 and not maker.attr("transposed", False):
+            return f"{where(item)} could be the bias of {where(maker)}"
+    return None
+
+
 def _mean_flat(program: Program) -> str | None:
     for entry, item, makers in _steps(program):
         maker = _maker(item, makers)
@@ -235,6 +323,9 @@ PROPERTIES: Final[Mapping[str, Checker]] = {
     "linear_fused": _linear_fused,
     "padding_folded": _padding_folded,
     "batch_norm_folded": _batch_norm_folded,
+    "batch_norm_whole": _batch_norm_whole,
+    "weights_in_place": _weights_in_place,
+    "bias_fused": _bias_fused,
     "mean_flat": _mean_flat,
     "no_common_subexpressions": _no_common_subexpressions,
     "no_dead_ops": _no_dead_ops,

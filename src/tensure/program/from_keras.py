@@ -281,6 +281,13 @@ def _example_tensors(model: Any, example: Any, torch: Any) -> tuple[Any, ...]:
                 )
             out.append(torch.zeros(sizes, dtype=getattr(torch, spec.dtype)))
         return tuple(out) if len(out) == 1 else (out,)
+    if isinstance(example, Mapping):
+        names = [spec.name for spec in model.inputs or ()]
+        if set(names) != set(example):
+            raise InputError(
+                f"examples for {', '.join(map(str, example))[:200]}", wanted=", ".join(names)[:200]
+            )
+        example = [example[name] for name in names]
     items = list(example) if isinstance(example, tuple | list) else [example]
     tensors = [torch.as_tensor(item) for item in items]
     return tuple(tensors) if len(tensors) == 1 else (tensors,)

@@ -52,7 +52,7 @@ const COLUMNS = [
   plain("first_at", "first NaN/Inf", 104, factText("first_at"), {code: true, mark: troubled}),
   counted("denormals", "denormals", 82, fact("denormals")),
   {key: "nbytes", label: "bytes", width: 80, get: fact("nbytes"), say: tensor => bytes(T.nbytes[tensor]), num: true},
-  {key: "live", label: "live memory", width: 90, num: true,
+  {key: "live", label: "live mem.", width: 90, num: true,
     get: tensor => stepOf(tensor) < 0 ? null : S.live_bytes[stepOf(tensor)],
     say: tensor => stepOf(tensor) < 0 ? "–" : bytes(S.live_bytes[stepOf(tensor)])},
   {key: "time", label: "time", width: 76, num: true,
@@ -86,9 +86,9 @@ function varies(column) {
   let first;
   for (let tensor = 0; tensor < numTensors; tensor++) {
     if (T.step[tensor] < 0) continue;
-    const said = column.say(tensor);
-    if (first === undefined) first = said;
-    else if (said !== first) return true;
+    const value = column.key === "shape" ? T.shape[tensor] : column.get(tensor);
+    if (first === undefined) first = value;
+    else if (value !== first) return true;
   }
   return false;
 }

@@ -47,7 +47,7 @@ function figure(value) {
   if (typeof value === "string") return value.replace("Infinity", "∞");
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e7) return whole.format(value);
-  if (size >= 1e5 || size < 1e-3) return value.toExponential(3);
+  if (size >= 1e5 || size < 1e-2) return value.toExponential(3);
   return String(Number(value.toPrecision(5)));
 }
 const count = value => value == null ? "–" : whole.format(value);

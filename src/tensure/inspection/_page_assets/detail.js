@@ -15,6 +15,7 @@ function makeDetail(panel, app) {
     if (readers[tensor].length) parts.push(title("Read by"), links(readers[tensor].slice(0, 40).map(reader =>
       [S.outs[reader][0], text(S.op[reader]), "step " + reader]), readers[tensor].length));
     if (T.digest[tensor]) parts.push(title("Digest"), make("p", {class: "mono where"}, T.digest[tensor]));
+    for (const said of raw.without) parts.push(make("p", {class: "note"}, said));
     panel.replaceChildren(...parts);
     panel.scrollTop = 0;
     draw();

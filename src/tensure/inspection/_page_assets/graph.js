@@ -20,11 +20,10 @@ function makeGraph(canvas, app) {
 
   // --- where things are ---------------------------------------------------------------------------
 
-  const inSight = (x, y, w, h) => {
-    const left = -view.x / view.k, top = -view.y / view.k;
-    return x < left + canvas.clientWidth / view.k && x + w > left
-      && y < top + canvas.clientHeight / view.k && y + h > top;
-  };
+  let sight = [0, 0, 0, 0];
+  const look = () => sight = [-view.x / view.k, -view.y / view.k,
+    (canvas.clientWidth - view.x) / view.k, (canvas.clientHeight - view.y) / view.k];
+  const inSight = (x, y, w, h) => x < sight[2] && x + w > sight[0] && y < sight[3] && y + h > sight[1];
   function at(event) {
     const rect = canvas.getBoundingClientRect();
     const x = (event.clientX - rect.left - view.x) / view.k, y = (event.clientY - rect.top - view.y) / view.k;
@@ -54,12 +53,13 @@ function makeGraph(canvas, app) {
     view.x = x - (x - view.x) * k / view.k;
     view.y = y - (y - view.y) * k / view.k;
     view.k = k;
+    keepIn();
     draw();
   }
-  function keepIn() {  // never lose the graph
-    const spare = 60;
-    view.x = Math.min(canvas.clientWidth - spare, Math.max(spare - root.w * view.k, view.x));
-    view.y = Math.min(canvas.clientHeight - spare, Math.max(spare - root.h * view.k, view.y));
+  function keepIn() {  // the middle of the canvas stays on the graph
+    const x = canvas.clientWidth / 2, y = canvas.clientHeight / 2;
+    view.x = Math.min(x, Math.max(x - root.w * view.k, view.x));
+    view.y = Math.min(y, Math.max(y - root.h * view.k, view.y));
   }
   function show(tensor) {
     const node = nodeOf(tensor);
@@ -108,6 +108,7 @@ function makeGraph(canvas, app) {
     const context = surface(canvas);
     if (!context || !plan) return;
     if (!fitted) { fitted = true; start(); }
+    look();
     context.translate(view.x, view.y);
     context.scale(view.k, view.k);
     const words = view.k > .38;

@@ -8,59 +8,62 @@ const MAX_LANES = 20000;
 
 function layoutTree(root) {
   const {steps, leaves, shown} = visibleNodes(root);
-  const wires = [];
-  const seen = new Set();
+  const wires = [], seen = new Set(), inside = new Map();
   const numbers = new Map(shown.map((node, at) => [node, at]));
-  const connect = (from, to, tensor) => {
+  const connect = (from, to) => {
     if (!from || from === to) return;
     const key = numbers.get(from) * shown.length + numbers.get(to);
     if (seen.has(key)) return;
     seen.add(key);
-    wires.push(lift({from, to, tensor, lanes: []}));
+    wires.push({from, to, parts: cutWire(from, to, inside)});
   };
   for (let step = 0; step < numSteps; step++)
     for (const tensor of S.reads[step]) {
       const maker = T.step[tensor];
-      connect(maker >= 0 ? steps[maker] : leaves.get(tensor), steps[step], tensor);
+      connect(maker >= 0 ? steps[maker] : leaves.get(tensor), steps[step]);
     }
-  const inside = new Map();
-  for (const wire of wires) {
-    if (!inside.has(wire.home)) inside.set(wire.home, []);
-    inside.get(wire.home).push(wire);
-  }
-  placeGroup(root, inside);
+  placeGroup(root, inside, {lanes: MAX_LANES});
   settle(root, 0, 0);
   for (const wire of wires) wire.points = route(wire);
   return {steps, leaves, shown, wires, root};
 }
 
-// A wire belongs to the innermost group that holds both its ends, and joins two children of that.
-function lift(wire) {
+// A wire in parts, one for each group it passes: out of the groups around its source, through the innermost one
+// that holds both ends, into the groups around its target. A part without `a` comes in at the top, one without
+// `b` leaves at the bottom.
+function cutWire(from, to, inside) {
   const chain = node => { const up = []; for (let n = node; n; n = n.parent) up.push(n); return up.reverse(); };
-  const a = chain(wire.from), b = chain(wire.to);
+  const a = chain(from), b = chain(to);
   let at = 0;
   while (a[at + 1] && b[at + 1] && a[at + 1] === b[at + 1]) at++;
-  wire.home = a[at];
-  wire.a = a[at + 1];
-  wire.b = b[at + 1];
-  return wire;
+  const parts = [];
+  const add = (group, part) => {
+    if (!inside.has(group)) inside.set(group, []);
+    inside.get(group).push(part);
+    parts.push(part);
+  };
+  for (let up = a.length - 1; up > at + 1; up--) add(a[up - 1], {from, a: a[up], b: null, lanes: []});
+  add(a[at], {from, a: a[at + 1], b: b[at + 1], lanes: []});
+  for (let down = at + 2; down < b.length; down++) add(b[down - 1], {from, a: null, b: b[down], lanes: []});
+  return parts;
 }
 
-function placeGroup(group, inside) {
+function placeGroup(group, inside, spare) {
   for (const child of group.children) {
-    if (child.kind === "group" && child.open) placeGroup(child, inside);
-    else Object.assign(child, child.kind === "leaf" ? LEAF : BOX);
+    if (child.kind === "group" && child.open) placeGroup(child, inside, spare);
+    else Object.assign(child, child.kind === "leaf" ? LEAF : BOX, {inDx: 0, outDx: 0});
   }
-  const wires = (inside.get(group) || []).filter(wire => wire.a !== wire.b);
-  const layers = layersOf(group.children, wires);
-  addLanes(layers, wires);
-  const links = neighbours(layers, wires);
+  const parts = inside.get(group) || [];
+  const layers = layersOf(group.children, parts.filter(part => part.a && part.b));
+  addLanes(layers, parts, spare);
+  const links = neighbours(layers, parts);
   order(layers, links);
   spread(layers, links);
   let y = PAD.top, left = Infinity, right = -Infinity;
   for (const layer of layers) {
     const height = Math.max(...layer.map(node => node.h));
     for (const node of layer) {
+      if (node.kind === "lane") node.h = height;
       node.y = y + (height - node.h) / 2;
       node.x = node.cx - node.w / 2;
       left = Math.min(left, node.x);
@@ -68,10 +71,16 @@ function placeGroup(group, inside) {
     }
     y += height + GAP.y;
   }
-  for (const layer of layers) for (const node of layer) node.x += PAD.x - left;
   group.w = Math.max(right - left, 120) + 2 * PAD.x;
+  const shift = (group.w - right + left) / 2 - left;
+  for (const layer of layers) for (const node of layer) node.x += shift;
   group.h = y - GAP.y + PAD.bottom;
   group.inner = layers;
+  // Where the main path comes in and goes out, off the middle.
+  const ends = group.children.filter(child => child.kind !== "leaf");
+  const off = (child, dx) => child ? child.x + child.w / 2 + dx - group.w / 2 : 0;
+  group.inDx = off(ends[0], ends[0]?.inDx);
+  group.outDx = off(ends[ends.length - 1], ends[ends.length - 1]?.outDx);
 }
 
 function layersOf(children, wires) {
@@ -89,29 +98,33 @@ function layersOf(children, wires) {
   return layers.filter(Boolean).map((layer, at) => { layer.forEach(node => node.layer = at); return layer; });
 }
 
-function addLanes(layers, wires) {
-  const reach = new Map();
-  for (const wire of wires) {
-    const far = reach.get(wire.a) || {span: 0, wires: []};
-    far.span = Math.max(far.span, wire.b.layer - wire.a.layer);
-    far.wires.push(wire);
-    reach.set(wire.a, far);
+const upper = part => part.a ? part.a.layer : -1;
+const lower = (part, layers) => part.b ? part.b.layer : layers.length;
+
+function addLanes(layers, parts, spare) {
+  const bundles = new Map();
+  for (const part of parts) {
+    // What leaves a tensor here is one lane; what comes in from above is another.
+    if (!bundles.has(part.from)) bundles.set(part.from, []);
+    bundles.get(part.from).push(part);
   }
-  let left = MAX_LANES;
-  for (const [from, far] of [...reach].sort((one, two) => one[1].span - two[1].span)) {
-    if (far.span < 2 || (left -= far.span - 1) < 0) continue;
-    const lanes = [];
-    for (let layer = from.layer + 1; layer < from.layer + far.span; layer++) {
-      const lane = {kind: "lane", w: LANE, h: 0, layer};
+  const spans = [...bundles.values()].map(bundle =>
+    [bundle, Math.max(...bundle.map(part => lower(part, layers))) - upper(bundle[0]) - 1]);
+  for (const [bundle, span] of spans.sort((one, two) => one[1] - two[1])) {
+    if (span < 1 || spare.lanes < span) continue;
+    spare.lanes -= span;
+    const begin = upper(bundle[0]) + 1, lanes = [];
+    for (let layer = begin; layer < begin + span; layer++) {
+      const lane = {kind: "lane", w: LANE, h: 0, layer, inDx: 0, outDx: 0};
       layers[layer].push(lane);
       lanes.push(lane);
     }
-    for (const wire of far.wires) wire.lanes = lanes.slice(0, wire.b.layer - from.layer - 1);
+    for (const part of bundle) part.lanes = lanes.slice(0, lower(part, layers) - begin);
   }
 }
 
 // Links between adjacent layers, heavier where a bend would be ugly: along lanes, and from step to next step.
-function neighbours(layers, wires) {
+function neighbours(layers, parts) {
   const links = {up: new Map(), down: new Map()};
   for (const layer of layers) for (const node of layer) { links.up.set(node, []); links.down.set(node, []); }
   const seen = new Set();
@@ -119,16 +132,16 @@ function neighbours(layers, wires) {
     links.down.get(a).push([b, weight]);
     links.up.get(b).push([a, weight]);
   };
-  for (const {a, b, lanes} of wires) {
-    if (b.layer - a.layer > 1 && !lanes.length) continue;
-    const path = [a, ...lanes, b];
+  for (const part of parts) {
+    if (lower(part, layers) - upper(part) > 1 && !part.lanes.length) continue;
+    const path = [part.a, ...part.lanes, part.b].filter(Boolean);
     for (let at = 0; at + 1 < path.length; at++) {
       const [one, two] = [path[at], path[at + 1]];
       if (two.kind === "lane" && seen.has(two)) continue;
       if (two.kind === "lane") seen.add(two);
       const straight = one.kind === "lane" && two.kind === "lane";
       const next = one.last >= 0 && two.first === one.last + 1;
-      join(one, two, straight ? 6 : next ? 8 : one.kind === "lane" || two.kind === "lane" ? .4 : 2);
+      join(one, two, straight ? 6 : next ? 8 : one.kind === "lane" || two.kind === "lane" ? 1e-4 : 2);
     }
   }
   return links;
@@ -166,7 +179,11 @@ function spread(layers, links) {
       for (const node of layer) {
         let sum = 0, total = 0;
         for (const side of both ? sides : [sides[down ? 0 : 1]])
-          for (const [other, weight] of side.get(node)) { sum += other.cx * weight; total += weight; }
+          for (const [other, weight] of side.get(node)) {
+            const dx = side === links.up ? other.outDx - node.inDx : other.inDx - node.outDx;
+            sum += (other.cx + dx) * weight;
+            total += weight;
+          }
         node.want = total ? sum / total : node.cx;
         node.pull = total || .1;
       }
@@ -175,11 +192,13 @@ function spread(layers, links) {
   }
 }
 
+const between = (one, two) => (one.w + two.w) / 2 + (one.kind === two.kind && one.kind === "lane" ? 4 : GAP.x);
+
 function apart(layer) {
   const blocks = [];
   let offset = 0;
   layer.forEach((node, at) => {
-    if (at) offset += layer[at - 1].w / 2 + node.w / 2 + GAP.x;
+    if (at) offset += between(layer[at - 1], node);
     node.offset = offset;
     let block = {nodes: [node], weight: node.pull, mean: node.want - offset};
     while (blocks.length && blocks[blocks.length - 1].mean > block.mean) {
@@ -202,13 +221,15 @@ function settle(group, x, y) {
     }
 }
 
-function route({from, to, lanes}) {
+function route({from, to, parts}) {
   const points = [[from.x + from.w / 2, from.y + from.h]];
-  lanes.forEach((lane, at) => {
-    const x = lane.x + lane.w / 2;
-    const same = other => other && Math.abs(other.x + other.w / 2 - x) < .5;
-    if (!(same(lanes[at - 1]) && same(lanes[at + 1]))) points.push([x, lane.y]);
-  });
+  for (const {lanes} of parts)
+    lanes.forEach((lane, at) => {
+      const x = lane.x + lane.w / 2;
+      const same = other => other && Math.abs(other.x + other.w / 2 - x) < .5;
+      if (!same(lanes[at - 1])) points.push([x, lane.y]);
+      if (!same(lanes[at + 1])) points.push([x, lane.y + lane.h]);
+    });
   points.push([to.x + to.w / 2, to.y]);
   return points;
 }

@@ -6,14 +6,16 @@ function makeTimeline(canvas, tip, app) {
   const most = Math.max(1, ...chunked(S.live_bytes));
   const peak = S.live_bytes.indexOf(most);
   const draw = oncePerFrame(paint);
-  const across = () => canvas.clientWidth - edge.left - edge.right;
+  let width = canvas.clientWidth, height = canvas.clientHeight;  // asking for them lays the page out: once a drawing
+  const across = () => width - edge.left - edge.right;
   const xOf = step => edge.left + (step + .5) / Math.max(1, numSteps) * across();
-  const yOf = value => edge.top + (1 - value / most) * (canvas.clientHeight - edge.top - edge.bottom);
+  const yOf = value => edge.top + (1 - value / most) * (height - edge.top - edge.bottom);
 
   function paint() {
     const context = surface(canvas);
     if (!context || !numSteps) return;
-    const height = canvas.clientHeight, base = height - edge.bottom;
+    [width, height] = [canvas.clientWidth, canvas.clientHeight];
+    const base = height - edge.bottom;
     context.beginPath();
     context.moveTo(edge.left, base);
     for (let step = 0; step < numSteps; step++) {
@@ -94,7 +96,7 @@ function makeTimeline(canvas, tip, app) {
     tip.hidden = false;
     tip.textContent = sentence(over);
     const x = xOf(over) + 14;
-    tip.style.left = Math.max(8, x + tip.offsetWidth > canvas.clientWidth ? x - tip.offsetWidth - 20 : x) + "px";
+    tip.style.left = Math.max(8, x + tip.offsetWidth > width ? x - tip.offsetWidth - 20 : x) + "px";
     if (event.buttons & 1) app.chooseStep(over, canvas);
     draw();
   });

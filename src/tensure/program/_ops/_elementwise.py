@@ -82,6 +82,14 @@ _FLOATING: Final[tuple[tuple[str, Pointwise, str], ...]] = (
     ("sin", np.sin, "Sine of radians."),
     ("cos", np.cos, "Cosine of radians."),
     ("tan", np.tan, "Tangent of radians."),
+    ("acos", np.arccos, "Arc cosine in radians; NaN outside -1..1."),
+    ("asin", np.arcsin, "Arc sine in radians; NaN outside -1..1."),
+    ("atan", np.arctan, "Arc tangent in radians."),
+    ("cosh", np.cosh, "Hyperbolic cosine."),
+    ("sinh", np.sinh, "Hyperbolic sine."),
+    ("acosh", np.arccosh, "Inverse hyperbolic cosine; NaN below 1."),
+    ("asinh", np.arcsinh, "Inverse hyperbolic sine."),
+    ("atanh", np.arctanh, "Inverse hyperbolic tangent; NaN outside -1..1."),
 )
 for _name, _fn, _doc in _FLOATING:
     define(
@@ -323,6 +331,18 @@ for _name, _fn in _BITWISE:
         binary_rule(INTEGERS | {"bool"}),
         binary(_fn),
         f"Bitwise {_name}; for bools, the logical one.",
+    )
+
+
+for _name, _fn, _doc in (
+    ("left", np.left_shift, "self * 2^other, wrapped."),
+    ("right", np.right_shift, "self / 2^other rounded down."),
+):
+    define(
+        f"bitwise_{_name}_shift(self: Tensor, other: Tensor|number) -> 1",
+        binary_rule(INTEGERS),
+        binary(_fn),
+        f"{_doc} Where other is negative or no less than the bits of the dtype, all are lost but the sign's.",
     )
 
 

@@ -6,7 +6,7 @@ them here; `index` and `index_put` count negatives from the end, as ATen does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -159,6 +159,44 @@ define(
     _scatter_rule,
     _scatter_add,
     "self with src's elements added where gather would read, in row-major order.",
+)
+
+
+_FOLDS: Final[dict[str, Any]] = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "amax": np.maximum,
+    "amin": np.minimum,
+}
+
+
+def _scatter_reduce_rule(args: list[Any], given: Given) -> list[TensorType]:
+    if given["reduce"] not in _FOLDS or not given["include_self"]:
+        raise refuse(
+            f"reduce={given['reduce']!r}, include_self={given['include_self']}",
+            f"one of {', '.join(_FOLDS)}, self included",
+        )
+    need("self", args[0], NUMBERS)
+    return _scatter_rule(args, given)
+
+
+def _scatter_reduce(args: list[Any], given: Given) -> list[Array]:
+    x, index, src = args
+    dim = wrap(given["dim"], x.ndim)
+    check_index(index, 0, x.shape[dim], "index")
+    out = single(x).copy()
+    values = single(src)[tuple(slice(size) for size in index.shape)]
+    _FOLDS[given["reduce"]].at(out, _spots(index, dim), values)
+    return [cast(out, type_of(x).dtype)]
+
+
+define(
+    "scatter_reduce(self: Tensor, index: Tensor, src: Tensor; dim: int, reduce: str, include_self: bool = "
+    "true) -> 1",
+    _scatter_reduce_rule,
+    _scatter_reduce,
+    "self with src's elements folded in where gather would read: sum, prod, amax or amin of what stands "
+    "there and all that come, in row-major order.",
 )
 
 # --- several index tensors ------------------------------------------------------------------------

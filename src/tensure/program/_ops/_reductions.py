@@ -71,6 +71,28 @@ define(
 )
 
 
+def _prod_rule(args: list[Any], given: Given) -> list[TensorType]:
+    (x,) = args
+    dims = wrap_all([given["dim"]], len(x.shape))
+    return [TensorType(reduce_shape(x.shape, dims, given["keepdim"]), _sum_dtype(x.dtype, given["dtype"]))]
+
+
+def _prod(args: list[Any], given: Given) -> list[Array]:
+    (x,) = args
+    out = _sum_dtype(type_of(x).dtype, given["dtype"])
+    wide = double(cast(x, out))
+    found = np.prod(wide, axis=wrap_all([given["dim"]], x.ndim), dtype=wide.dtype, keepdims=given["keepdim"])
+    return [cast(np.asarray(found), out)]
+
+
+define(
+    "prod(self: Tensor; dim: int, keepdim: bool = false, dtype: dtype? = none) -> 1",
+    _prod_rule,
+    _prod,
+    "The product along dim, of self in `dtype`; integers and bools multiply in i64.",
+)
+
+
 def _mean_rule(args: list[Any], given: Given) -> list[TensorType]:
     (out,) = _sum_rule(args, {**given, "dtype": given["dtype"] or args[0].dtype})
     need_dtype("a result", out.dtype, FLOATS)
