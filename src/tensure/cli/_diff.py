@@ -25,8 +25,6 @@ from ._talk import Talk
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tensure.inspection import Difference, Finding, Trace
-
 NAME = "diff"
 EXAMPLES = (
     "tensure diff efficientnet-lite0 efficientnet-lite0 --input photo.png --other-by kernels",
@@ -76,6 +74,7 @@ def command(
     check_inputs_of(input_file, prompt)
     renamed = _renamed(rename or [])
     from tensure import api
+    from tensure.inspection import difference_lines
 
     from ._code import of_their_code
 
@@ -96,7 +95,8 @@ def command(
             atol=atol,
             progress=report,
         )
-    _show(talk, found, show_all)
+    for line in difference_lines(found, show_all=show_all):
+        talk.data(line)
     result = found.to_json()
     talk.result(str(result.pop("schema")), result)
     return CODES[found.kind]
@@ -112,69 +112,3 @@ def _renamed(words: Sequence[str]) -> dict[str, str] | None:
             raise InputError(f"--rename {word[:60]!r}", wanted="A=B, two tensors' names, each A once")
         found[name] = other
     return found or None
-
-
-def _show(talk: Talk, found: Difference, show_all: bool) -> None:
-    counts = ", ".join(f"{count} {_words(kind)}" for kind, count in found.counts().most_common())
-    talk.data(f"A {found.a.name} ({found.a.how}); B {found.b.name} ({found.b.how})")
-    talk.data(f"{_words(found.kind)}: {counts or 'no tensors in common'}")
-    alone = [
-        (run, len(names)) for run, names in (("A", found.alignment.only_a), ("B", found.alignment.only_b))
-    ]
-    talk.data(
-        "; ".join(
-            f"{count} {'tensor' if count == 1 else 'tensors'} only in {run}" for run, count in alone if count
-        )
-        or "every tensor has a pair"
-    )
-    shown = found.findings if show_all else found.findings[:1]
-    for at, finding in enumerate(shown):
-        talk.data("first divergent tensor:" if at == 0 else f"finding {at + 1}:")
-        _show_finding(talk, found, finding)
-    if len(shown) < len(found.findings):
-        talk.data(f"{len(found.findings) - len(shown)} more findings (--all shows them)")
-    if show_all:
-        _show_pairs(talk, found)
-    for note in found.notes:
-        talk.data(f"note: {note}")
-
-
-def _show_finding(talk: Talk, found: Difference, finding: Finding) -> None:
-    talk.data(f"  {finding.text}")
-    for run, trace, region in (("A", found.a, finding.region_a), ("B", found.b, finding.region_b)):
-        if region:
-            talk.data(f"  smallest subgraph in {run}:")
-            talk.rows([_row(trace, index) for index in region], to_data=True)
-    if (element := finding.element) is not None:
-        at = ", ".join(map(str, element.index))
-        bit = "" if element.bit is None else f"; bit {element.bit} ({element.bit_role})"
-        talk.data(f"  element [{at}]: {element.a!r} in A, {element.b!r} in B{bit}; {element.count} differ")
-    for name, ours, theirs in finding.arguments:
-        talk.data(f"  argument {name}: {ours} in A, {theirs} in B")
-
-
-def _row(trace: Trace, index: int) -> tuple[str, ...]:
-    step = trace.steps[index]
-    made = ", ".join(f"{facts.name} {facts.type}" for facts in trace.made(step))
-    return f"  [{index}]", step.op, step.module, step.source, made
-
-
-def _show_pairs(talk: Talk, found: Difference) -> None:
-    rows = [
-        (
-            _words(verdict.kind),
-            verdict.pair.a if verdict.pair.a == verdict.pair.b else f"{verdict.pair.a} = {verdict.pair.b}",
-            f"|a-b| {verdict.gap:.3g}",
-            "" if verdict.excess is None else f"{verdict.excess:.3g} of its bound",
-            verdict.basis,
-        )
-        for verdict in found.verdicts
-        if verdict.kind != "identical"
-    ]
-    talk.rows(rows, to_data=True)
-
-
-def _words(kind: str) -> str:
-    return {"identical": "bit-identical", "within": "within rounding", "by_design": "other by design"}.get(
-        kind, kind
-    )

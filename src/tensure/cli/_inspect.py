@@ -206,19 +206,26 @@ def _show(
     html: Path | None,
     force: bool,
 ) -> int:
-    from tensure.inspection import save_recording, select_steps, summarize
-
-    from ._trace_table import block, columns, stop_line, summary_lines, table
+    from tensure.inspection import (
+        save_recording,
+        select_steps,
+        step_lines,
+        stop_line,
+        summarize,
+        summary_lines,
+        table_rows,
+        without_empty,
+    )
 
     trace = recording.trace
     digest = any(facts.digest for facts in trace.tensors.values())
     over = any(facts.statistics and facts.statistics.over_limit for facts in trace.tensors.values())
     if stop is not None and stop.step is not None:
-        talk.data("\n".join(block(trace, stop.step)))
+        talk.data("\n".join(step_lines(trace, stop.step)))
         talk.data(f"  {stop_line(stop)}")
     else:
-        rows = table(trace, select_steps(trace, only), long=long, digest=digest, over=over)
-        talk.rows(columns(rows), to_data=True)
+        rows = table_rows(trace, select_steps(trace, only), long=long, digest=digest, over=over)
+        talk.rows(without_empty(rows), to_data=True)
         talk.data("\n".join(summary_lines(trace, summarize(trace))))
     files: dict[str, str] = {}
     if html is not None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from tensure.errors import InputError, TensureError
+from tensure.inspection import statistics_rows, step_line, stop_line, table_rows, where_lines
 
 from ._talk import Talk, printable
-from ._trace_table import statistics_rows, status, stop_line, table, where
 
 if TYPE_CHECKING:
     from tensure.inspection import Step, Stepper, Stop
@@ -145,7 +145,7 @@ class Stepping:
     def _status(self, step: Step) -> None:
         made = self._run.trace.made(step)
         bad = any(f.statistics and (f.statistics.nans or f.statistics.infinities) for f in made)
-        self._say(status(self._run.trace, step), bad=bad)
+        self._say(step_line(self._run.trace, step), bad=bad)
 
     # --- conditions ---
 
@@ -175,7 +175,7 @@ class Stepping:
         steps = self._run.trace.steps
         at = self._run.at
         shown = steps[max(0, at - around) : at + around + 1]
-        rows = table(self._run.trace, shown)
+        rows = table_rows(self._run.trace, shown)
         marks = ["  ", *("> " if row[0] == str(at) else "  " for row in rows[1:])]
         self._talk.rows(
             [(f"{mark}{row[0]}", *row[1:]) for mark, row in zip(marks, rows, strict=True)], to_data=True
@@ -212,7 +212,7 @@ class Stepping:
 
     def _where(self, rest: str) -> None:
         _nothing(rest)
-        for line in where(self._run.trace, self._step()):
+        for line in where_lines(self._run.trace, self._step()):
             self._say(line)
 
     def _help(self, rest: str) -> None:

@@ -13,7 +13,7 @@ from tensure.kernels import ELEMENTS, Survey, survey_at
 
 from ._records import Memory, Quantised
 
-__all__ = ["Looking", "Sight", "element_of", "look", "memory_of", "type_of"]
+__all__ = ["Looking", "Sight", "element_of", "look", "memory_of", "stored_bytes", "type_of"]
 
 _KINDS: Final = {
     torch.strided: "strided",
@@ -87,6 +87,22 @@ def memory_of(tensor: torch.Tensor) -> tuple[tuple[int, ...] | None, Memory]:
             return strides, "gapped"
         dense *= size
     return strides, "permuted"
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements; of a sparse or nested one, of what is stored, the indices too."""
+    if tensor.layout is torch.sparse_coo:
+        # _values, not values: a look must not coalesce.
+        parts = [tensor._values(), tensor._indices()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [tensor.values(), tensor.crow_indices(), tensor.col_indices()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = [tensor.values(), tensor.ccol_indices(), tensor.row_indices()]
+    elif tensor.layout is torch.jagged:
+        parts = [tensor.values(), tensor.offsets()]  # type: ignore[attr-defined]
+    else:
+        parts = [tensor]
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def look(tensor: torch.Tensor, looking: Looking) -> Sight:

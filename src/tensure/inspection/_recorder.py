@@ -12,7 +12,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
-from ._facts import Looking, look, memory_of, type_of
+from ._facts import Looking, look, memory_of, stored_bytes, type_of
 from ._records import Argument, Origin, Quantised, Step, TensorFacts, Trace
 from ._storages import Storages
 from ._values import ValueStore
@@ -147,7 +147,6 @@ class Recorder:
             self.storages.meet(tensor, item.name, lasting=lasting) if strides is not None else (-1, None)
         )
         seen = look(tensor, self.looking)
-        size = tensor.element_size()
         self.trace.tensors[item.name] = TensorFacts(
             item.name,
             origin,
@@ -162,7 +161,7 @@ class Recorder:
             int(tensor.storage_offset()) if strides is not None else 0,
             first,
             item.in_place,
-            tensor.numel() * size,
+            stored_bytes(tensor),
             seen.statistics,
             seen.digest,
             item.quantised or seen.quantised,

@@ -162,6 +162,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # marks of a profiler, as optimizers set them: no tensor is touched
+            return func(*args, **kwargs)
         with _alone():
             call = self._before(func, args, kwargs)
         begin = time.perf_counter()

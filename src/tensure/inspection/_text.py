@@ -1,25 +1,34 @@
-"""How steps and tensors look in plain text: a table of them, one line each, or one step in full.
+"""How a run looks in plain text: a table of its steps, one line each, or one step in full.
 
-Knows the records of `inspection/` and words for their fields. Computes nothing: all was found there.
+Knows the records of a trace and words for their fields. Computes nothing: all was found before. Knows no
+terminal.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tensure.errors import InputError
+
+from ._records import Trace
+from ._summary import select_steps
 
 if TYPE_CHECKING:
-    from tensure.inspection import Step, Stop, Summary, TensorFacts, Trace
+    from ._records import Step, TensorFacts
+    from ._stepper import Stop
+    from ._summary import Summary
 
 __all__ = [
-    "block", "columns", "human_bytes", "statistics_rows", "status", "stop_line", "summary_lines", "table",
-    "where",
+    "Traced", "aligned", "statistics_rows", "step_line", "step_lines", "stop_line", "summary_lines",
+    "table_of", "table_rows", "where_lines", "without_empty",
 ]  # fmt: skip
 
-SHORT = 36
+SHORT: Final = 36
 """Characters of a module's path in the short table; the end of it tells more than its beginning."""
 
-_HEAD = (
+_HEAD: Final = (
     "step",
     "module",
     "op",
@@ -34,28 +43,78 @@ _HEAD = (
     "NaN/Inf",
     "live",
 )
-_LONG = (
+_LONG: Final = (
     "name", "rank", "device", "layout", "strides", "storage", "bytes", "denormals", "scale", "saturated",
-    "ms", "source", "reads", "arguments",
+    "ms", "phase", "source", "reads", "arguments",
 )  # fmt: skip
 
 
-def human_bytes(count: int) -> str:
-    """As `1.5 MiB`."""
-    if count < 1024:
-        return f"{count} B"
-    size = count / 1024
-    for unit in ("KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}" if size < 100 else f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
+class Traced(Protocol):
+    """What has a trace: a recording, an open or finished watch."""
+
+    @property
+    def trace(self) -> Trace: ...
 
 
-def table(
-    trace: Trace, steps: Iterable[Step], *, long: bool = False, digest: bool = False, over: bool = False
+DEFAULT: Final = ("step", "op", "out", "marks", "min", "max", "mean")
+
+
+def table_of(
+    run: Trace | Traced,
+    columns: str | Sequence[str] = DEFAULT,
+    *,
+    only: Sequence[str] = (),
+    leaves: bool = False,
+) -> str:
+    """A run as lines of text: one for each tensor that a step made, in aligned columns.
+
+    Args:
+        run: a trace, or what has one.
+        columns: their names, as a sequence or as words in one text; one in which nothing stands is left out.
+        only: patterns of an op, a module or a tensor, as in file names; the steps that fit none are left out.
+        leaves: the tensors that were there before the first step too, first.
+
+    Raises:
+        InputError: a column that there is not, or a pattern that fits nothing.
+    """
+    trace = run if isinstance(run, Trace) else run.trace
+    wanted = columns.split() if isinstance(columns, str) else list(columns)
+    rows = table_rows(trace, select_steps(trace, only), long=True, digest=True, over=True, leaves=leaves)
+    for name in wanted:
+        if name not in rows[0]:
+            near = difflib.get_close_matches(name[:40], rows[0], n=1)
+            raise InputError(
+                f"no column {name[:40]!r}",
+                wanted=", ".join(rows[0]),
+                next_step=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    places = [rows[0].index(name) for name in wanted]
+    return "\n".join(aligned(without_empty([tuple(row[at] for at in places) for row in rows])))
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines whose cells stand below each other."""
+    widths = [
+        max(len(row[at]) for row in rows if len(row) > at) for at in range(max(map(len, rows), default=0))
+    ]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    ]
+
+
+def table_rows(
+    trace: Trace,
+    steps: Iterable[Step],
+    *,
+    long: bool = False,
+    digest: bool = False,
+    over: bool = False,
+    leaves: bool | None = None,
 ) -> list[tuple[str, ...]]:
-    """A head, then one row for each tensor that a step made; with `long` also the leaves, first."""
+    """A head, then one row for each tensor that a step made; with `leaves` (if not said: with `long`) also
+    the leaves, first.
+    """
     extra = (*(("over",) if over else ()), *(("digest",) if digest else ()))
     rows = [(*_HEAD, *extra, *(_LONG if long else ()))]
 
@@ -64,11 +123,11 @@ def table(
         if not long:
             where = (where[0], _tail(where[1]), where[2])
         cells = _cells(facts) if facts else ("",) * 9
-        live = human_bytes(step.live_bytes) if step else ""
+        live = _human_bytes(step.live_bytes) if step else ""
         more = (*((_over(facts),) if over else ()), *(((facts and facts.digest) or "",) if digest else ()))
         rows.append((*where, *cells, live, *more, *(_more(step, facts) if long else ())))
 
-    if long:
+    if long if leaves is None else leaves:
         for facts in trace.leaves():
             row(None, facts)
     for step in steps:
@@ -79,17 +138,23 @@ def table(
     return rows
 
 
-def status(trace: Trace, step: Step) -> str:
+def without_empty(rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+    """Rows without the columns in which none but the head has anything."""
+    kept = [at for at in range(len(rows[0])) if any(row[at] for row in rows[1:])] if len(rows) > 1 else []
+    return [tuple(row[at] for at in kept) for row in rows] if kept else rows
+
+
+def step_line(trace: Trace, step: Step) -> str:
     """A step in one line: index, op, module, source, types, range and mean, marks, live memory."""
     place = "  ".join(word for word in (step.module, step.source) if word)
     made = "; ".join(_short(facts) for facts in trace.made(step)) or "makes nothing"
     back = " (backward)" if step.phase == "backward" else ""
-    return f"[{step.index}] {step.op}{back}  {place}  {made}  live {human_bytes(step.live_bytes)}"
+    return f"[{step.index}] {step.op}{back}  {place}  {made}  live {_human_bytes(step.live_bytes)}"
 
 
-def block(trace: Trace, step: Step) -> list[str]:
+def step_lines(trace: Trace, step: Step) -> list[str]:
     """A step in full: what it was given, what it made, what it wrote over."""
-    lines = [status(trace, step)]
+    lines = [step_line(trace, step)]
     lines += [
         f"  reads  {name}  {trace.tensors[name].type}{_bad(trace.tensors[name])}" for name in step.reads
     ]
@@ -101,7 +166,7 @@ def block(trace: Trace, step: Step) -> list[str]:
     return lines
 
 
-def where(trace: Trace, step: Step) -> list[str]:
+def where_lines(trace: Trace, step: Step) -> list[str]:
     """Where a step stands in the code, and where its operands come from."""
     lines = [f"step {step.index} {step.op}", f"  module  {step.module or '(none)'}"]
     lines += [f"  source  {step.source or '(not known)'}", f"  phase   {step.phase}"]
@@ -135,7 +200,7 @@ def summary_lines(trace: Trace, found: Summary) -> list[str]:
     """The figures of a run, with what is wrong in it."""
     lines = [
         f"{trace.name}: {found.num_steps} steps made {found.num_made} tensors; {trace.how}",
-        f"peak live memory: {human_bytes(found.peak_bytes)} after step {found.peak_step}",
+        f"peak live memory: {_human_bytes(found.peak_bytes)} after step {found.peak_step}",
     ]
     bad = found.nonfinite
     if bad is None:
@@ -168,6 +233,18 @@ def stop_line(stop: Stop) -> str:
 # --- cells ---
 
 
+def _human_bytes(count: int) -> str:
+    """As `1.5 MiB`."""
+    if count < 1024:
+        return f"{count} B"
+    size = count / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if size < 100 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
 def _cells(facts: TensorFacts) -> tuple[str, ...]:
     found = facts.statistics
     start = (facts.type, _marks(facts))
@@ -195,9 +272,10 @@ def _more(step: Step | None, facts: TensorFacts | None) -> tuple[str, ...]:
             "" if saturated is None else f"{saturated:.2%}",
         )
     if step is None:
-        return (*about, "", "", "", "")
+        return (*about, "", "", "", "", "")
     given = ", ".join(f"{key}={value}" for key, value in step.arguments)
-    return (*about, f"{step.seconds * 1e3:.3f}", step.source, ", ".join(step.reads), given[:200])
+    phase = step.phase if step.phase != "forward" else ""
+    return (*about, f"{step.seconds * 1e3:.3f}", phase, step.source, ", ".join(step.reads), given[:200])
 
 
 def _marks(facts: TensorFacts) -> str:
@@ -254,9 +332,3 @@ def _figure(value: float | None) -> str:
 
 def _tail(text: str) -> str:
     return text if len(text) <= SHORT else "…" + text[1 - SHORT :]
-
-
-def columns(rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
-    """Rows without the columns in which none but the head has anything."""
-    kept = [at for at in range(len(rows[0])) if any(row[at] for row in rows[1:])] if len(rows) > 1 else []
-    return [tuple(row[at] for at in kept) for row in rows] if kept else rows
