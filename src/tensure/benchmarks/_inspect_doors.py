@@ -37,7 +37,7 @@ ONNX_BOUND: Final = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class OnnxCase:
-    """An ONNX model of an installed package: its file, the shapes of its inputs, and values that are fixed."""
+    """An ONNX model of an installed package: its file, shapes of its inputs, and values that are fixed."""
 
     name: str
     package: str

@@ -111,6 +111,7 @@ class _Aligner:
     def run(self) -> Alignment:
         self._told()
         self._leaves()
+        self._sources()
         if self.same_names:
             self._names()
             self._operands_of_matched()
@@ -160,6 +161,24 @@ class _Aligner:
             right = [f for f in theirs if f.origin == origin and f.name not in self.to_a]
             if len(left) == len(right) == 1 and left[0].size == right[0].size:
                 self._match(left[0].name, right[0].name, "flow")
+
+    def _sources(self) -> None:
+        """Steps that read no tensor (zeros, ranges, random numbers), those of one kind in their order."""
+        kinds: dict[tuple[object, ...], list[Step]] = defaultdict(list)
+        for step in self.a.steps:
+            if not step.reads and step.outs:
+                kinds[self._kind(self.a, step)].append(step)
+        for step in self.b.steps:
+            waiting = kinds.get(self._kind(self.b, step)) if not step.reads and step.outs else None
+            if waiting:
+                digest = self.b.facts(step.outs[0]).digest
+                same = [s for s in waiting if digest and self.a.facts(s.outs[0]).digest == digest]
+                chosen = (same or waiting)[0]
+                waiting.remove(chosen)
+                self._match_steps(chosen, step, "flow")
+
+    def _kind(self, flow: _Flow, step: Step) -> tuple[object, ...]:
+        return family(step.op), flow.facts(step.outs[0]).shape, step.arguments
 
     def _names(self) -> None:
         for step in self.a.steps:

@@ -19,7 +19,7 @@ from ._align import Alignment, Pair, align
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
-from ._families import is_dequantiser, is_quantiser, is_view
+from ._families import is_dequantiser, is_quantiser, is_view, unset_outputs
 from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
@@ -82,6 +82,9 @@ class _Judge:
         for at, pair in enumerate(pairs):
             if progress is not None:
                 progress(at, len(pairs))
+            if self._is_unset(pair.a):
+                self.judged.add(pair.a)
+                continue
             verdict = self._judge(pair)
             if verdict.kind == "divergent" and not pair.sure:
                 self.aside[pair.a] = pair
@@ -119,6 +122,11 @@ class _Judge:
         self.judged.add(pair.a)
         if verdict.kind == "divergent":
             self.result.findings.append(self._finding(inside[0] if inside else pair))
+
+    def _is_unset(self, name: str) -> bool:
+        """Whether it is memory that the step did not set: whatever lay there."""
+        step = self.a.trace.maker(name)
+        return step is not None and any(step.outs[at : at + 1] == (name,) for at in unset_outputs(step.op))
 
     # --- one pair ---
 

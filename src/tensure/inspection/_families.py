@@ -19,6 +19,7 @@ __all__ = [
     "is_quantiser",
     "is_view",
     "reduction_length",
+    "unset_outputs",
 ]
 
 _SAME: Final = {
@@ -107,6 +108,14 @@ def is_dequantiser(op: str) -> bool:
 def is_quantiser(op: str) -> bool:
     """Whether an op rounds numbers to integers that stand for them."""
     return op.rpartition("::")[2].startswith("quantize")
+
+
+def unset_outputs(op: str) -> frozenset[int]:
+    """Which results of an op hold memory that nobody has set: fresh buffers, a kernel's own workspace."""
+    plain = op.rpartition("::")[2]
+    if plain.startswith(("empty", "new_empty", "_empty")):
+        return frozenset({0})
+    return frozenset({3}) if plain == "mkldnn_rnn_layer" else frozenset()
 
 
 def is_exact(op: str) -> bool:

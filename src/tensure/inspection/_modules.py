@@ -56,6 +56,10 @@ class ModulePaths:
             after.remove()
             self._stack.clear()
 
+    def forget(self) -> None:
+        """Let the modules go that were named."""
+        self._names.clear()
+
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
         if threading.get_ident() != self._thread:  # torch's hooks are everybody's
             return

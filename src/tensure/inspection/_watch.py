@@ -147,6 +147,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         traceback: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        # A trace outlives its run; the tensors of the run must not.
+        self._given.clear()
+        self._weights.clear()
+        self._modules.forget()
         if self._stack is not None:
             self._stack.close()
 
