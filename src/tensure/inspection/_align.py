@@ -19,7 +19,7 @@ from ._records import Step, TensorFacts, Trace
 
 __all__ = ["Alignment", "Pair", "align"]
 
-How: TypeAlias = Literal["told", "name", "content", "flow", "gap"]
+How: TypeAlias = Literal["told", "name", "content", "flow", "gap", "output"]
 """Why two tensors are taken for the same: in falling order of how sure that is."""
 
 _NEAR: Final = 64

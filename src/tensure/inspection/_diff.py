@@ -72,6 +72,8 @@ class _Judge:
         """Pairs that differ but are not sure to mean the same: decided by what comes after them."""
         self.judged: set[str] = set()
         self.stand_ins = stand_ins(b)
+        self.to_a = {pair.b: pair.a for pair in alignment.pairs}
+        self.blamed: set[tuple[str, int | None]] = set()
         self.first_read: dict[str, int] = {}
         for step in a.trace.steps:
             for name in step.reads:
@@ -86,7 +88,7 @@ class _Judge:
                 self.judged.add(pair.a)
                 continue
             verdict = self._judge(pair)
-            if verdict.kind == "divergent" and not pair.sure:
+            if verdict.kind == "divergent" and not self._is_sure(pair):
                 self.aside[pair.a] = pair
                 continue
             self._settle(pair, verdict)
@@ -94,12 +96,33 @@ class _Judge:
                 return self.result
         for name, source in self.stand_ins.items():
             self._judge_stand_in(name, source)
-        for pair in list(self.aside.values()):
-            # Nothing after it could clear it.
-            del self.aside[pair.a]
-            self._settle(pair, self._judge(pair))
+        self._judge_outputs()
+        for pair in sorted(self.aside.values(), key=self._place):
+            if self.aside.pop(pair.a, None) is not None:  # nothing after it could clear it
+                self._settle(pair, self._judge(pair))
         self.result.findings.sort(key=_when)
         return self.result
+
+    def _is_sure(self, pair: Pair) -> bool:
+        """Whether a pair that differs must mean the same: neither a leaf, nor made of one that is in doubt."""
+        step = self.a.trace.maker(pair.a)
+        return pair.sure and step is not None and not any(read in self.aside for read in step.reads)
+
+    def _judge_outputs(self) -> None:
+        """What the runs hand back is the same thing, whatever came of the alignment."""
+        ours, theirs = self.a.trace.outputs, self.b.trace.outputs
+        names = [(ours[key], theirs[key]) for key in ours if key in theirs]
+        if not names and len(ours) == len(theirs):
+            names = list(zip(ours.values(), theirs.values(), strict=True))
+        for a, b in names:
+            if self.to_b.get(a) == b and a not in self.aside:
+                continue
+            pair = Pair(a, b, "output", sure=True)
+            kept = self.aside.pop(a, None)
+            verdict = self._judge(pair)
+            if kept is not None and verdict.kind != "divergent":
+                self.result.verdicts.append(Verdict(kept, "by_design", basis=f"the output is {b}"))
+            self._settle(pair, verdict)
 
     def _in_order(self) -> list[Pair]:
         """Leaves where they are first read, then as A made them."""
@@ -111,17 +134,44 @@ class _Judge:
 
     def _settle(self, pair: Pair, verdict: Verdict) -> None:
         """Write a verdict down; it decides the pairs set aside in its region too."""
-        inside = [self.aside[name] for name in self._region(pair.a)[1] if name in self.aside]
-        inside.sort(key=self._place)
-        for other in inside:
-            del self.aside[other.a]
-            kind: Class = "divergent" if verdict.kind == "divergent" else "by_design"
-            self.result.verdicts.append(Verdict(other, kind, basis=f"decided by {pair.a}"))
-            self.judged.add(other.a)
+        steps_a, inner = self._region(pair.a)
+        inside = {name: self.aside[name] for name in inner if name in self.aside}
+        waiting = sorted(inside.values(), key=self._place)
+        if verdict.kind != "divergent":
+            # A leaf that differs with nothing folded into it is a fault, however little comes of it.
+            folded = self._has_extra(pair, steps_a)
+            for other in waiting:
+                if self.a.trace.tensors[other.a].step < 0 and other.sure and not folded:
+                    del self.aside[other.a]
+                    self.result.verdicts.append(Verdict(other, "divergent", basis="values given"))
+                    self.judged.add(other.a)
+                    self._find(other)
+        for other in waiting:
+            if self.aside.pop(other.a, None) is not None:
+                kind: Class = "divergent" if verdict.kind == "divergent" else "by_design"
+                self.result.verdicts.append(Verdict(other, kind, basis=f"decided by {pair.a}"))
+                self.judged.add(other.a)
         self.result.verdicts.append(verdict)
         self.judged.add(pair.a)
         if verdict.kind == "divergent":
-            self.result.findings.append(self._finding(inside[0] if inside else pair))
+            self._find(waiting[0] if waiting else pair)
+
+    def _find(self, pair: Pair) -> None:
+        """Write a fault down, once: what an extra step does to each of its readers is one fault."""
+        finding = self._finding(pair)
+        blamed = None if finding.step_b is None else finding.step_b.index
+        if finding.kind == "leaf" or self.b.trace.tensors[pair.b].step == blamed:
+            self.result.findings.append(finding)
+        elif (finding.kind, blamed) not in self.blamed:
+            self.blamed.add((finding.kind, blamed))
+            self.result.findings.append(finding)
+
+    def _has_extra(self, pair: Pair, steps_a: list[Step]) -> bool:
+        """Whether either run has steps here that the other lacks."""
+        steps_b, _ = region(self.b, pair.b, lambda key: key in self.to_a and self._is_trusted(self.to_a[key]))
+        return any(self._is_alone(step, self.to_b) for step in steps_a) or any(
+            self._is_alone(step, self.to_a) for step in steps_b
+        )
 
     def _is_unset(self, name: str) -> bool:
         """Whether it is memory that the step did not set: whatever lay there."""
@@ -274,7 +324,7 @@ class _Judge:
 
     def _given_back(self, name: str) -> dict[str, torch.Tensor]:
         """A's values for what B's region reads."""
-        to_a = {pair.b: pair.a for pair in self.result.alignment.pairs}
+        to_a = self.to_a
         steps, _ = region(self.b, name, lambda key: key in to_a and self._is_trusted(to_a[key]))
         found: dict[str, torch.Tensor] = {}
         for step in steps:
@@ -307,7 +357,7 @@ class _Judge:
 
     def _finding(self, pair: Pair) -> Finding:
         steps_a, _ = self._region(pair.a)
-        to_a = {other.b: other.a for other in self.result.alignment.pairs}
+        to_a = self.to_a
         steps_b, _ = region(self.b, pair.b, lambda key: key in to_a and self._is_trusted(to_a[key]))
         extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
         extra_b = [step for step in steps_b if self._is_alone(step, to_a)]

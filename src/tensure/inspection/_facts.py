@@ -64,13 +64,16 @@ class Sight:
 
 def type_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], str, str]:
     """Shape, dtype and layout; an axis that differs from row to row counts -1."""
+    if tensor.is_nested and tensor.layout is torch.strided:
+        shape = (int(tensor.size(0)), *([-1] * (tensor.dim() - 1)))
+        return shape, dtype_word(tensor.dtype), "nested"
     shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
     return shape, dtype_word(tensor.dtype), _KINDS.get(tensor.layout, str(tensor.layout))
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[tuple[int, ...] | None, Memory]:
     """Strides in elements, and how the tensor lies in its memory."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or tensor.is_nested:
         return None, "none"
     strides = tuple(tensor.stride())
     if tensor.is_contiguous():
@@ -115,6 +118,8 @@ def look(tensor: torch.Tensor, looking: Looking) -> Sight:
         return Sight()
     if tensor.is_quantized:
         return _quantised(tensor, looking)
+    if tensor.is_nested and tensor.layout is torch.strided:
+        return look(tensor.values(), looking)
     if tensor.layout is not torch.strided:
         return _sparse(tensor, looking)
     dtype = element_of(tensor)

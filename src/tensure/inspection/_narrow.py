@@ -8,7 +8,7 @@ from typing import Final
 
 from ._align import Pair
 from ._difference import Finding
-from ._explain import Element, describe_change, first_difference
+from ._explain import Element, describe_change, first_difference, same_bits
 from ._recording import Recording
 from ._records import Step
 
@@ -38,15 +38,18 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
     assert b.values is not None
     x, y = a.values.get(pair.a), b.values.get(pair.b)
     y = y.reshape(x.shape) if x.numel() == y.numel() else y
-    element = first_difference(x, y) if x.shape == y.shape and x.dtype == y.dtype else None
     step_a, step_b = a.trace.maker(pair.a), b.trace.maker(pair.b)
     change = describe_change(x, y)
+    element = None
+    if x.shape == y.shape and x.dtype == y.dtype:
+        # Of what was given the first difference, of what was computed the largest: others may be rounding.
+        element = first_difference(x, y, None if step_a is None else ~same_bits(x, y))
     if step_a is None:
         step_a, step_b = _first_reader(a, pair.a), _first_reader(b, pair.b)
         return _finding(
             "leaf", a, b, pair, step_a, step_b, Suspects((), (), (), (), False), element, change, ()
         )
-    writer = _writer(b, step_a, step_b)
+    writer = _writer(b, [*suspects.steps_a, step_a], [*suspects.steps_b, *((step_b,) if step_b else ())])
     if writer is None and suspects.innocent and suspects.extra_b:
         writer = next((step for step in suspects.extra_b if step.wrote), None)
         if writer is None:
@@ -90,11 +93,13 @@ def _first_reader(run: Recording, name: str) -> Step | None:
     return next((step for step in run.trace.steps if name in step.reads), None)
 
 
-def _writer(run: Recording, step_a: Step, step_b: Step | None) -> Step | None:
-    """The step that wrote over what B's step read, through another tensor, where A's had nothing of that."""
-    if step_b is None or sum("@" in name for name in step_a.reads) >= sum("@" in n for n in step_b.reads):
+def _writer(run: Recording, steps_a: Sequence[Step], steps_b: Sequence[Step]) -> Step | None:
+    """The step that wrote over what B's steps read, through another tensor, where A's had nothing of that."""
+    if any("@" in name for step in steps_a for name in step.reads):
         return None
-    return run.trace.maker(next(name for name in step_b.reads if "@" in name))
+    found = (name for step in steps_b for name in step.reads if "@" in name)
+    first = next(found, None)
+    return None if first is None else run.trace.maker(first)
 
 
 def _finding(

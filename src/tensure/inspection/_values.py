@@ -76,7 +76,12 @@ class ValueStore:
             LimitError: over `max_bytes`.
             InputError: the disk is full.
         """
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        if (
+            tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.device.type != "cpu"
+            or tensor.is_quantized
+        ):
             tensor = _plain(tensor)
         tensor = tensor.detach()
         nbytes = tensor.numel() * tensor.element_size()
@@ -150,6 +155,8 @@ def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_quantized:
         return tensor.dequantize()
+    if tensor.is_nested and tensor.layout is torch.strided:
+        return tensor.values()
     if tensor.layout is not torch.strided:
         return tensor.to_dense() if tensor.layout is not torch.jagged else tensor.values()
     return tensor.cpu()
