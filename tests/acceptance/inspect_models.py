@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         self.keys[:, self.START : end] = k
         if self.fault != "not written":
             self.values[:, self.START : end] = v
-        keys, values = self.keys[:, :end], self.values[:, :end]
+        keys, values = self.keys[:, :end], self.values[:, :end]  # slices of the cache
         if self.fault == "stale":
             values = before[:, :end]  # fault: stale
         q = q.view(1, new, 2, 8).transpose(1, 2)
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A cell written out and torch's own GRU or LSTM after it; f32[B,4,6] -> f32[B,3]."""
+    """A cell written out and torch's own GRU or LSTM after it; f32[B,3,6] -> f32[B,3]."""
 
     def __init__(self, kind: str = "GRU", fault: str = "") -> None:
         super().__init__()
@@ -146,9 +146,9 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.zeros(x.shape[0], 5)
         seen = []
-        for t in range(4):
-            last = seen[0] if self.fault == "stale" and t == 3 else h
-            if self.fault == "no bias" and t == 2:
+        for t in range(3):
+            last = seen[0] if self.fault == "stale" and t == 2 else h
+            if self.fault == "no bias" and t == 1:
                 carried = functional.linear(last, self.u.weight)  # fault: no bias of u
             else:
                 carried = self.u(last)  # reads the state
@@ -161,7 +161,10 @@ class Recurrent(nn.Module):
 
 
 def made(kind: str, fault: str = "") -> nn.Module:
-    """A model in eval mode, the same weights for every fault; norms have statistics of their own."""
+    """A model in eval mode, the same weights for every fault; norms have statistics of their own.
+
+    Some faults are in how it is made: `eps` of the second norm, `no head bias`, `no depth bias`.
+    """
     torch.manual_seed(11)
     model = {
         "cnn": lambda: Cnn(fault),
@@ -177,6 +180,10 @@ def made(kind: str, fault: str = "") -> nn.Module:
     for weight in model.parameters():
         if weight.ndim == 1:
             weight.data.add_(torch.randn_like(weight) * 0.2)
+    if fault == "eps":
+        model.get_submodule("norm2").eps = 1e-3  # type: ignore[assignment]
+    if fault in {"no head bias", "no depth bias"}:
+        model.get_submodule(fault.split()[1]).bias = None  # type: ignore[assignment]
     return model.eval()
 
 
@@ -190,7 +197,7 @@ def inputs_of(kind: str) -> dict[str, Tensor]:
         return {"x": torch.randn(2, 3, 8, 8, generator=draw)}
     if kind == "decoder":
         return {"ids": torch.randint(0, 11, (1, 4), generator=draw)}
-    return {"x": torch.randn(2, 4, 6, generator=draw)}
+    return {"x": torch.randn(2, 3, 6, generator=draw)}
 
 
 def exported(module: nn.Module, kind: str, *, normalise: bool = True) -> Any:
