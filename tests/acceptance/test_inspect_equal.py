@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tests.acceptance.inspect_models import (
@@ -24,12 +23,10 @@ from tests.acceptance.inspect_models import (
     inputs_of,
     made,
 )
-from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
 from torch import nn
 from torch.nn import functional
 
 import tensure
-from tensure.program import Model, StoredTensor
 
 
 def said(found: Any) -> list[str]:
@@ -348,67 +345,6 @@ def test_integers_and_floats() -> None:
     assert_no_alarm(found, "within")
     found = tensure.diff(lambda x: torch.relu(x @ w.T), lambda x: integer(-x), x)
     assert found.kind == "divergent"
-
-
-# --- whole and split -----------------------------------------------------------------------------------
-
-GOLDEN = {
-    case.name: case
-    for case in (cnn_rows.golden(), tp_block.golden(), decode_stages.golden(), int8_pool.golden())
-}
-GOLDEN_FAULTS = [(name, label) for name, case in GOLDEN.items() for label in case.faults]
-
-
-def golden_model(name: str) -> tuple[Model, dict[str, Any]]:
-    """The program with seeded weights, and its inputs."""
-    case = GOLDEN[name]
-    program, values = case.program, case.values(0, case.params[0])
-    entry = program.entries[case.entry]
-    inputs = {str(key): values[str(key)] for key in entry.inputs}
-    weights = {
-        key: StoredTensor.from_array(value, "i8" if value.dtype == np.int8 else "f64")
-        for key, value in values.items()
-        if program.values[key.partition("[")[0]].role == "weight"
-    }
-    model = Model(name, program, weights, {}, "a golden case")
-    model.check_weights()
-    return model, inputs
-
-
-def split(name: str, plan: Any) -> Any:
-    model, inputs = golden_model(name)
-    case = GOLDEN[name]
-    return tensure.diff(model, model, inputs, entry=case.entry, params=case.params[0], plan=plan)
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_whole_and_split(name: str) -> None:
-    assert_no_alarm(split(name, GOLDEN[name].plan), "identical", "within")
-
-
-SEEN_AT = {
-    "halo row one too high": "y1",
-    "zeros for a halo": "y3",
-    "one rank's sigmoid gradient is off": "om",
-    **{f"no all-reduce of {target}": target for target in tp_block.REDUCED},
-}
-
-
-@pytest.mark.parametrize(("name", "label"), GOLDEN_FAULTS)
-def test_a_fault_in_a_split_is_found(name: str, label: str) -> None:
-    plan = GOLDEN[name].faults[label]
-    try:
-        found = split(name, plan)
-    except tensure.errors.TensureError as error:
-        assert "deadlock" in str(error) or label not in SEEN_AT, error
-        return
-    case = GOLDEN[name]
-    if len(case.params) > 1 and found.kind != "divergent":
-        pytest.skip("a fault that only a later call shows")
-    assert found.kind == "divergent", found.counts()
-    assert found.first is not None
-    if label in SEEN_AT:
-        assert found.first.a.partition("[")[0] == SEEN_AT[label], found.first.text
 
 
 # --- what must never be called equal -------------------------------------------------------------------
