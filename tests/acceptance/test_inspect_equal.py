@@ -239,7 +239,8 @@ def test_other_ops_that_mean_the_same(name: str) -> None:
 def test_other_ops_that_mean_something_else(name: str) -> None:
     """The control: one side is off by a thousandth, or by an order."""
     one, other = SAME[name]
-    for wrong in (lambda x: other(x) * 1.001, lambda x: other(x.flip(-1).contiguous())):
+    mirrored = () if name == "reordered sum" else (lambda x: other(x.flip(-1).contiguous()),)
+    for wrong in (lambda x: other(x) * 1.001, *mirrored):
         found = tensure.diff(one, wrong, {"x": Q})
         assert found.kind == "divergent", found.counts()
         assert found.first is not None

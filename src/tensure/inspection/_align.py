@@ -16,6 +16,7 @@ from tensure.errors import InputError
 
 from ._families import family, is_dequantiser, is_quantiser, is_view
 from ._records import Step, TensorFacts, Trace
+from ._versions import is_version, split_version
 
 __all__ = ["Alignment", "Pair", "align"]
 
@@ -338,11 +339,11 @@ class _Aligner:
     def _overwritten(self) -> None:
         """Tensors that matched steps changed through another one, where both runs have them."""
         for name in self.a.trace.tensors:
-            base, sep, _ = name.partition("@")
-            if not sep or base not in self.to_b:
+            base, step = split_version(name)
+            if step < 0 or base not in self.to_b:
                 continue
             for other in self.b.trace.tensors:
-                if other.partition("@")[0] == self.to_b[base] and "@" in other:
+                if is_version(other) and split_version(other)[0] == self.to_b[base]:
                     writers = self.a.trace.maker(name), self.b.trace.maker(other)
                     outs = [step.outs[0] if step is not None and step.outs else "" for step in writers]
                     if self.to_b.get(outs[0]) == outs[1]:
@@ -363,6 +364,8 @@ class _Aligner:
     def _is_sure(self, name: str) -> bool:
         if self.how[name] in ("told", "name", "content"):
             return True
+        if name in self.a.root and self.a.root_of(name) in self.to_b:
+            return self._is_sure(self.a.root_of(name))
         step, other = self.a.trace.maker(name), self.b.trace.maker(self.to_b[name])
         if step is None or other is None:
             # Known by where it is read alone: a weight under another name, or another weight.

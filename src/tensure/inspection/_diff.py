@@ -19,14 +19,17 @@ from ._align import Alignment, Pair, align
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
-from ._families import is_dequantiser, is_quantiser, is_view, unset_outputs
+from ._families import family, is_dequantiser, is_exact, is_quantiser, is_view, unset_outputs
 from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
+from ._versions import is_version, previous_version
 
 __all__ = ["compare"]
 
 Progress = Callable[[int, int], None]
+_DEEPER: Final = 3
+"""Levels of trusted operands that are computed again for a run that is a black box."""
 MAX_REGION: Final = 256
 """Steps that are taken together."""
 
@@ -73,6 +76,10 @@ class _Judge:
         self.judged: set[str] = set()
         self.stand_ins = stand_ins(b)
         self.to_a = {pair.b: pair.a for pair in alignment.pairs}
+        self.tainted = set(a.uneven | b.uneven)
+        """Tensors of which ranks have different copies, and what was made of those."""
+        self.apart: set[str] = set()
+        """Tensors that are not the same thing in both runs, though they were paired."""
         self.blamed: set[tuple[str, int | None]] = set()
         self.first_read: dict[str, int] = {}
         for step in a.trace.steps:
@@ -104,9 +111,11 @@ class _Judge:
         return self.result
 
     def _is_sure(self, pair: Pair) -> bool:
-        """Whether a pair that differs must mean the same: neither a leaf, nor made of one that is in doubt."""
+        """Whether a pair that differs must mean the same: no leaf, nor made of a leaf that is in doubt."""
         step = self.a.trace.maker(pair.a)
-        return pair.sure and step is not None and not any(read in self.aside for read in step.reads)
+        if not pair.sure or step is None:
+            return False
+        return not any(read in self.aside and self.a.trace.tensors[read].step < 0 for read in step.reads)
 
     def _judge_outputs(self) -> None:
         """What the runs hand back is the same thing, whatever came of the alignment."""
@@ -115,7 +124,7 @@ class _Judge:
         if not names and len(ours) == len(theirs):
             names = list(zip(ours.values(), theirs.values(), strict=True))
         for a, b in names:
-            if self.to_b.get(a) == b and a not in self.aside:
+            if self._is_counterpart(a, b) and a not in self.aside:
                 continue
             pair = Pair(a, b, "output", sure=True)
             kept = self.aside.pop(a, None)
@@ -123,6 +132,15 @@ class _Judge:
             if kept is not None and verdict.kind != "divergent":
                 self.result.verdicts.append(Verdict(kept, "by_design", basis=f"the output is {b}"))
             self._settle(pair, verdict)
+
+    def _is_counterpart(self, a: str, b: str) -> bool:
+        """Whether two outputs are a pair, or a pair of which one was cast in the end."""
+        if self.to_b.get(a) == b:
+            return True
+        cast_a, cast_b = _before_cast(self.a, a), _before_cast(self.b, b)
+        return (cast_b is not None and self.to_b.get(a) == cast_b) or (
+            cast_a is not None and self.to_b.get(cast_a) == b
+        )
 
     def _in_order(self) -> list[Pair]:
         """Leaves where they are first read, then as A made them."""
@@ -151,6 +169,8 @@ class _Judge:
                 kind: Class = "divergent" if verdict.kind == "divergent" else "by_design"
                 self.result.verdicts.append(Verdict(other, kind, basis=f"decided by {pair.a}"))
                 self.judged.add(other.a)
+                if kind == "by_design":
+                    self.apart.add(other.a)
         self.result.verdicts.append(verdict)
         self.judged.add(pair.a)
         if verdict.kind == "divergent":
@@ -169,9 +189,9 @@ class _Judge:
     def _has_extra(self, pair: Pair, steps_a: list[Step]) -> bool:
         """Whether either run has steps here that the other lacks."""
         steps_b, _ = region(self.b, pair.b, lambda key: key in self.to_a and self._is_trusted(self.to_a[key]))
-        return any(self._is_alone(step, self.to_b) for step in steps_a) or any(
-            self._is_alone(step, self.to_a) for step in steps_b
-        )
+        extra = [step for step in steps_a if self._is_alone(step, self.to_b)]
+        extra += [step for step in steps_b if self._is_alone(step, self.to_a)]
+        return any(not is_exact(step.op) for step in extra)
 
     def _is_unset(self, name: str) -> bool:
         """Whether it is memory that the step did not set: whatever lay there."""
@@ -184,7 +204,7 @@ class _Judge:
         fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
         if _same_digest(fa, fb):
             return Verdict(pair, "identical", basis="digest")
-        if "@" in pair.a:
+        if is_version(pair.a):
             return Verdict(pair, "within", basis="judged where it was written")
         x, y = self._value(self.a, pair.a), self._value(self.b, pair.b)
         if x.numel() != y.numel():
@@ -204,6 +224,11 @@ class _Judge:
             kind, excess = self._hold(swapped, x)
             return Verdict(pair, kind, gap, excess, swapped.reduction, "B's steps on A's operands")
         kind, excess = self._hold(theirs, y)
+        if kind == "divergent" and not self.b.replays:
+            kind, excess = self._hold_deeper(pair, dtype, y, excess)
+        if kind == "divergent" and self._is_tainted(pair.a):
+            self.tainted.add(pair.a)
+            return Verdict(pair, "unjudged", gap, excess, theirs.reduction, "ranks differ in an operand")
         if kind == "within":
             # B does as A's steps say. Does A itself?
             own = self._expected(self.a, self.a, pair.a, fa.dtype, {})
@@ -212,6 +237,26 @@ class _Judge:
                 if own_kind == "divergent":
                     return Verdict(pair, own_kind, gap, own_excess, own.reduction, "A's own steps")
         return Verdict(pair, kind, gap, excess, theirs.reduction, "A's steps on B's operands")
+
+    def _hold_deeper(
+        self, pair: Pair, dtype: str, found: torch.Tensor, excess: float | None
+    ) -> tuple[Class, float | None]:
+        """Whether B keeps to A's steps from further back.
+
+        B is a black box that may have had its operands in another form than it shows: sums in parts, say.
+        """
+        taken = frozenset[str]()
+        for _ in range(_DEEPER):
+            steps, _ = self._region(pair.a, taken)
+            taken |= {read for step in steps for read in step.reads if self.a.trace.tensors[read].step >= 0}
+            expected = self._expected(self.a, self.b, pair.a, dtype, self._given(pair.a, taken))
+            if expected is not None and self._hold(expected, found)[0] == "within":
+                return "within", self._hold(expected, found)[1]
+        return "divergent", excess
+
+    def _is_tainted(self, name: str) -> bool:
+        step = self.a.trace.maker(name)
+        return step is not None and any(read in self.tainted for read in step.reads)
 
     def _judge_leaf(
         self, pair: Pair, fa: TensorFacts, fb: TensorFacts, x: torch.Tensor, y: torch.Tensor, gap: float
@@ -290,16 +335,19 @@ class _Judge:
 
     # --- regions ---
 
-    def _region(self, name: str) -> tuple[list[Step], list[str]]:
-        """A's steps that make a tensor from trusted ones, in order, and the tensors made inside."""
-        return region(self.a, name, self._is_trusted)
+    def _region(self, name: str, taken: frozenset[str] = frozenset()) -> tuple[list[Step], list[str]]:
+        """A's steps that make a tensor from trusted ones, in order, and the tensors made inside.
+
+        Those `taken` in are made inside, trusted or not.
+        """
+        return region(self.a, name, lambda key: self._is_trusted(key) and key not in taken)
 
     def _is_trusted(self, name: str) -> bool:
-        return name in self.to_b and name in self.judged and name not in self.aside
+        return name in self.judged and name not in self.aside and name not in self.apart
 
-    def _given(self, name: str) -> dict[str, torch.Tensor]:
+    def _given(self, name: str, taken: frozenset[str] = frozenset()) -> dict[str, torch.Tensor]:
         """B's values for the trusted tensors that A's region reads."""
-        steps, _ = self._region(name)
+        steps, _ = self._region(name, taken)
         made = {out for step in steps for out in step.outs}
         found: dict[str, torch.Tensor] = {}
         for step in steps:
@@ -362,7 +410,22 @@ class _Judge:
         extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
         extra_b = [step for step in steps_b if self._is_alone(step, to_a)]
         innocent = bool(extra_a or extra_b) and self._does_its_part(pair)
-        return explain(self.a, self.b, pair, Suspects(steps_a, steps_b, extra_a, extra_b, innocent))
+        writer = self._overwriter(steps_a, steps_b)
+        return explain(self.a, self.b, pair, Suspects(steps_a, steps_b, extra_a, extra_b, innocent, writer))
+
+    def _overwriter(self, steps_a: list[Step], steps_b: list[Step]) -> Step | None:
+        """The step of B that wrote over what A reads here, if B reads what it left."""
+        reads_a = {read for step in steps_a for read in step.reads}
+        for step in steps_b:
+            for read in step.reads:
+                maker = self.b.trace.maker(read)
+                if maker is None or self.to_a.get(read) in reads_a:
+                    continue
+                if is_version(read) and not any(is_version(name) for name in reads_a):
+                    return maker
+                if any(self.to_a.get(name) in reads_a for name in maker.wrote):
+                    return maker
+        return None
 
     def _is_alone(self, step: Step, matched: Mapping[str, str]) -> bool:
         return not is_view(step.op) and not any(out in matched for out in step.outs)
@@ -370,14 +433,27 @@ class _Judge:
     def _does_its_part(self, pair: Pair) -> bool:
         """Whether B's last step gives what A's would have given of the same operands."""
         step_a, step_b = self.a.trace.maker(pair.a), self.b.trace.maker(pair.b)
-        if step_a is None or step_b is None or len(step_a.reads) != len(step_b.reads):
+        if step_a is None or step_b is None:
             return False
+        in_place = list(zip(step_a.reads, step_b.reads, strict=False))
+        if len(step_a.reads) == len(step_b.reads) and self._gives(pair, step_a, dict(in_place)):
+            return True
+        theirs = set(step_b.reads)
+        ours = [read for read in step_a.reads if read in self.to_b and self.to_b[read] not in theirs]
+        strange = [read for read in step_b.reads if read not in self.to_a]
+        if not ours or len(ours) != len(strange):
+            return False
+        trusted = {read: self.to_b[read] for read in step_a.reads if self._is_trusted(read)}
+        return self._gives(pair, step_a, trusted | dict(zip(ours, strange, strict=True)))
+
+    def _gives(self, pair: Pair, step_a: Step, names: Mapping[str, str]) -> bool:
+        """Whether A's step gives B's result of these tensors of B, by A's names."""
         given: dict[str, torch.Tensor] = {}
-        for ours, theirs in zip(step_a.reads, step_b.reads, strict=True):
-            value, facts = self._value(self.b, theirs), self.a.trace.tensors[ours]
+        for read, name in names.items():
+            value, facts = self._value(self.b, name), self.a.trace.tensors[read]
             if value.numel() != facts.size:
                 return False
-            given[ours] = value.reshape(facts.shape)
+            given[read] = value.reshape(facts.shape)
         fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
         dtype = _coarser(fa.dtype, fb.dtype)
         found = expect(self.a, [step_a], pair.a, given, dtype, lambda key: self._value(self.a, key))
@@ -385,6 +461,15 @@ class _Judge:
 
 
 _TINY: Final = 1e-300
+
+
+def _before_cast(run: Recording, name: str) -> str | None:
+    """What a cast was made from; None for what is no cast."""
+    step = run.trace.maker(name)
+    return step.reads[0] if step is not None and step.reads and family(step.op) in _CASTS else None
+
+
+_CASTS: Final = frozenset({"_to_copy", "to", "type_as"})
 
 
 def _when(finding: Finding) -> int:
@@ -417,7 +502,8 @@ def region(run: Recording, name: str, trusted: Callable[[str], bool]) -> tuple[l
         steps[step.index] = step
         if len(steps) > MAX_REGION:
             break
-        for read in step.reads:
+        before = (previous_version(run.trace, key),) if is_version(key) else ()
+        for read in (*step.reads, *before):
             if not trusted(read):
                 inside.append(read)
                 waiting.append(read)

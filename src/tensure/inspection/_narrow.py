@@ -22,7 +22,8 @@ class Suspects:
     """The steps of either run between the last tensors they agree on and the divergent one.
 
     `extra_a`, `extra_b` are those of them that the other run lacks; `innocent` says that the last step of B
-    does what A's would do of the same operands, so that the fault lies before it.
+    does what A's would do of the same operands, so that the fault lies before it; `overwriter` is a step of B
+    that wrote over what A reads here.
     """
 
     steps_a: Sequence[Step]
@@ -30,6 +31,7 @@ class Suspects:
     extra_a: Sequence[Step]
     extra_b: Sequence[Step]
     innocent: bool
+    overwriter: Step | None = None
 
 
 def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Finding:
@@ -49,7 +51,7 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
         return _finding(
             "leaf", a, b, pair, step_a, step_b, Suspects((), (), (), (), False), element, change, ()
         )
-    writer = _writer(b, [*suspects.steps_a, step_a], [*suspects.steps_b, *((step_b,) if step_b else ())])
+    writer = suspects.overwriter
     if writer is None and suspects.innocent and suspects.extra_b:
         writer = next((step for step in suspects.extra_b if step.wrote), None)
         if writer is None:
@@ -91,15 +93,6 @@ def _shown(arguments: Mapping[str, object], key: str) -> str:
 
 def _first_reader(run: Recording, name: str) -> Step | None:
     return next((step for step in run.trace.steps if name in step.reads), None)
-
-
-def _writer(run: Recording, steps_a: Sequence[Step], steps_b: Sequence[Step]) -> Step | None:
-    """The step that wrote over what B's steps read, through another tensor, where A's had nothing of that."""
-    if any("@" in name for step in steps_a for name in step.reads):
-        return None
-    found = (name for step in steps_b for name in step.reads if "@" in name)
-    first = next(found, None)
-    return None if first is None else run.trace.maker(first)
 
 
 def _finding(

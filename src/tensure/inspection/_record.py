@@ -138,6 +138,7 @@ def record_plan(
     run = evaluate_plan(plan, program, logical, entry=call.entry, params=call.params)
     ops = {str(out): item for item in _expanded(program, call) for out in item.outs}
     parts: dict[str, tuple[Array, Array]] = {}
+    uneven = set[str]()
     for item in claims(run):
         key = str(item.claim.of)
         if key not in ops or (key in recorder.trace.tensors and key not in parts):
@@ -149,6 +150,7 @@ def record_plan(
         if key in recorder.trace.tensors:
             if not np.array_equal(whole[box], array, equal_nan=array.dtype.kind == "f"):
                 recorder.trace.notes += (f"{item.rank}: its {key} is not that of the ranks before it",)
+                uneven.add(key)
             continue
         whole[box] = array
         filled[box] = True
@@ -164,7 +166,7 @@ def record_plan(
             )
     outputs = [str(out.ground(env)) for out in program.entry(call.entry).outputs]
     recorder.trace.outputs = {key: key for key in outputs if key in recorder.trace.tensors}
-    return Recording(recorder.trace, store, {}, str(digest(program)))
+    return Recording(recorder.trace, store, {}, str(digest(program)), frozenset(uneven))
 
 
 def run_shape(program: Program, call: Call, key: str) -> tuple[int, ...]:

@@ -30,12 +30,15 @@ class Recording:
         replays: by step index; a step without one is a black box.
         program: digest of the Program whose names the tensors bear, so that equal names of equal programs
             mean the same thing; "" for eager code.
+        uneven: tensors of which the ranks of a plan hold different copies: what is made of them is not what
+            it would be of the copy that is kept.
     """
 
     trace: Trace
     values: ValueStore | None = None
     replays: Mapping[int, Replay] = field(default_factory=dict[int, Replay])
     program: str = ""
+    uneven: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The values of a tensor, or of an output by its own name.

@@ -32,6 +32,7 @@ from ._recorder import Made, OnStep, Recorder
 from ._recording import Read, Recording, Replay
 from ._records import Argument, Origin, Step, Trace
 from ._values import ValueStore
+from ._versions import split_version
 
 __all__ = ["Watch", "watch"]
 
@@ -278,7 +279,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _overwritten(self, tensor: torch.Tensor, known: _Named, written: int) -> str:
         """A new name for old memory: another tensor that shares it was written to."""
-        name = f"{known.name.partition('@')[0]}@{written}"
+        name = f"{split_version(known.name)[0]}@{written}"
         before = self.trace.tensors[known.name]
         known.as_of = written
         if name not in self.trace.tensors and not self._recorder.changed(name, tensor, written, before):
