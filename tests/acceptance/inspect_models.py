@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
-        x = x + self.o(self.attend(self.norm1(x)))
+        x = x + self.o(self.attend(self.norm1(x)))  # attended
         n = self.norm2(x)
         if self.fault == "relu":
             h = functional.relu(self.gate(n)) * self.up(n)  # fault: relu

@@ -9,6 +9,7 @@ from typing import Final
 from ._align import Pair
 from ._difference import Finding
 from ._explain import Element, describe_change, first_difference, same_bits
+from ._families import is_view
 from ._recording import Recording
 from ._records import Step
 
@@ -40,7 +41,7 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
     assert b.values is not None
     x, y = a.values.get(pair.a), b.values.get(pair.b)
     y = y.reshape(x.shape) if x.numel() == y.numel() else y
-    step_a, step_b = a.trace.maker(pair.a), b.trace.maker(pair.b)
+    step_a, step_b = _maker(a, pair.a), _maker(b, pair.b)
     change = describe_change(x, y)
     element = None
     if x.shape == y.shape and x.dtype == y.dtype:
@@ -89,6 +90,17 @@ def changed_arguments(a: Step, b: Step) -> tuple[tuple[str, str, str], ...]:
 
 def _shown(arguments: Mapping[str, object], key: str) -> str:
     return str(arguments[key])[:80] if key in arguments else "absent"
+
+
+def _maker(run: Recording, name: str) -> Step | None:
+    """The step that made a tensor's values; of what only shows another one, that one's."""
+    step = run.trace.maker(name)
+    while step is not None and is_view(step.op) and step.reads:
+        before = run.trace.maker(step.reads[0])
+        if before is None:
+            break
+        step = before
+    return step
 
 
 def _first_reader(run: Recording, name: str) -> Step | None:
