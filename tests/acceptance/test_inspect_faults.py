@@ -209,7 +209,11 @@ OPS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "fault", "ops", "mark"), OPS, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(
+    ("kind", "fault", "ops", "mark"),
+    OPS,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:12],
+)
 @by_way
 def test_a_wrong_op_is_named_with_its_line(way: str, kind: str, fault: str, ops: set[str], mark: str) -> None:
     found = first_of(planted(way, kind, fault))
