@@ -123,6 +123,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if model is not None:
             self._modules.add_root(model)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch wraps the dispatch for its compiler: that costs 80 MB and some time at every op."""
+        return False
+
     @property
     def trace(self) -> Trace:
         """What was recorded so far."""
