@@ -215,5 +215,5 @@ BAD_WEIGHTS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", sorted(BAD_WEIGHTS))
 def test_bad_weights_are_refused_on_every_processor(what: str) -> None:
     weights, found = BAD_WEIGHTS[what]
-    with pytest.raises((InputError, UnsupportedError), match=found if HERE or what != "strides" else ""):
+    with pytest.raises((InputError, UnsupportedError), match=found if HERE or what != "strides" else None):
         pack_gemm_bf16(weights)

@@ -445,12 +445,28 @@ def _eager_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _named_results(results: Any) -> list[tuple[str, Any]]:
+    """Every tensor in what a run returned, by its place: `out`, `out_1`, `logits`, `past.0.key`."""
+    import dataclasses
+
     import torch
 
-    if isinstance(results, torch.Tensor):
-        return [("out", results)]
-    if isinstance(results, Mapping):
-        return [(str(key), value) for key, value in results.items() if isinstance(value, torch.Tensor)]
-    if isinstance(results, list | tuple):
-        return [(f"out_{at}", value) for at, value in enumerate(results) if isinstance(value, torch.Tensor)]
-    return []
+    found: list[tuple[str, Any]] = []
+
+    def collect(path: str, value: Any, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append((path or "out", value))
+        elif depth >= 16:
+            return
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                collect(f"{path}.{key}" if path else str(key), item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for at, item in enumerate(value):
+                collect(f"{path}.{at}" if path else f"out_{at}", item, depth + 1)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                name = f"{path}.{field.name}" if path else field.name
+                collect(name, getattr(value, field.name), depth + 1)
+
+    collect("", results, 0)
+    return found

@@ -1,7 +1,8 @@
 """Three real models as eager torch code, to inspect and to plant faults in.
 
 EfficientNet-Lite0 from its package with a softmax on top; SmolLM2-135M-Instruct in transformers, a prompt and
-one more token over its cache; silero-vad's TorchScript, two windows over its state. Knows where their
+one more token over its cache; silero-vad
+written out as a module, two windows over its state. Knows where their
 packages keep them. Does not know what is looked for.
 """
 
@@ -77,24 +78,61 @@ def smollm2() -> Subject:
     return Subject("SmolLM2-135M", model, run, stale)
 
 
+class Silero(torch.nn.Module):
+    """silero-vad at 16 kHz, written out: f32[1,512] and its state -> the probability of speech f32[1,1].
+
+    Layers and names as in the package's safetensors file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stft_conv = torch.nn.Conv1d(1, 258, 256, stride=128, bias=False)
+        sizes = ((129, 128, 1), (128, 64, 2), (64, 64, 2), (64, 128, 1))
+        self.conv1, self.conv2, self.conv3, self.conv4 = (
+            torch.nn.Conv1d(inner, outer, 3, stride=stride, padding=1) for inner, outer, stride in sizes
+        )
+        self.lstm_cell = torch.nn.LSTMCell(128, 128)
+        self.final_conv = torch.nn.Conv1d(128, 1, 1)
+
+    def forward(
+        self, window: torch.Tensor, context: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The probability, the context and the state for the next window."""
+        x = torch.cat([context, window], 1)
+        parts = self.stft_conv(torch.nn.functional.pad(x, (0, 64), mode="reflect").unsqueeze(1))
+        y = torch.sqrt(parts[:, :129] ** 2 + parts[:, 129:] ** 2)
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            y = torch.relu(layer(y))
+        h, c = self.lstm_cell(y.squeeze(-1), (state[0], state[1]))
+        z = torch.sigmoid(self.final_conv(torch.relu(h.unsqueeze(-1))))
+        return z.squeeze(1), x[:, -64:], torch.stack([h, c])
+
+
 def silero() -> Subject:
     """Two windows of 512 samples through silero-vad at 16 kHz."""
-    module = torch.jit.load(str(_silero_file("silero_vad.jit")))  # type: ignore[no-untyped-call]
+    from safetensors.torch import load_file
+
+    module = Silero()
+    module.load_state_dict(load_file(str(_silero_file("silero_vad_16k.safetensors"))))
     module.eval()
     generator = torch.Generator().manual_seed(0)
     windows = 0.1 * torch.randn(2, 1, 512, generator=generator)
 
     def run() -> Any:
+        context, state = torch.zeros(1, 64), torch.zeros(2, 1, 128)
+        found: list[torch.Tensor] = []
         with torch.no_grad():
-            module.reset_states()
-            return [module(window, 16000) for window in windows]
+            for window in windows:
+                probability, context, state = module(window, context, state)
+                found.append(probability)
+        return found
 
     def stale(trace: Trace) -> Mapping[int, Callable[..., Any]]:
         """Where the second window reads the state that the first one left."""
         return {
             step.index: _as_at_the_start
             for step in trace.steps
-            if step.op == "select" and "stack" in step.reads[0]
+            if step.op == "select" and step.reads[0].startswith("stack")
         }
 
     return Subject("silero-vad", module, run, stale)

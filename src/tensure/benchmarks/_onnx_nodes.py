@@ -18,10 +18,7 @@ import torch
 from tensure.errors import TensureError
 from tensure.host import Runner, load_weights
 from tensure.program import DTYPES, Model, evaluate_program
-from tensure.program._onnx import OnnxModel
-from tensure.program._onnx_ops import onnx_rows
-from tensure.program._onnx_reader import read_onnx_bytes
-from tensure.program.from_onnx import OPSETS, import_onnx
+from tensure.program.from_onnx import OPSETS, OnnxModel, import_onnx, onnx_rows, read_onnx_bytes
 
 HALVES: Final = {"float16": 2e-3, "bfloat16": 1.6e-2}
 """Relative tolerance of the half types: a few units in the last place, since sums round elsewhere."""

@@ -95,7 +95,8 @@ class _Judge:
                 self.judged.add(pair.a)
                 continue
             verdict = self._judge(pair)
-            if verdict.kind == "divergent" and not self._is_sure(pair):
+            doubtful = verdict.kind == "divergent" and not self._is_sure(pair)
+            if doubtful or (verdict.kind == "within" and self._changed_on_the_same(pair)):
                 self.aside[pair.a] = pair
                 continue
             self._settle(pair, verdict)
@@ -113,9 +114,26 @@ class _Judge:
     def _is_sure(self, pair: Pair) -> bool:
         """Whether a pair that differs must mean the same: no leaf, nor made of a leaf that is in doubt."""
         step = self.a.trace.maker(pair.a)
-        if not pair.sure or step is None:
+        if not pair.sure or step is None or self._changed_arguments(pair):
             return False
         return not any(read in self.aside and self.a.trace.tensors[read].step < 0 for read in step.reads)
+
+    def _changed_arguments(self, pair: Pair) -> bool:
+        """Whether the two steps do the same op with other arguments."""
+        one, other = self.a.trace.maker(pair.a), self.b.trace.maker(pair.b)
+        return (
+            one is not None and other is not None and one.op == other.op and one.arguments != other.arguments
+        )
+
+    def _changed_on_the_same(self, pair: Pair) -> bool:
+        """Whether other arguments gave another result of the very same operands: that is no rounding."""
+        one, other = self.a.trace.maker(pair.a), self.b.trace.maker(pair.b)
+        if one is None or other is None or not self._changed_arguments(pair):
+            return False
+        return len(one.reads) == len(other.reads) and all(
+            _same_digest(self.a.trace.tensors[x], self.b.trace.tensors[y])
+            for x, y in zip(one.reads, other.reads, strict=True)
+        )
 
     def _judge_outputs(self) -> None:
         """What the runs hand back is the same thing, whatever came of the alignment."""
@@ -123,6 +141,13 @@ class _Judge:
         names = [(ours[key], theirs[key]) for key in ours if key in theirs]
         if not names and len(ours) == len(theirs):
             names = list(zip(ours.values(), theirs.values(), strict=True))
+        alone = [key for key in (*ours, *theirs) if (key in ours) != (key in theirs)] if len(names) else []
+        if len(ours) != len(theirs) or (alone and len(names) < len(ours)):
+            self.result.unmatched += [
+                f"output {key}" for key in (*ours, *theirs) if key in alone or not names
+            ]
+        if not ours or not theirs:
+            self.result.unmatched += [*_ends(self.a, self.judged), *_ends(self.b, self._judged_b())]
         for a, b in names:
             if self._is_counterpart(a, b) and a not in self.aside:
                 continue
@@ -132,6 +157,9 @@ class _Judge:
             if kept is not None and verdict.kind != "divergent":
                 self.result.verdicts.append(Verdict(kept, "by_design", basis=f"the output is {b}"))
             self._settle(pair, verdict)
+
+    def _judged_b(self) -> set[str]:
+        return {self.to_b[name] for name in self.judged if name in self.to_b}
 
     def _is_counterpart(self, a: str, b: str) -> bool:
         """Whether two outputs are a pair, or a pair of which one was cast in the end."""
@@ -159,9 +187,11 @@ class _Judge:
             # A leaf that differs with nothing folded into it is a fault, however little comes of it.
             folded = self._has_extra(pair, steps_a)
             for other in waiting:
-                if self.a.trace.tensors[other.a].step < 0 and other.sure and not folded:
+                is_leaf = self.a.trace.tensors[other.a].step < 0
+                if other.sure and not folded and (is_leaf or self._changed_arguments(other)):
                     del self.aside[other.a]
-                    self.result.verdicts.append(Verdict(other, "divergent", basis="values given"))
+                    basis = "values given" if is_leaf else "other arguments"
+                    self.result.verdicts.append(Verdict(other, "divergent", basis=basis))
                     self.judged.add(other.a)
                     self._find(other)
         for other in waiting:
@@ -206,11 +236,15 @@ class _Judge:
             return Verdict(pair, "identical", basis="digest")
         if is_version(pair.a):
             return Verdict(pair, "within", basis="judged where it was written")
+        if not self._has_values(pair):
+            return Verdict(pair, "unjudged", basis="values that were not there to keep")
         x, y = self._value(self.a, pair.a), self._value(self.b, pair.b)
         if x.numel() != y.numel():
             return Verdict(pair, "unjudged", basis="different sizes")
         y = y.reshape(x.shape)
         if x.dtype == y.dtype and bool(same_bits(x, y).all()):
+            if fa.layout != "strided" and fa.digest is not None and fb.digest is not None:
+                return Verdict(pair, "divergent", basis="the same values in other places")
             return Verdict(pair, "identical", basis="values")
         gap = _gap(x, y)
         if fa.step < 0 or fb.quantised is not None:
@@ -253,6 +287,11 @@ class _Judge:
             if expected is not None and self._hold(expected, found)[0] == "within":
                 return "within", self._hold(expected, found)[1]
         return "divergent", excess
+
+    def _has_values(self, pair: Pair) -> bool:
+        assert self.a.values is not None
+        assert self.b.values is not None
+        return pair.a in self.a.values and pair.b in self.b.values
 
     def _is_tainted(self, name: str) -> bool:
         step = self.a.trace.maker(name)
@@ -305,6 +344,12 @@ class _Judge:
         if value is None:
             return "divergent", None
         bound = expected.bound
+        if value.is_complex() or found.is_complex():
+            bound = None if bound is None else torch.stack([bound, bound], -1)
+            value = torch.view_as_real(value.to(torch.complex128))
+            found = torch.view_as_real(found.to(torch.complex128))
+            if bound is None and not (self.rtol or self.atol):
+                return ("within" if bool(same_bits(value, found).all()) else "divergent"), None
         if bound is None and not (self.rtol or self.atol):
             value = value.to(found.dtype)
             return ("within" if bool(same_bits(value, found).all()) else "divergent"), None
@@ -461,6 +506,17 @@ class _Judge:
 
 
 _TINY: Final = 1e-300
+
+
+def _ends(run: Recording, judged: set[str]) -> list[str]:
+    """What a run whose outputs nobody named ended in, as far as it has no counterpart."""
+    read = {name for step in run.trace.steps for name in step.reads}
+    found: list[str] = []
+    for step in run.trace.steps:
+        if step.outs and step.outs[0] not in read and not is_view(step.op) and not unset_outputs(step.op):
+            if step.outs[0] not in judged:
+                found.append(step.outs[0])
+    return found
 
 
 def _before_cast(run: Recording, name: str) -> str | None:

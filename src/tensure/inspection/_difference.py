@@ -78,6 +78,8 @@ class Difference:
     verdicts: list[Verdict] = field(default_factory=list[Verdict])
     findings: list[Finding] = field(default_factory=list[Finding])
     notes: list[str] = field(default_factory=list[str])
+    unmatched: list[str] = field(default_factory=list[str])
+    """Results of either run that the other has no counterpart of."""
 
     @property
     def kind(self) -> Literal["identical", "within", "divergent", "unjudged"]:
@@ -85,7 +87,7 @@ class Difference:
         if self.findings:
             return "divergent"
         counts = self.counts()
-        if not self.verdicts or counts["unjudged"]:
+        if not self.verdicts or counts["unjudged"] or self.unmatched:
             return "unjudged"
         return "within" if counts["within"] or counts["by_design"] else "identical"
 
@@ -110,6 +112,7 @@ class Difference:
             "pairs": [_plain(dataclasses.asdict(verdict)) for verdict in self.verdicts],
             "only_a": self.alignment.only_a,
             "only_b": self.alignment.only_b,
+            "unmatched": list(self.unmatched),
             "notes": list(self.notes),
         }
 

@@ -81,7 +81,7 @@ def describe_change(a: torch.Tensor, b: torch.Tensor) -> str:
     """What turns `a` into `b`, if it is one of the usual faults; "" otherwise."""
     if a.numel() != b.numel() or not a.numel() or a.numel() > MAX_PATTERN:
         return ""
-    if a.dtype != b.dtype:
+    if a.dtype != b.dtype or a.is_complex():
         return ""
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     for words, made in _simple(a):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import torch
@@ -119,7 +120,7 @@ def look(tensor: torch.Tensor, looking: Looking) -> Sight:
     if tensor.is_quantized:
         return _quantised(tensor, looking)
     if tensor.is_nested and tensor.layout is torch.strided:
-        return look(tensor.values(), looking)
+        return _joined(tensor.values(), looking, tensor._nested_tensor_size())
     if tensor.layout is not torch.strided:
         return _sparse(tensor, looking)
     dtype = element_of(tensor)
@@ -156,22 +157,44 @@ _PLAIN_DISPATCH: Final = torch.Tensor.__torch_dispatch__
 
 
 def _sparse(tensor: torch.Tensor, looking: Looking) -> Sight:
+    """Statistics of the stored values; the digest is of those and of where they stand."""
     if tensor.layout is torch.sparse_coo:
-        # _values, not values: a look must not coalesce.
-        return look(tensor._values(), looking)
-    return look(tensor.values(), looking)
+        # _values and _indices: a look must not coalesce.
+        return _joined(tensor._values(), looking, tensor._indices())
+    if tensor.layout is torch.jagged:
+        return _joined(tensor.values(), looking, tensor.offsets())  # type: ignore[attr-defined]
+    compressed = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    where = (
+        (tensor.crow_indices(), tensor.col_indices())
+        if compressed
+        else (tensor.ccol_indices(), tensor.row_indices())
+    )
+    return _joined(tensor.values(), looking, *where)
+
+
+def _joined(values: torch.Tensor, looking: Looking, *others: torch.Tensor) -> Sight:
+    """The sight of `values`, its digest one of the other tensors too."""
+    seen = look(values, looking)
+    if seen.digest is None:
+        return seen
+    parts = [seen.digest] + [look(other, Looking(False, True)).digest or "" for other in others]
+    return Sight(
+        seen.statistics, blake2b(":".join(parts).encode(), digest_size=16).hexdigest(), seen.quantised
+    )
 
 
 def _quantised(tensor: torch.Tensor, looking: Looking) -> Sight:
-    seen = look(tensor.int_repr(), looking)
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         scale, zero, axis = tensor.q_scale(), tensor.q_zero_point(), None
         scales, zeros = (scale, scale), (zero, zero)
+        grid = torch.tensor([scale, float(zero)], dtype=torch.float64)
     else:
         s, z = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
         scales = (float(s.min()), float(s.max()))
         zeros = (int(z.min()), int(z.max()))
         axis = tensor.q_per_channel_axis()
+        grid = torch.cat([s.double().reshape(-1), z.double().reshape(-1)])
+    seen = _joined(tensor.int_repr(), looking, grid)
     return Sight(seen.statistics, seen.digest, Quantised(scales, zeros, axis, saturation(tensor.int_repr())))
 
 

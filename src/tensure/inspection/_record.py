@@ -210,7 +210,11 @@ def _kernels(
         kind = type(step).__name__.removesuffix("Step").lower()
         if step.out not in types:
             recorder.step(f"tensure::{kind}", reads, [Made(step.out, torch.from_numpy(array))])
-    recorder.trace.outputs = {key: held for key, held in segment.outputs if held in types}
+    holders = {segment.values[step.out].buffer: step.out for step in segment.steps}
+    for key, held in segment.outputs:
+        owner = held if held in types else holders.get(segment.values[held].buffer)
+        if owner is not None:
+            recorder.trace.outputs = {**recorder.trace.outputs, key: owner}
 
 
 def _reference(

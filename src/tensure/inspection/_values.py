@@ -6,6 +6,7 @@ somebody is about to write over it.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -83,7 +84,7 @@ class ValueStore:
             or tensor.is_quantized
         ):
             tensor = _plain(tensor)
-        tensor = tensor.detach()
+        tensor = tensor.detach().resolve_conj().resolve_neg()
         nbytes = tensor.numel() * tensor.element_size()
         if self._end + nbytes > self._max:
             raise LimitError(
@@ -108,9 +109,11 @@ class ValueStore:
             return
         at = self._end
         for piece in _pieces(tensor):
-            data = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
-            os.pwrite(self._file, data.data, at)
-            at += data.nbytes
+            flat = piece.contiguous()
+            nbytes = flat.numel() * flat.element_size()
+            # Not through numpy: that pins the storage, and the run may want to resize it.
+            os.pwrite(self._file, (ctypes.c_char * nbytes).from_address(flat.data_ptr()), at)
+            at += nbytes
 
     def get(self, name: str) -> torch.Tensor:
         """A kept tensor; read-only by agreement.
@@ -150,6 +153,11 @@ def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
         flat = tensor.contiguous().reshape(-1)
         return list(torch.split(flat, max(1, _PIECE_BYTES // tensor.element_size())))
     return [piece for row in tensor for piece in _pieces(row)]
+
+
+def _is_here(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values: not one on `meta`, nor a fake one."""
+    return tensor.device.type != "meta" and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._recorder.store is not None:
             names = iter(reads)
             again = (_template(args, names), _template(tuple(kwargs.values()), names), tuple(kwargs))
-            self._replays[len(self.trace.steps)] = partial(_replay, func, *again, schema.mutates)
+            self._replays[len(self.trace.steps)] = partial(_replay, func, *again, wrote)
         return schema, reads, arguments, written, wrote
 
     def _trains(self, schema: _Schema, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -301,6 +301,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name, origin = self._given[key][0], "input"
         else:
             name = self._numbered("constant")
+        name = name.replace("@", "_at_")  # that mark is ours (`_versions.py`)
         if name in self.trace.tensors:
             name = self._numbered(name)
         self._name(tensor, name, len(self.trace.steps) - 1)
@@ -372,14 +373,21 @@ def _filled(value: Any, read: Read) -> Any:
 
 
 def _replay(
-    func: Any, args: Any, values: Any, keys: tuple[str, ...], mutates: bool, read: Read
+    func: Any, args: Any, values: Any, keys: tuple[str, ...], wrote: tuple[str, ...], read: Read
 ) -> list[torch.Tensor]:
-    def fresh(name: str) -> torch.Tensor:
-        return read(name).clone()
+    """The op once more; what it writes over is given as a copy, and comes after its results."""
+    copies: dict[str, torch.Tensor] = {}
 
-    source = fresh if mutates else read
+    def source(name: str) -> torch.Tensor:
+        if name not in wrote:
+            return read(name)
+        if name not in copies:
+            copies[name] = read(name).clone()
+        return copies[name]
+
     result = func(*_filled(args, source), **dict(zip(keys, _filled(values, source), strict=True)))
-    return list(_tensors(result))
+    found = list(_tensors(result))
+    return found + [copy for copy in copies.values() if not any(copy is item for item in found)]
 
 
 def _tensors(value: Any) -> Iterable[torch.Tensor]:

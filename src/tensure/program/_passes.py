@@ -286,11 +286,12 @@ def fold_padding(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     def rewrite(line: _Line) -> None:
         makers = line.makers()
         for at, item in enumerate(line.ops):
-            source = _source(item)
-            maker = makers.get(source) if source is not None else None
-            if maker is not None and maker.op == "constant_pad_nd":
-                line.ops[at] = folded = _padded(item, maker, line)
-                makers.update(dict.fromkeys(folded.outs, folded))
+            while (source := _source(item)) is not None and (maker := makers.get(source)) is not None:
+                folded = _padded(item, maker, line) if maker.op == "constant_pad_nd" else item
+                if folded is item:
+                    break
+                line.ops[at] = item = folded
+                makers.update(dict.fromkeys(item.outs, item))
 
     return _rewritten(program, rewrite), weights
 

@@ -20,12 +20,12 @@ from ._fresh_names import FreshNames
 from ._model import Model
 from ._normalise import normalise as simplify
 from ._onnx import OnnxGraph, OnnxModel, OnnxType
-from ._onnx_ops import CARRIERS, NEWEST, Builder, Held, Tensor, Walk, known_input, weight_of
-from ._onnx_reader import read_onnx
+from ._onnx_ops import CARRIERS, NEWEST, Builder, Held, Tensor, Walk, known_input, onnx_rows, weight_of
+from ._onnx_reader import read_onnx, read_onnx_bytes
 from ._records import Entry, Name, Op, Program, Ref, TensorType, Value
 from ._validate import validate_program
 
-__all__ = ["from_onnx", "import_onnx"]
+__all__ = ["OPSETS", "OnnxModel", "from_onnx", "import_onnx", "onnx_rows", "read_onnx_bytes"]
 
 OPSETS: Final = (1, NEWEST)
 """Versions of the default domain that are read; ops whose meaning changed say what they do in each."""
