@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import time
+import tracemalloc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ import tensure
 from tensure.errors import FormatError, InputError, LimitError, TensureError, UnsupportedError
 from tensure.host import Runner, load_weights
 from tensure.program import Model, digest, evaluate_program, format_program, infer_program, parse_program
+from tensure.program._onnx_ops import _builder, _graph
 from tensure.program._onnx_reader import read_onnx_bytes
 from tensure.program.from_onnx import OPSETS, from_onnx, import_onnx
 
@@ -523,6 +526,125 @@ def test_a_loop_without_end_is_refused_in_time() -> None:
     )
     with pytest.raises(LimitError, match="a loop of over"):
         imported(data)
+
+
+def loops(depth: int) -> Any:
+    """A body of no nodes, or of one loop of such bodies; M trips of it are the graph's."""
+    sizes = [("trip", TensorProto.INT64, []), ("going", TensorProto.BOOL, []), ("v", TensorProto.FLOAT, [1])]
+    ins = [helper.make_tensor_value_info(f"{name}{depth}", *spec) for name, *spec in sizes]
+    nodes = [helper.make_node("Loop", ["M", "", f"v{depth}"], ["w"], body=loops(depth - 1))] if depth else []
+    out = helper.make_tensor_value_info("w", TensorProto.FLOAT, [1]) if depth else ins[2]
+    return helper.make_graph(nodes, "body", ins, [ins[1], out])
+
+
+def empty_trips(depth: int, trips: int) -> bytes:
+    nodes = [helper.make_node("Loop", ["M", "", "x"], ["y"], name="here", body=loops(depth))]
+    return graph_bytes(nodes, float_input(1), ["y"], {"M": np.array(trips, np.int64)})
+
+
+def test_trips_without_nodes_are_counted_over_the_whole_file() -> None:
+    assert imported(empty_trips(1, 100)).program.entries  # ten thousand are taken
+    begun = time.process_time()
+    with pytest.raises(LimitError, match="repetitions") as caught:
+        imported(empty_trips(1, 1 << 14))
+    assert time.process_time() - begun < 30
+    assert caught.value.place is not None and "Loop" in caught.value.place
+
+
+def test_a_scan_whose_body_has_no_nodes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = helper.make_tensor_value_info("e", TensorProto.FLOAT, [])
+    body = helper.make_graph([], "body", [one], [one])
+    nodes = [helper.make_node("Scan", ["x"], ["y"], name="here", body=body, num_scan_inputs=1)]
+    data = graph_bytes(nodes, float_input(50), ["y"])
+    assert imported(data).program.entries
+    monkeypatch.setattr(_graph, "MAX_NODES", 40)
+    with pytest.raises(LimitError, match="repetitions"):
+        imported(data)
+
+
+HUGE: Final = 1 << 39
+DECLARED: Final[dict[str, tuple[Any, list[int], dict[str, Any], int]]] = {
+    "Compress": (node("Compress", ["x", "k"], axis=1), [1, HUGE], {"k": np.array([True, False])}, 17),
+    "Hardmax": (node("Hardmax", ["x"]), [1, HUGE], {}, 17),
+    "ReverseSequence": (node("ReverseSequence", ["x", "k"]), [HUGE, 1], {"k": np.array([1])}, 17),
+    "AveragePool": (
+        node("AveragePool", ["x"], kernel_shape=[2, 2], dilations=[2, 2]),
+        [1, 1, 1 << 20, 1 << 18],
+        {},
+        19,
+    ),
+    "AveragePool, the kernel": (
+        node("AveragePool", ["x"], kernel_shape=[30_000, 30_000], dilations=[2, 2]),
+        [1, 1, 70_000, 70_000],
+        {},
+        19,
+    ),
+    "LpPool": (node("LpPool", ["x"], kernel_shape=[100_000, 100_000]), [1, 1, 200_000, 200_000], {}, 17),
+    "MaxPool": (
+        helper.make_node(
+            "MaxPool", ["x"], ["y", "i"], name="here", kernel_shape=[2, 2], strides=[1 << 20, 1 << 18]
+        ),
+        [1 << 20, 1 << 10, 4, 4],
+        {},
+        17,
+    ),
+    "GroupNormalization": (
+        node("GroupNormalization", ["x", "k", "k"], num_groups=1),
+        [1, HUGE, 1],
+        {"k": np.ones(1, np.float32)},
+        18,
+    ),
+    "Resize": (
+        node("Resize", ["x", "", "", "k"], mode="linear", antialias=1),
+        [1, 1, 1, HUGE],
+        {"k": np.array([1, 1, 1, 1])},
+        18,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_declared_dim_makes_no_array(case: str) -> None:
+    """Some hundred bytes that would have made terabytes: a model or one line, and little memory."""
+    op, shape, weights, opset = DECLARED[case]
+    data = graph_bytes([op], float_input(*shape), ["y"], weights, opset=opset)
+    assert len(data) < 400
+    tracemalloc.start()
+    try:
+        if case == "Compress":
+            assert imported(data).program.entry().outputs
+        else:
+            with pytest.raises(LimitError, match="elements; wanted at most") as caught:
+                imported(data)
+            assert caught.value.place == f"node 'here' ({op.op_type})"
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_declared_batch_dim_makes_no_array() -> None:
+    spec = {"x": (TensorProto.FLOAT, [HUGE, 2]), "k": (TensorProto.INT64, [HUGE, 1])}
+    with pytest.raises(LimitError, match=r"node 'here' \(GatherND\)"):
+        imported(graph_bytes([node("GatherND", ["x", "k"], batch_dims=1)], spec, ["y"]))
+
+
+def test_arrays_are_counted_over_the_whole_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("Hardmax", ["x"], [f"y{at}"], name=f"n{at}") for at in range(5)]
+    data = graph_bytes(nodes, float_input(1, 1000), ["y4"])
+    assert imported(data).program.entries
+    monkeypatch.setattr(_builder, "_MOST_BYTES", 4 * 8 * 1000)
+    with pytest.raises(LimitError, match="in one file") as caught:
+        imported(data)
+    assert caught.value.place == "node 'n4' (Hardmax)"
+
+
+def test_no_memory_is_an_error_that_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, sizes: Any, what: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(_builder.Builder, "room", full)
+    with pytest.raises(LimitError, match=r"node 'here' \(Hardmax\): arrays this machine has no memory for"):
+        imported(graph_bytes([node("Hardmax", ["x"])], float_input(1, 4), ["y"]))
 
 
 def test_every_byte_changed_is_a_model_or_an_error() -> None:

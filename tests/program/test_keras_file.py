@@ -328,6 +328,75 @@ def test_row_17_is_red_without_the_count(monkeypatch: pytest.MonkeyPatch) -> Non
         file.read(["a"])
 
 
+def tree_of_one_node(entries: int, names: int = 0) -> bytes:
+    """A group whose tree is one node `entries` times, each time one leaf that is one table as often."""
+    data = bytearray(hdf5(lambda file: file.create_group("g")))
+    table = len(data)
+    data += b"SNOD" + struct.pack("<BBH", 1, 0, names)
+    child = table
+    for level in (0, 1):
+        at = len(data)
+        data += b"TREE" + struct.pack("<BBHQQ", 0, level, entries, (1 << 64) - 1, (1 << 64) - 1)
+        data += struct.pack("<QQ", 0, child) * entries + struct.pack("<Q", 0)
+        child = at
+    struct.pack_into("<Q", data, 40, len(data))
+    file = Hdf5File(np.frombuffer(bytes(data), np.uint8))
+    group = (file.group([]) or {})["g"]
+    old = next(body for kind, body in file._messages(group) if kind == 17)
+    struct.pack_into("<Q", data, data.index(old, group), child)
+    return bytes(data)
+
+
+def test_row_17_a_tree_whose_branches_are_one_node() -> None:
+    small = Hdf5File(np.frombuffer(tree_of_one_node(20), np.uint8))
+    assert small.group(["g"]) == {}
+    data = np.frombuffer(tree_of_one_node(65535), np.uint8)
+    with bounded(seconds=20, most=None), pytest.raises(LimitError, match="nodes, names and messages"):
+        Hdf5File(data).group(["g"])
+
+
+def chunks_that_lie(factor: int, count: int = 1000) -> bytes:
+    """`count` chunks of a float, all said to lie over the file's first half and to hold `factor` floats."""
+    data = bytearray(zeros(count, chunks=(1,), compression="gzip"))
+    at = data.find(b"TREE\x01")
+    while at >= 0:
+        level, used = data[at + 5], struct.unpack_from("<H", data, at + 6)[0]
+        for key in range(at + 24, at + 24 + 32 * used, 32):
+            (first,) = struct.unpack_from("<Q", data, key + 8)
+            struct.pack_into("<Q", data, key + 8, first * factor)
+            if level == 0:
+                struct.pack_into("<I", data, key, len(data) // 2)
+                struct.pack_into("<Q", data, key + 24, 0)
+        at = data.find(b"TREE\x01", at + 8)
+    file = Hdf5File(np.frombuffer(bytes(data), np.uint8))
+    address = (file.group([]) or {})["a"]
+    for kind, body in file._messages(address):
+        spot = data.find(body, address)
+        if kind == 1:
+            for size in range(8 if body[0] == 1 else 4, len(body) - 7, 8):
+                struct.pack_into("<Q", data, spot + size, count * factor)
+        if kind == 8:
+            struct.pack_into("<L", data, spot + 11, factor)
+    return bytes(data)
+
+
+def test_row_17_chunks_over_the_same_bytes_are_refused_before_there_is_an_array() -> None:
+    data = np.frombuffer(chunks_that_lie(1 << 17), np.uint8)
+    assert data.size < 1 << 18
+    with bounded(most=4 << 20), pytest.raises(LimitError, match="chunks that share their bytes"):
+        Hdf5File(data).read(["a"])
+
+
+def test_row_17_no_memory_is_an_error_that_names_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Hdf5File, address: int) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Hdf5File, "_dataset", full)
+    with pytest.raises(LimitError, match="no memory") as found:
+        Hdf5File(np.frombuffer(zeros(4), np.uint8)).read(["a"])
+    assert found.value.place == "a"
+
+
 FEATURES: dict[str, Callable[[h5py.File], object]] = {
     "soft link": lambda file: file.__setitem__("a", h5py.SoftLink("/b")),
     "external link": lambda file: file.__setitem__("a", h5py.ExternalLink("/etc/passwd", "b")),

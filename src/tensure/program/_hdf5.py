@@ -5,7 +5,8 @@ Knows: superblock 0, symbol-table groups, version 1 object headers, compact, con
 deflate. Refuses by name what leads elsewhere or needs native code: soft and external links, external storage,
 virtual datasets, every other filter. Every address is held against the file; nothing is allocated before the
 declared size is held against the bytes stored; no stored byte is handed out twice, so that a thousand
-datasets over the same bytes cannot make a thousand arrays. Does not know what the arrays mean.
+datasets over the same bytes cannot make a thousand arrays; every visit is counted, so that a tree whose
+branches are one node ends. Does not know what the arrays mean.
 
 Source: "HDF5 File Format Specification Version 3.0", The HDF Group.
 """
@@ -34,6 +35,9 @@ _MAX_NAME: Final = 1024
 _MAX_RANK: Final = 8
 _MAX_DIM: Final = 1 << 40
 _MAX_NODES: Final = 1 << 18
+"""Visits of one file: of nodes, of each of their entries, of names, of messages."""
+_COUNTED_BYTES: Final = 256
+"""Of a message's body, copied at the cost of one visit."""
 _MAX_CHUNKS: Final = 1 << 16
 _MAX_MESSAGES: Final = 4096
 _MAX_LEVELS: Final = 8
@@ -110,6 +114,8 @@ class Hdf5File:
             return self._dataset(parent[path[-1]])
         except (FormatError, LimitError, UnsupportedError) as error:
             raise error.at(place=label) from None
+        except MemoryError as error:
+            raise LimitError("an array this machine has no memory for", place=label) from error
 
     # --- groups ---
 
@@ -151,6 +157,7 @@ class Hdf5File:
     def _symbols(self, at: int, names: Bytes, label: str) -> Iterator[tuple[str, int]]:
         if self._bytes(at, 4) != b"SNOD" or self._int(at + 4, 1) != 1:
             raise FormatError("no symbol table here", place=f"byte {at}")
+        self._count()
         count = self._int(at + 6, 2)
         self._within(at + 8, 40 * count)
         for spot in range(at + 8, at + 8 + 40 * count, 40):
@@ -187,6 +194,7 @@ class Hdf5File:
                     f"a tree node of level {found}", place=f"byte {at}", wanted=f"level {level}"
                 )
             self._within(at + 24, used * (key + child) + key)
+            self._count(used)
             spots = range(at + 24, at + 24 + used * (key + child), key + child)
             if found:
                 pending += [(self._int(spot + key, 8), found - 1) for spot in reversed(spots)]
@@ -214,8 +222,8 @@ class Hdf5File:
             seen.add(spot)
             end = spot + size
             while spot + 8 <= end and len(found) < wanted:
-                self._count()
                 kind, length, flags = self._int(spot, 2), self._int(spot + 2, 2), self._int(spot + 4, 1)
+                self._count(1 + length // _COUNTED_BYTES)
                 if spot + 8 + length > end:
                     raise FormatError("a message runs past its block", place=f"byte {spot}")
                 if flags & 2:
@@ -296,7 +304,7 @@ class Hdf5File:
         if len(places) != math.prod(counts):
             raise FormatError(f"{len(places)} chunks are stored", wanted=f"{math.prod(counts)}")
         size, whole = math.prod(chunk) * item, math.prod(shape) * item
-        stored = sum(length for _, length in places.values())
+        stored = self._spend_chunks(list(places.values()))
         if max(whole, size) > self.max_ratio * stored:
             raise LimitError(
                 f"{list(shape)} {dtype} declares {whole} bytes, {stored} are stored",
@@ -304,7 +312,6 @@ class Hdf5File:
             )
         out = np.empty(shape, dtype)
         for spot, (at, length) in places.items():
-            self._spend(at, length)
             block = self._chunk(at, length, size, deflated).view(dtype).reshape(chunk)
             ends = [min(side, full - start) for side, full, start in zip(chunk, shape, spot, strict=True)]
             inside = tuple(slice(start, start + end) for start, end in zip(spot, ends, strict=True))
@@ -354,10 +361,22 @@ class Hdf5File:
     def _int(self, at: int, size: int) -> int:
         return int.from_bytes(self._bytes(at, size), "little")
 
-    def _count(self) -> None:
-        self._nodes += 1
+    def _count(self, visits: int = 1) -> None:
+        self._nodes += visits
         if self._nodes > _MAX_NODES:
             raise LimitError(f"over {_MAX_NODES} nodes, names and messages in an HDF5 file", wanted="fewer")
+
+    def _spend_chunks(self, places: list[tuple[int, int]]) -> int:
+        """Take the bytes of one array's chunks, no two of which overlap; how many there are."""
+        end = 0
+        for at, length in sorted(places):
+            if at < end:
+                raise LimitError(
+                    "chunks that share their bytes", place=f"byte {at}", wanted="each byte in one"
+                )
+            self._spend(at, length)
+            end = at + length
+        return sum(length for _, length in places)
 
     def _spend(self, at: int, size: int) -> None:
         """Take `size` stored bytes from all there are."""

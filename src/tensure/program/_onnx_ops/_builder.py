@@ -38,6 +38,10 @@ _FOLD_TOTAL: Final = 1 << 26
 """Elements computed while reading one file."""
 _FOLDED_FAMILIES: Final = ("_elementwise", "_activations", "_shapes", "_indexing", "_reductions")
 _MOST_ENTRIES: Final = 1 << 16
+_MOST_ELEMENTS: Final = 1 << 24
+"""Of one array whose size a declared dim decides: a file of 100 bytes can declare 2^40."""
+_MOST_BYTES: Final = 1 << 30
+"""Of all such arrays of one file."""
 CARRIERS: Final = {"u16": (16, "i32"), "u32": (32, "i64")}
 """Unsigned dtypes no Program has, held in the next wider signed one: bits, and the dtype that holds them."""
 _LEAVES_RANGE: Final = frozenset(
@@ -127,7 +131,25 @@ class Builder:
     run_graph: Callable[[Any, Sequence[Held]], list[Held]] | None = None
     """Runs a subgraph of the node in hand on these inputs, in its scope."""
     folded: int = 0
+    roomed: int = 0
+    """Bytes of arrays whose size the file declares without storing them."""
     _shared: dict[tuple[TensorType, bytes], Ref] = field(default_factory=dict[tuple[TensorType, bytes], Ref])
+
+    def room(self, sizes: Sequence[int], what: str) -> None:
+        """Ask for an array of 8-byte elements before it is made: the sizes are what the file declares.
+
+        Raises:
+            LimitError: too many elements, or too many bytes with all that was asked for before.
+        """
+        elements = math.prod(sizes)
+        if elements > _MOST_ELEMENTS:
+            raise LimitError(f"{what} of {elements} elements", wanted=f"at most {_MOST_ELEMENTS}")
+        self.roomed += 8 * elements
+        if self.roomed > _MOST_BYTES:
+            raise LimitError(
+                f"{what} of {elements} elements, {self.roomed} bytes with those before",
+                wanted=f"at most {_MOST_BYTES} bytes in one file",
+            )
 
     # --- tensors ---
 
@@ -289,7 +311,8 @@ class Builder:
     def pick(self, x: Tensor, dim: int, index: Sequence[int] | Array) -> Tensor:
         """The slices of a dim at these known places."""
         places = np.asarray(index, np.int64)
-        if np.array_equal(places, np.arange(x.shape[dim])):
+        # The lengths first: the dim may be declared far larger than the list of places.
+        if places.size == x.shape[dim] and np.array_equal(places, np.arange(places.size)):
             return x
         return self.op("index_select", x, self.known(places), dim=dim)
 

@@ -17,7 +17,7 @@ from ._builder import Builder, Held, Tensor, axis_of
 from ._table import Attributes, onnx_op
 
 MAX_TRIPS: Final = 1 << 14
-"""Repetitions of one loop."""
+"""Repetitions of one loop. Loops within loops are bounded by the steps of the whole file (`_graph.py`)."""
 
 
 def _run(b: Builder, graph: OnnxGraph, inputs: Sequence[Held]) -> list[Held]:

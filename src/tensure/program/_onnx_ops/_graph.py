@@ -21,7 +21,9 @@ from ._builder import CARRIERS, Builder, Held, Tensor
 from ._table import NEWEST, bind_node, onnx_rows, row_of
 
 MAX_NODES: Final = 1 << 18
-"""Nodes visited in one file, those of unrolled loops each time."""
+"""Steps of reading one file: nodes visited and graphs entered, those of unrolled loops each time."""
+_NAMES_A_STEP: Final = 16
+"""Names bound or looked up at the cost of one step more."""
 MAX_DEPTH: Final = 32
 """Subgraphs and functions inside one another."""
 _DEFAULT_DOMAINS: Final = ("", "ai.onnx")
@@ -59,12 +61,24 @@ class Walk:
     visited: int = 0
     depth: int = 0
 
+    def count(self, names: int) -> None:
+        """One step that touches so many names.
+
+        Raises:
+            LimitError: the file has had all its steps.
+        """
+        self.visited += 1 + names // _NAMES_A_STEP
+        if self.visited > MAX_NODES:
+            raise LimitError(f"over {MAX_NODES} nodes", wanted="a smaller model or fewer repetitions")
+
     def graph(self, graph: OnnxGraph, inputs: Sequence[Held], parent: Scope | None = None) -> list[Held]:
         """The outputs of a graph for these inputs, which stand for its inputs in order.
 
         Raises:
             FormatError: another number of inputs.
+            LimitError: the file has had all its steps; a graph without nodes is one too.
         """
+        self.count(len(graph.initializers) + len(graph.inputs) + len(graph.outputs))
         if len(inputs) != len(graph.inputs):
             raise FormatError(
                 f"graph {graph.name!r} of {len(graph.inputs)} inputs", wanted=f"{len(inputs)} inputs"
@@ -83,9 +97,7 @@ class Walk:
         if self.depth > MAX_DEPTH:
             raise LimitError(f"subgraphs over {MAX_DEPTH} deep", wanted=f"at most {MAX_DEPTH}")
         for at, node in enumerate(nodes):
-            self.visited += 1
-            if self.visited > MAX_NODES:
-                raise LimitError(f"over {MAX_NODES} nodes", wanted="a smaller model or fewer repetitions")
+            self.count(len(node.inputs) + len(node.outputs) + len(node.attrs))
             place = f"node {node.name or at!r} ({node.op_type})"
             try:
                 self._node(node, scope, opsets)
@@ -93,6 +105,9 @@ class Walk:
                 raise error.at(place=place) from None
             except (ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
                 raise RecordError(f"cannot take its inputs: {error}", place=place) from error
+            except MemoryError as error:
+                # The last resort: what a file can make large is held against Builder.room before it is made.
+                raise LimitError("arrays this machine has no memory for", place=place) from error
         self.depth -= 1
 
     def _node(self, node: OnnxNode, scope: Scope, opsets: Mapping[str, int]) -> None:

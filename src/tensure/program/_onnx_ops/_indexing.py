@@ -75,6 +75,7 @@ def _columns(b: Builder, index: Tensor, data: Tensor, batch: int) -> list[Tensor
     for dim in range(batch):
         shape = [1] * (batch + len(inner))
         shape[dim] = data.shape[dim]
+        b.room(shape, "the places along a batch dim")
         found.append(b.known(np.arange(data.shape[dim]).reshape(shape)))
     for at in range(count):
         column = b.op("select", index, dim=-1, index=at)
@@ -150,6 +151,7 @@ def _tensor_scatter(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         )
     shape = [1] * cache.rank
     shape[dim] = update.shape[dim]
+    b.room(shape, "the places along an axis")
     places = b.known(np.arange(update.shape[dim]).reshape(shape))
     if start is not None:
         column = b.reshape(b.cast(start, "i64"), (-1, *[1] * (cache.rank - 1)))
@@ -192,6 +194,7 @@ def reversed_in_time(b: Builder, data: Tensor, lengths: Tensor, batch: int, time
     """The first lengths[i] steps of sample i in reverse order, the rest as they are."""
     line = [1] * data.rank
     line[time] = data.shape[time]
+    b.room(line, "the places along the time axis")
     steps = b.known(np.arange(data.shape[time]).reshape(line))
     column = [1] * data.rank
     column[batch] = data.shape[batch]

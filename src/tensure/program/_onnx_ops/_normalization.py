@@ -60,6 +60,7 @@ def _group_norm(b: Builder, x: list[Any], a: Attributes) -> Tensor:
             f"{groups} groups of an input of shape {list(data.shape)}", wanted="whole groups of channels"
         )
     if scale.shape == (groups,) and b.version < 21 and groups != data.shape[1]:
+        b.room(data.shape[1:2], "the group of each channel")
         each = np.repeat(np.arange(groups), data.shape[1] // groups)
         scale, bias = b.pick(scale, 0, each), b.pick(bias, 0, each)
     return b.op("group_norm", data, scale, bias, num_groups=groups, eps=a["epsilon"])

@@ -153,6 +153,7 @@ def _max_with_places(b: Builder, data: Tensor, w: _Window, column_major: bool) -
     n, c = data.shape[:2]
     count = math.prod(data.shape[2:])
     places = _places(w, data.shape[2:])
+    b.room(places.shape, "the places of the windows")
     flat = pad_with(b, b.reshape(data, (n * c, count)), [(0, 0), (0, 1)], _lowest(data.dtype))
     windows = b.op("index", flat, None, b.known(np.where(places < 0, count, places)))
     best = b.op("argmax", windows, dim=2)
@@ -161,6 +162,7 @@ def _max_with_places(b: Builder, data: Tensor, w: _Window, column_major: bool) -
         places = np.ravel_multi_index(tuple(reversed(spots)), tuple(reversed(data.shape[2:])))
     which = b.expand(b.known(places[None]), (n * c, *places.shape))
     found = b.op("gather", which, b.reshape(best, (*best.shape, 1)), dim=2)
+    b.room([n, c], "the first places of the channels")
     start = b.known((np.arange(n * c) * count).reshape(-1, 1, 1))
     shape = (n, c, *w.out)
     values = b.reshape(b.op("amax", windows, dim=(2,)), shape)
@@ -174,30 +176,31 @@ def _average_pool(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     counted = bool(a["count_include_pad"])
     if w.fits_table() and set(w.dilation) == {1} and not (counted and w.ceil and len(w.kernel) == 3):
         return _pool2d(b, "avg_pool2d", data, w, w.pads, count_include_pad=counted)
-    ones = np.ones([size + sum(pads) * counted for size, pads in zip(w.sizes, w.pads, strict=True)], bool)
-    held = np.pad(
-        ones, [(0, hung[1] - own[1]) if counted else hung for own, hung in zip(w.pads, w.hang(), strict=True)]
-    )
     total = _window_sums(b, data, w)
-    return b.op("div", total, b.known(_counts(held, w), data.dtype))
+    return b.op("div", total, b.known(_counts(b, w, counted), data.dtype))
 
 
-def _counts(held: Array, w: _Window) -> Array:
-    """How many elements of each window count."""
-    total = np.zeros(w.out, np.int64)
-    for spot in np.ndindex(*w.kernel):
-        total += held[
-            tuple(
-                slice(at * d, at * d + (out - 1) * s + 1, s)
-                for at, d, out, s in zip(spot, w.dilation, w.out, w.stride, strict=True)
-            )
-        ]
+def _counts(b: Builder, w: _Window, counted: bool) -> Array:
+    """How many elements of each window count: what counts is a box, so one dim after the other.
+
+    Elements count that lie in the input, with `counted` also those in its pads; never what hangs over.
+    """
+    b.room(w.out, "the sizes of the windows")
+    total: Array = np.ones((), np.int64)
+    for size, out, k, s, d, (before, after) in zip(
+        w.sizes, w.out, w.kernel, w.stride, w.dilation, w.pads, strict=True
+    ):
+        b.room([out, k], "the places of the windows along an axis")
+        line = np.arange(out)[:, None] * s + np.arange(k)[None] * d - before
+        low, high = (-before, size + after) if counted else (0, size)
+        total = total[..., None] * ((line >= low) & (line < high)).sum(axis=1)
     return total
 
 
 def _window_sums(b: Builder, data: Tensor, w: _Window) -> Tensor:
     """The sum of each window, as a convolution with ones of every channel by itself."""
     n, c = data.shape[:2]
+    b.room(w.kernel, "a kernel of ones")
     ones = b.known(np.ones((1, 1, *w.kernel)), data.dtype)
     lone = b.reshape(data, (n * c, 1, *w.sizes))
     pads = flat_pads(w.hang())

@@ -47,6 +47,7 @@ def _along(b: Builder, x: Tensor, param: Tensor | None, axis: int, block: int, w
         raise FormatError(
             f"{what} of shape {list(param.shape)}, block_size={block}", wanted="one entry for each block"
         )
+    b.room(x.shape[dim : dim + 1], "the block of each element")
     return b.pick(param, dim, np.arange(x.shape[dim]) // block)
 
 

@@ -168,6 +168,7 @@ def _softmax(kind: str) -> Translate:
             return b.op(kind, data, dim=dim)
         shape = [1] * data.rank
         shape[dim] = data.shape[dim]
+        b.room(shape, "the places along an axis")
         places = b.known(np.arange(data.shape[dim]).reshape(shape))
         best = b.op("eq", places, b.op("argmax", data, dim=dim, keepdim=True))
         return b.cast(best, data.dtype)

@@ -60,6 +60,8 @@ def _resize(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         have, scale, size = data.shape[dim], scales[at], sizes[at]
         if scale == 1 and size == have and roi is None:
             continue
+        if a["antialias"]:  # a shrunken axis has taps as far apart as its elements were
+            b.room([size, math.ceil(4 / min(scale, 1.0))], "the taps of an axis")
         taps = _taps(have, size, scale, a, None if roi is None else roi[:, at])
         data = _along(b, data, dim, taps)
         shape = [1] * data.rank
@@ -347,5 +349,6 @@ def _corner(
         weight = share if weight is None else weight if share is None else b.op("mul", weight, share)
     assert place is not None
     rows = b.reshape(place, (n, place.size // max(n, 1)))
+    b.room([n], "the samples of a batch")
     picked = b.op("index", flat, b.known(np.arange(n).reshape(-1, 1)), rows)
     return picked if weight is None else b.op("mul", picked, b.reshape(weight, (*rows.shape, 1)))

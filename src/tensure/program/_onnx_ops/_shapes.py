@@ -208,6 +208,7 @@ def _pad(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     sides = {dim: (pads[at], pads[at + len(dims)]) for at, dim in enumerate(dims)}
     if a["mode"] != "constant":
         for dim, (before, after) in sides.items():
+            b.room([max(data.shape[dim] + before + after, 0)], "the places of a padded axis")
             data = b.pick(data, dim, _mirrored(data.shape[dim], before, after, a["mode"]))
         return data
     value = a["value"] if x[2] is None else b.number(x[2], "constant_value")
@@ -292,6 +293,7 @@ def _range(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     count = max(math.ceil((float(limit) - float(start)) / delta), 0)
     if count > _MOST_KNOWN:
         raise LimitError(f"a range of {count} elements", wanted=f"at most {_MOST_KNOWN}")
+    b.room([count], "a range")
     wide = np.float64 if x[0].dtype in FLOATS else np.int64
     steps: Array = np.arange(count, dtype=wide)
     return b.known(np.add(steps * delta, start), x[0].dtype)
@@ -305,6 +307,7 @@ def _eye_like(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         )
     dtype = x[0].dtype if a["dtype"] is None else dtype_of(a["dtype"], "dtype")
     rows, columns = x[0].shape
+    b.room([rows, columns], "a matrix")
     return b.known(np.eye(rows, columns, k=max(min(a["k"], columns), -rows)), dtype)
 
 
@@ -325,6 +328,7 @@ def _one_hot(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     wrapped = b.op("where", b.op("lt", whole, 0), b.op("add", whole, depth), whole)
     shape = [1] * (indices.rank + 1)
     shape[dim] = depth
+    b.room(shape, "the classes")
     classes = b.known(np.arange(depth).reshape(shape))
     hit = b.op("eq", b.op("unsqueeze", wrapped, dim=dim), classes)
     off, on = (b.reshape(b.slice(x[2], 0, at, at + 1), ()) for at in range(2))
@@ -347,6 +351,7 @@ def _affine_grid(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         )
     if min(size) < 1 or math.prod(spatial) > _MOST_KNOWN:
         raise LimitError(f"a grid of sizes {list(spatial)}", wanted=f"at most {_MOST_KNOWN} points")
+    b.room([*spatial, len(spatial) + 1], "a grid")
     lines = [
         np.linspace(-1, 1, count)
         if a["align_corners"] and count > 1

@@ -29,6 +29,7 @@ def _window(*terms: float) -> Translate:
         size = int(b.number(x[0], "size"))
         if not 0 <= size <= _LONGEST_WINDOW:
             raise LimitError(f"a window of {size}", wanted=f"0 to {_LONGEST_WINDOW}")
+        b.room([size], "a window")
         angle = 2 * math.pi * np.arange(size) / max(size if a["periodic"] else size - 1, 1)
         total: Array = np.zeros(size)
         for k, term in enumerate(terms):
@@ -152,6 +153,7 @@ def _stft(b: Builder, x: list[Any], a: Attributes) -> Tensor:
         raise LimitError(
             f"{frames} frames of {length}", wanted=f"at least 1, at most {1 << 24} samples in all"
         )
+    b.room([frames, length], "the places of the frames")
     places = b.known(np.arange(frames)[:, None] * hop + np.arange(length)[None])
 
     def cut(part: Tensor) -> Tensor:
@@ -184,6 +186,7 @@ def _mel(b: Builder, x: list[Any], a: Attributes) -> Tensor:
     edges = 2595 * np.log10(1 + np.array([low, high]) / 700)
     mels = edges[0] + np.arange(bins + 2) * ((edges[1] - edges[0]) / (bins + 2))
     spots = np.floor((length + 1) * (700 * (10 ** (mels / 2595) - 1)) / rate).astype(np.int64)
+    b.room([length // 2 + 1, bins], "the matrix")
     found = np.zeros((length // 2 + 1, bins))
     for at in range(bins):
         lower, centre, upper = (int(item) for item in spots[at : at + 3])
@@ -219,6 +222,7 @@ def _col2im(b: Builder, x: list[Any], a: Attributes) -> Tensor:
             f"an input of shape {list(data.shape)}",
             wanted=f"{math.prod(block)} rows a channel, {math.prod(outs)} blocks",
         )
+    b.room([*block, *outs], "the places of the blocks")
     place: Array = np.zeros((1, 1), np.int64)
     for size, out, k, s, d in zip(full, outs, block, stride, dilation, strict=True):
         line = np.arange(k)[:, None] * d + np.arange(out)[None] * s
