@@ -79,7 +79,8 @@ def inspect(
             through in order, with what was kept of them.
 
     Raises:
-        InputError: inputs that the model does not take, options that cannot apply to it, a limit that is no bound.
+        InputError: inputs that the model does not take, options that cannot apply to it, a limit that is
+            no bound.
         UnsupportedError: a way that cannot run it.
     """
     from tensure.inspection import Looking, ValueStore, play_back, record_plan, record_program
