@@ -167,6 +167,17 @@ def test_other_names_with_at_are_names(doubled: bytes, tmp_path: Path, name: str
     assert compare(run, run).kind == "identical"
 
 
+def test_a_leaf_may_be_called_like_a_version(tmp_path: Path) -> None:
+    w = torch.ones(2)
+    with watch(keep=True, digest=True, inputs={"w@1": w}) as seen:
+        y = w.view(2, 1) * 2
+        w.add_(y.reshape(2))
+        w * 3
+    assert "w@1" in seen.trace.tensors
+    run = load_recording(save_recording(seen.recording(), tmp_path / "a.trace"))
+    assert compare(seen.recording(), run).kind == "identical"
+
+
 def test_versions_of_memory_that_was_written_over_come_back(tmp_path: Path) -> None:
     with watch(keep=True, digest=True) as seen:
         x = torch.zeros(4)

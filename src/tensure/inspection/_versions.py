@@ -49,7 +49,7 @@ def rewritten(
     found: dict[str, torch.Tensor] = {}
     outs = [trace.tensors[out] for out in step.outs if out in made and trace.tensors[out].in_place]
     for name, facts in trace.tensors.items():
-        if split_version(name)[1] != step.index or facts.strides is None:
+        if split_version(name)[1] != step.index or facts.strides is None or facts.step < 0:
             continue
         source = next((out for out in outs if out.storage == facts.storage), None)
         if source is None or source.strides is None:
