@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tensure.cli import _inspect, _not_yet, _stepping
 from tensure.errors import InputError
-from tensure.inspection import load_recording, summarize, trace_from_json
+from tensure.inspection import load_recording, save_recording, summarize, trace_from_json, watch
 
 from .conftest import Call
 
@@ -378,6 +380,20 @@ def test_a_run_that_fails_while_it_is_stepped_through_can_still_be_looked_at(
     assert "the code raised RuntimeError" in done.err
 
 
+NO_BOUNDS = ("nan", "inf", "-inf", "-1")
+NOT_FOR_RECORDINGS = (
+    ["--input", "x.npy"],
+    ["--prompt", "he"],
+    ["--entry", "run"],
+    ["--param", "n=3"],
+    ["--by", "torch"],
+    ["--by", "kernels"],
+    ["--plan", "no.txt"],
+    ["--seed", "0"],
+    ["--limit", "3"],
+)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -400,7 +416,12 @@ def test_a_run_that_fails_while_it_is_stepped_through_can_still_be_looked_at(
         (["inspect", "image.bundle", "--seed", "0", "--step", "--json"], "one of them"),
         (["inspect", "image.bundle", "--seed", "0", "-o", "n.trace", "--break", "nan"], "one of them"),
         (["inspect", "old.trace", "--seed", "0"], "not run again"),
+        *((["inspect", "old.trace", *words], f"{words[0]} cannot apply") for words in NOT_FOR_RECORDINGS),
+        (["inspect", "old.trace", "--entry", "run", "--limit", "3"], "--entry, --limit cannot apply"),
         (["inspect", "missing.trace"], "no such file"),
+        (["inspect", "missing.trace", "--step"], "no such file"),
+        (["inspect", "missing.trace", "--break", "nan"], "no such file"),
+        *((["inspect", "image.bundle", "--seed", "0", "--limit", x], "--limit") for x in NO_BOUNDS),
         (["inspect", "no_such_module_here:x"], "cannot import"),
         (["inspect", "image.bundle", "--sed", "0"], "--seed"),
         (["diff", "image.bundle"], "B"),
@@ -408,6 +429,13 @@ def test_a_run_that_fails_while_it_is_stepped_through_can_still_be_looked_at(
         (["diff", "image.bundle", "image.bundle", "--seed", "0", "--rename", "x"], "A=B"),
         (["diff", "image.bundle", "image.bundle", "--seed", "0", "--rename", "no=no"], "no"),
         (["diff", "image.bundle", "image.bundle", "--seed", "0", "--rtol", "-1"], "rtol"),
+        *(
+            (["diff", "image.bundle", "image.bundle", "--seed", "0", option, x], option)
+            for option in ("--rtol", "--atol")
+            for x in NO_BOUNDS
+        ),
+        (["diff", "old.trace", "old.trace", "--seed", "0"], "not run again"),
+        (["diff", "old.trace", "old.trace", "--entry", "run"], "--entry"),
         (["diff", "image.bundle", "image.bundle", "--seed", "0", "--other-by", "magic"], "'kernels'"),
         (["diff", "old.trace", "old.trace", "--other-by", "kernels"], "not run again"),
     ],
@@ -445,6 +473,80 @@ def test_a_saved_run_is_shown_and_compared(call: Call) -> None:
     assert refused.code == 2
     assert "--force" in refused.err
     assert call("inspect", "image.bundle", "--input", "x.npy", "-o", "new.trace", "--force").code == 0
+
+
+def without_clock(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "steps": [{**step, "seconds": 0} for step in document["steps"]]}
+
+
+@pytest.mark.parametrize("subject", ["undefined", "with_nan", "in_place"])
+@pytest.mark.parametrize("condition", ["nan", "|x|>0.5", "op=add*", "shape=*,2", "name=never"])
+def test_conditions_are_asked_of_a_saved_run_as_of_one_that_runs(
+    call: Call, code: str, subject: str, condition: str
+) -> None:
+    assert call("inspect", f"{code}:{subject}", "-o", "run.trace").code == 0
+    limit = ["--limit", "1e300"]  # no counts over the condition's own number, which a saved run lacks
+    live = call("inspect", f"{code}:{subject}", "--break", condition, "--digest", "--json", *limit)
+    saved = call("inspect", "run.trace", "--break", condition, "--json")
+    assert saved.code == live.code, saved.err
+    assert without_clock(saved.json) == without_clock(live.json)
+    text = call("inspect", "run.trace", "--break", "op=never", "--break", condition)
+    assert text.code == live.code
+    assert (f"break 2 ({condition})" in text.out) == (live.code == 1)
+    assert "reading run.trace" in text.err
+
+
+def test_a_saved_run_is_stepped_through(call: Call, code: str) -> None:
+    script = "n\nn 2\nl\nb\nw\nbreak name=addmm*\nc\np\np addmm_1[0, :3]\ns\nc\np out\nq\n"
+    live = call("inspect", f"{code}:make", "--step", "--keep", "--digest", stdin=script)
+    assert call("inspect", f"{code}:make", "-o", "run.trace").code == 0
+    saved = call("inspect", "run.trace", "--step", "--keep", "--digest", stdin=script)
+    assert saved.code == live.code == 0, saved.err
+    assert "addmm_1[0, :3]  f32[3]\n[" in saved.out
+    assert "the run is over" in saved.out
+    assert saved.out.splitlines() == live.out.splitlines()
+    assert "(what follows was not reached yet)" in saved.out
+    assert "no tensor 't_2' so far" in call("inspect", "run.trace", "--step", stdin="p t_2\n").out
+
+
+def test_a_saved_run_without_values_digests_or_statistics_says_so(call: Call, code: str) -> None:
+    with watch(statistics=False) as seen:
+        torch.ones(2) * 2
+    save_recording(seen.recording(), "bare.trace")
+    stepped = call("inspect", "bare.trace", "--step", stdin="n\np\n")
+    assert stepped.code == 0
+    assert "the values of mul_1 were not kept" in stepped.out
+    for words, message in (
+        (["--keep"], "--keep"),
+        (["--digest"], "--digest"),
+        (["--break", "nan"], "--break nan: this recording has no statistics"),
+        (["--step", "--break", "|x|>3"], "no statistics"),
+    ):
+        done = call("inspect", "bare.trace", *words)
+        assert done.code == 2, done.out
+        assert message in done.err
+    assert call("inspect", "bare.trace", "--break", "op=mul").code == 1
+
+
+def test_eager_code_has_no_entries(call: Call, code: str) -> None:
+    for option, word in (("--entry", "run"), ("--param", "n=3")):
+        done = call("inspect", f"{code}:make", option, word)
+        assert done.code == 2
+        assert option in done.err
+        assert "eager code" in done.err
+        assert option in call("diff", f"{code}:make", f"{code}:make", option, word).err
+
+
+def test_a_run_without_steps(call: Call, here: Path, code: str) -> None:
+    (here / f"{code}.py").write_text("def none():\n    pass\n")
+    done = call("inspect", f"{code}:none")
+    assert done.code == 0, done.err
+    assert "step -1" not in done.out
+    assert "no step ran" in done.out
+    nothing = call("diff", f"{code}:none", f"{code}:none")
+    assert nothing.code == 3
+    assert "neither run has a tensor to pair" in nothing.out
+    assert "every tensor" not in nothing.out
 
 
 def test_a_page(call: Call, code: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
 import tensure
-from tensure.errors import InputError
-from tensure.inspection import Watch, difference_lines, table_of
+from tensure.errors import InputError, LimitError
+from tensure.inspection import Recording, ValueStore, Watch, difference_lines, table_of
 
 
 @pytest.fixture
@@ -111,3 +114,66 @@ def test_a_difference_names_the_first_tensor_and_both_lines() -> None:
     same = list(difference_lines(tensure.diff(by_row, by_row, x), show_all=True))
     assert same[1].startswith("bit-identical: ")
     assert len(same) == 3
+
+
+def test_a_difference_has_the_notes_of_both_runs() -> None:
+    def run(note: str) -> Recording:
+        with tensure.watch(keep=True, digest=True) as seen:
+            torch.ones(2) * 2
+        seen.trace.notes = (note,)
+        return seen.recording()
+
+    found = tensure.diff(run("one rank"), run("not looked at"))
+    wanted = ["A: one rank", "B: not looked at"]
+    assert found.to_json()["notes"] == wanted
+    assert list(difference_lines(found))[-2:] == [f"note: {note}" for note in wanted]
+
+
+def test_a_recording_is_gone_through_for_who_asks() -> None:
+    with tensure.watch(keep=True, digest=True) as seen:
+        torch.ones(2) * 2
+    recording = seen.recording()
+    told: list[tuple[str, list[str]]] = []
+    found = tensure.inspect(recording, on_step=lambda step, made: told.append((step.op, [*made])))
+    assert found is recording
+    assert told == [("ones", ["ones_0"]), ("mul", ["mul_1"])]
+
+
+@pytest.mark.parametrize(
+    "options", [{"entry": "run"}, {"params": {"n": 3}}, {"limit": 2.0}, {"seed": 0}, {"by": "kernels"}]
+)
+def test_options_that_cannot_apply_to_a_recording_are_refused(options: dict[str, Any]) -> None:
+    with tensure.watch(keep=True, digest=True) as seen:
+        torch.ones(2) * 2
+    with pytest.raises(InputError, match=next(iter(options))):
+        tensure.inspect(seen.recording(), **options)
+
+
+@pytest.mark.parametrize("options", [{"entry": "run"}, {"params": {"n": 3}}])
+def test_eager_code_has_no_entries(options: dict[str, Any]) -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    with pytest.raises(InputError, match=f"{next(iter(options))} .*eager code"):
+        tensure.inspect(double, torch.ones(2), **options)
+    with pytest.raises(InputError, match="eager code"):
+        tensure.diff(double, double, torch.ones(2), **options)
+
+
+@pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf])
+def test_bounds_are_finite_and_at_least_0(bound: float) -> None:
+    for call in (
+        lambda: tensure.inspect(lambda: torch.ones(2), limit=bound),
+        lambda: tensure.watch(limit=bound),
+        lambda: tensure.diff(lambda: torch.ones(2), lambda: torch.ones(2), rtol=bound),
+        lambda: tensure.diff(lambda: torch.ones(2), lambda: torch.ones(2), atol=bound),
+    ):
+        with pytest.raises(InputError, match="at least 0"):
+            call()
+
+
+def test_too_many_values_are_refused_with_what_helps() -> None:
+    with pytest.raises(LimitError, match=r"keep=ValueStore\(max_bytes=N\)") as caught:
+        tensure.inspect(lambda: torch.ones(99), keep=ValueStore(max_bytes=64))
+    assert "keep_bytes" not in str(caught.value)
+    tensure.inspect(lambda: torch.ones(99), keep=ValueStore(max_bytes=1 << 20))  # the advice holds

@@ -67,6 +67,13 @@ def data(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> byte
     return save_recording(recording, tmp_path_factory.mktemp("trace") / "a.trace").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    with watch(keep=True, digest=True) as seen:
+        torch.ones(3) * 2
+    return save_recording(seen.recording(), tmp_path_factory.mktemp("trace") / "b.trace").read_bytes()
+
+
 def stored(value: torch.Tensor) -> bytes:
     return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
@@ -134,6 +141,52 @@ def test_a_recording_is_not_run_again(tmp_path: Path, data: bytes) -> None:
             tensure.inspect(path, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not run again"):
         tensure.diff(path, path, other_by="kernels")
+
+
+def renamed(data: bytes, old: str, new: str) -> bytes:
+    members = {}
+    for name, text in good_members(data).items():
+        if name.endswith(".json"):
+            text = text.replace(json.dumps(old).encode(), json.dumps(new).encode())
+        members[name] = text
+    return zipped(members)
+
+
+@pytest.mark.parametrize("name", ["a@7", "x@99999999", "@3", "mul_1@1@2"])
+def test_a_version_of_a_tensor_that_is_not_there_is_refused(
+    doubled: bytes, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(FormatError, match="written over"):
+        load_recording(write(tmp_path, renamed(doubled, "mul_1", name)))
+
+
+@pytest.mark.parametrize("name", ["a@" + "9" * 5000, "a@²", "a@٣", "a@07", "a@", "a@-1", "a@9999999999"])
+def test_other_names_with_at_are_names(doubled: bytes, tmp_path: Path, name: str) -> None:
+    run = load_recording(write(tmp_path, renamed(doubled, "mul_1", name)))
+    assert name in run.trace.tensors
+    assert compare(run, run).kind == "identical"
+
+
+def test_a_leaf_may_be_called_like_a_version(tmp_path: Path) -> None:
+    w = torch.ones(2)
+    with watch(keep=True, digest=True, inputs={"w@1": w}) as seen:
+        y = w.view(2, 1) * 2
+        w.add_(y.reshape(2))
+        w * 3
+    assert "w@1" in seen.trace.tensors
+    run = load_recording(save_recording(seen.recording(), tmp_path / "a.trace"))
+    assert compare(seen.recording(), run).kind == "identical"
+
+
+def test_versions_of_memory_that_was_written_over_come_back(tmp_path: Path) -> None:
+    with watch(keep=True, digest=True) as seen:
+        x = torch.zeros(4)
+        y = x.view(2, 2)
+        x.add_(1)
+        y.t()
+    run = load_recording(save_recording(seen.recording(), tmp_path / "a.trace"))
+    assert "view_1@2" in run.trace.tensors
+    assert compare(run, run).kind == "identical"
 
 
 def test_nothing_is_overwritten_unasked(recording: Recording, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ inputs it takes; the looking is done in `inspection/`.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -62,11 +63,11 @@ def inspect(
     Args:
         model: what `load` gives or takes; a session; a torch module, or a function of torch code, recorded
             as it runs eagerly; or `"package.module:name"` for one of those two in code of yours, which is
-            imported and run (a function that returns `(module, inputs)` stands for that call). A `.trace`
-            file that `save_recording` wrote is read, not run.
+            imported and run (a function that returns `(module, inputs)` stands for that call). A recording,
+            or a `.trace` file that `save_recording` wrote, is read, not run.
         inputs: arrays or tensors by name, in order, or one alone; a prompt (str) for a model of text; a file
             (Path) of tensors, or of an image for a classifier.
-        entry, params: which entry of a program, at which integers.
+        entry, params: which entry of a program, at which integers. For models only.
         by: `torch`, op by op; `kernels`, ours in fused steps; `reference`, numpy. For models only.
         plan: run this plan of the model (a Plan, or the file of its text), rank by rank, and put its parts
             together.
@@ -74,24 +75,39 @@ def inspect(
         statistics, digest, limit: what to find out of every tensor.
         keep: keep every value on disk, for `diff` or to look at later (`recording["name"]`).
         on_step: called after each step with what it made. A function without inputs is then called once
-            unwatched before, to see whether its result stands for a call.
+            unwatched before, to see whether its result stands for a call. The steps of a recording are gone
+            through in order, with what was kept of them.
 
     Raises:
-        InputError: inputs that the model does not take. UnsupportedError: a way that cannot run it.
+        InputError: inputs that the model does not take, options that cannot apply to it, a limit that is
+            no bound.
+        UnsupportedError: a way that cannot run it.
     """
-    from tensure.inspection import Looking, Recording, ValueStore, record_plan, record_program
+    from tensure.inspection import Looking, ValueStore, play_back, record_plan, record_program
 
-    if isinstance(model, Recording):
-        return model
-    if _is_recording_file(model):
-        if inputs is not None or seed is not None or plan is not None or by != "torch":
-            raise InputError("a recording is not run again", file=model, wanted="no inputs, seed or plan")
-        return _from_recording_file(model)
+    _check_bound("limit", limit)
+    if _is_recorded(model):
+        given = {
+            "inputs (--input, --prompt)": inputs is not None,
+            "entry (--entry)": entry is not None,
+            "params (--param)": bool(params),
+            "by (--by)": by != "torch",
+            "plan (--plan)": plan is not None,
+            "seed (--seed)": seed is not None,
+            "limit (--limit)": limit is not None,
+        }
+        _refuse_for_recording(model, [option for option, is_given in given.items() if is_given])
+        recording = _recorded(model)
+        _check_recorded(recording, digest=digest, keep=keep is not False)
+        return recording if on_step is None else play_back(recording, on_step)
     store = ValueStore() if keep is True else None if keep is False else keep
     found = _code(model) if isinstance(model, str) and names_code(model) else model
     if _is_eager(found):
         if plan is not None or by != "torch":
             raise InputError("a plan or kernels for eager code", wanted="a model")
+        for option, value in (("entry (--entry)", entry), ("params (--param)", params or None)):
+            if value is not None:
+                raise InputError(f"{option} for eager code", wanted="a model: only a program has entries")
         return _record_eager(found, inputs, seed, statistics, digest, limit, store, on_step)
     loaded = _model(found)
     calls = _calls(loaded, inputs, entry, params, seed)
@@ -139,20 +155,41 @@ def diff(
         progress: told (done, total) as pairs are judged.
 
     Raises:
-        InputError: inputs that a model does not take, or recordings without values.
+        InputError: inputs that a model does not take, options that cannot apply to either run, a tolerance
+            that is no bound, or recordings without values.
     """
     from tensure.inspection import compare
 
-    shared: dict[str, Any] = {"entry": entry, "params": params, "seed": seed, "keep": True, "digest": True}
-    if _is_recording_file(other) and (plan is not None or other_by is not None):
+    _check_bound("rtol", rtol)
+    _check_bound("atol", atol)
+    one, other = (_code(run) if isinstance(run, str) and names_code(run) else run for run in (one, other))
+    shared: dict[str, Any] = {"seed": seed, "keep": True, "digest": True}
+    program: dict[str, Any] = {"entry": entry, "params": params}
+    # An entry is said of the models among the two; where there is none, the first to run refuses it.
+    has_model = any(not _is_recorded(run) and not _is_eager(run) for run in (one, other))
+    if _is_recorded(other) and (plan is not None or other_by is not None):
         raise InputError(
-            "a recording is not run again", file=other, wanted="no plan and nothing to run it by"
+            "a recording is not run again",
+            file=_file_of(other),
+            wanted="no plan and nothing to run it by",
         )
-    a = _from_recording_file(one) if _is_recording_file(one) else inspect(one, inputs, by=by, **shared)
-    if _is_recording_file(other):
-        b = _from_recording_file(other)
-    else:
-        b = inspect(other, inputs, by=other_by or by, plan=plan, **shared)
+    if _is_recorded(one) and _is_recorded(other):
+        given = {
+            "inputs (--input, --prompt)": inputs is not None,
+            "entry (--entry)": entry is not None,
+            "params (--param)": bool(params),
+            "seed (--seed)": seed is not None,
+            "by (--by)": by != "torch",
+        }
+        _refuse_for_recording(other, [option for option, is_given in given.items() if is_given])
+
+    def run(what: Inspectable, by: Way, plan: Plan | str | os.PathLike[str] | None = None) -> Recording:
+        if _is_recorded(what):
+            return _recorded(what)
+        of_program = {} if has_model and _is_eager(what) else program
+        return inspect(what, inputs, by=by, plan=plan, **shared, **of_program)
+
+    a, b = run(one, by), run(other, other_by or by, plan)
     return compare(a, b, rename=rename, rtol=rtol, atol=atol, first_only=first_only, progress=progress)
 
 
@@ -177,6 +214,7 @@ def watch(
     """
     from tensure import inspection
 
+    _check_bound("limit", limit)
     return inspection.watch(
         model, name=name, inputs=inputs, statistics=statistics, digest=digest, limit=limit, keep=keep,
         on_step=on_step,
@@ -192,10 +230,53 @@ def _is_recording_file(model: Any) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(TRACE_SUFFIX)
 
 
-def _from_recording_file(path: str | os.PathLike[str]) -> Recording:
-    from tensure.inspection import load_recording
+def _is_recorded(model: Any) -> TypeGuard[Recording | str | os.PathLike[str]]:
+    from tensure.inspection import Recording
 
-    return load_recording(path)
+    return isinstance(model, Recording) or _is_recording_file(model)
+
+
+def _recorded(model: Recording | str | os.PathLike[str]) -> Recording:
+    from tensure.inspection import Recording, load_recording
+
+    return model if isinstance(model, Recording) else load_recording(model)
+
+
+def _file_of(model: Recording | str | os.PathLike[str]) -> str | os.PathLike[str] | None:
+    return model if isinstance(model, str | os.PathLike) else None
+
+
+def _refuse_for_recording(model: Recording | str | os.PathLike[str], options: Sequence[str]) -> None:
+    """Refuse options that only a run could follow.
+
+    Raises:
+        InputError: there are any; the message names them.
+    """
+    if options:
+        raise InputError(
+            f"a recording is not run again: {', '.join(options)} cannot apply",
+            file=_file_of(model),
+            wanted="the recording alone",
+        )
+
+
+def _check_recorded(recording: Recording, *, digest: bool, keep: bool) -> None:
+    """Refuse to promise what a recording does not hold."""
+    trace = recording.trace
+    if digest and trace.tensors and all(facts.digest is None for facts in trace.tensors.values()):
+        raise InputError(
+            "digest (--digest): this recording has none", next_step="Record with digest=True (-o FILE.trace)"
+        )
+    if keep and recording.values is None:
+        raise InputError(
+            "keep (--keep): the values of this recording were not kept",
+            next_step="Record with keep=True (-o FILE.trace)",
+        )
+
+
+def _check_bound(option: str, value: float | None) -> None:
+    if value is not None and not 0 <= value < math.inf:  # NaN fails both
+        raise InputError(f"{option} (--{option}) {value}", wanted="a finite number of at least 0")
 
 
 # --- what is run -----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ._options import (
 from ._talk import Talk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tensure.inspection import Break, Recording, Stop, Trace
 
@@ -46,7 +46,7 @@ HELP = help_text(
     "--break COND does so at a terminal, from the first step that meets it; elsewhere it stops there, prints "
     "that step and exits 1, or 0 when no step did. COND is nan (a NaN or Inf that no operand had), |x|>1e4, "
     "shape=1,*,7,7, name=GLOB, op=GLOB or module=GLOB. A recording written with -o FILE.trace "
-    "is for tensure diff.",
+    "is for tensure diff; given as MODEL, its steps are gone through likewise.",
 )
 
 
@@ -58,8 +58,11 @@ def command(
     entry: Entry = None,
     param: Param = None,
     by: Annotated[
-        Way, typer.Option("--by", help="torch op by op, our fused kernels, or the plain numpy reference.")
-    ] = "torch",
+        Way | None,
+        typer.Option(
+            "--by", help="torch op by op (when left out), our fused kernels, or the plain numpy reference."
+        ),
+    ] = None,
     plan: PlanFile = None,
     step: Annotated[bool, typer.Option("--step", help="Go through the run step by step.")] = False,
     breaks: Annotated[
@@ -100,19 +103,24 @@ def command(
     from tensure.inspection import limit_of, parse_break
 
     conditions = [parse_break(words) for words in breaks or ()]
-    record = partial(
-        api.inspect,
-        model,
-        input_file if prompt is None else prompt,
-        entry=entry,
-        params=parse_params(param or []) or None,
-        by=by,
-        plan=plan,
-        seed=seed,
-        digest=digest or output is not None,
-        limit=limit_of(conditions) if limit is None else limit,
-        keep=keep or output is not None or html is not None,
-    )
+    if _doing(model) == "reading":
+        given = (input_file, prompt, entry, param or None, by, plan, seed, limit)
+        _refuse_for_recording(model, given)
+        record = _recorded(model, conditions, digest, keep)
+    else:
+        record = partial(
+            api.inspect,
+            model,
+            input_file if prompt is None else prompt,
+            entry=entry,
+            params=parse_params(param or []) or None,
+            by=by or "torch",
+            plan=plan,
+            seed=seed,
+            digest=digest or output is not None,
+            limit=limit_of(conditions) if limit is None else limit,
+            keep=keep or output is not None or html is not None,
+        )
     if steps_through:
         return _step_through(talk, model, record, conditions, run_on=bool(conditions) and not step)
     stop, recording = _record(talk, model, record, conditions)
@@ -166,6 +174,36 @@ def check_inputs_of(input_file: Path | None, prompt: str | None) -> None:
         )
 
 
+def _refuse_for_recording(model: str, given: Sequence[object]) -> None:
+    from tensure.errors import InputError
+
+    names = ("--input", "--prompt", "--entry", "--param", "--by", "--plan", "--seed", "--limit")
+    found = [name for name, value in zip(names, given, strict=True) if value is not None]
+    if found:
+        raise InputError(
+            f"a recording is not run again: {', '.join(found)} cannot apply",
+            file=model,
+            wanted="the recording alone",
+        )
+
+
+def _recorded(model: str, conditions: list[Break], digest: bool, keep: bool) -> Callable[..., Recording]:
+    """A recording read once, gone through as a run is."""
+    from tensure import api
+    from tensure.errors import InputError
+
+    recording = api.inspect(model, digest=digest, keep=keep)
+    tensors = recording.trace.tensors.values()
+    asked = [item.text for item in conditions if item.kind in ("nan", "over")]
+    if asked and tensors and all(facts.statistics is None for facts in tensors):
+        raise InputError(
+            f"--break {asked[0]}: this recording has no statistics",
+            file=model,
+            next_step="Record with statistics=True",
+        )
+    return partial(api.inspect, recording)
+
+
 def _step_through(
     talk: Talk, model: str, record: Callable[..., Recording], conditions: list[Break], *, run_on: bool
 ) -> int:
@@ -188,12 +226,18 @@ def _record(
 
     from ._code import of_their_code
 
-    with talk.progress(f"running {model}"), of_their_code(model, verbose=talk.verbose):
+    with talk.progress(f"{_doing(model)} {model}"), of_their_code(model, verbose=talk.verbose):
         if not conditions:
             return None, record()
         with Stepper(lambda on_step: record(on_step=on_step), conditions) as run:
             stop = run.go()
             return (stop if stop.why == "break" else None), run.recording or Recording(run.trace)
+
+
+def _doing(model: str) -> str:
+    from tensure.inspection import TRACE_SUFFIX
+
+    return "reading" if model.lower().endswith(TRACE_SUFFIX) else "running"
 
 
 def _show(

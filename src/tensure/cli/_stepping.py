@@ -181,7 +181,7 @@ class Stepping:
             [(f"{mark}{row[0]}", *row[1:]) for mark, row in zip(marks, rows, strict=True)], to_data=True
         )
         if at + around >= len(steps) and not self._run.ended:
-            self._say("  (what follows has not run yet)")
+            self._say("  (what follows was not reached yet)")
 
     def _print(self, rest: str) -> None:
         from tensure.inspection import excerpt, split_reference

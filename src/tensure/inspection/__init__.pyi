@@ -7,6 +7,7 @@ from ._excerpt import excerpt
 from ._explain import Element
 from ._facts import Looking
 from ._page import page_of
+from ._played_back import play_back
 from ._record import WAYS, Call, Way, record_plan, record_program
 from ._recorder import Follower, Made, OnStep, Recorder
 from ._recording import Recording
@@ -74,6 +75,7 @@ __all__ = [
     "page_of",
     "parse_break",
     "parse_selection",
+    "play_back",
     "record_plan",
     "record_program",
     "save_recording",

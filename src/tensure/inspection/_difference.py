@@ -70,7 +70,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Difference:
-    """Two runs compared."""
+    """Two runs compared; `notes` are those of either run, with which one it is."""
 
     a: Trace
     b: Trace
@@ -80,6 +80,11 @@ class Difference:
     notes: list[str] = field(default_factory=list[str])
     unmatched: list[str] = field(default_factory=list[str])
     """Results of either run that the other has no counterpart of."""
+
+    def __post_init__(self) -> None:
+        self.notes += [
+            f"{run}: {note}" for run, trace in (("A", self.a), ("B", self.b)) for note in trace.notes
+        ]
 
     @property
     def kind(self) -> Literal["identical", "within", "divergent", "unjudged"]:

@@ -33,7 +33,7 @@ def difference_lines(found: Difference, *, show_all: bool = False) -> Iterator[s
         "; ".join(
             f"{count} {'tensor' if count == 1 else 'tensors'} only in {run}" for run, count in alone if count
         )
-        or "every tensor has a pair"
+        or ("every tensor has a pair" if found.alignment.pairs else "neither run has a tensor to pair")
     )
     shown = found.findings if show_all else found.findings[:1]
     for at, finding in enumerate(shown):

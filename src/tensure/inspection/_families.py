@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Final
 
 __all__ = [
-    "CONTRACTIONS",
     "EXACT",
     "family",
     "is_dequantiser",
@@ -61,7 +60,6 @@ _SAME: Final = {
     "slice_scatter": "scatter",
     "index_put": "scatter",
     "copy_": "scatter",
-    "argmax": "argmax",
 }
 
 _VIEWS: Final = frozenset(
@@ -79,8 +77,6 @@ EXACT: Final = _VIEWS | frozenset(
     "topk sort as_strided diagonal movedim".split()
 )
 """Ops that hand values on as they are: two right answers are the same bits."""
-
-CONTRACTIONS: Final = frozenset({"mm", "convolution", "attention"})
 
 _SUMS: Final = frozenset(
     "sum mean var std var_mean softmax log_softmax layer_norm group_norm rms_norm batch_norm avg_pool2d "

@@ -95,6 +95,8 @@ class Stepper:
         self._at = self._front = -1
         self._goal = -1
         self._waits = self._ended = self._closing = False
+        self._bare = False
+        """Whether steps come without what they made: a recording of which no values were kept."""
         self._breaks: dict[int, Break] = {}
         self._last_break = 0
         for item in breaks:
@@ -251,6 +253,10 @@ class Stepper:
         if self._store is not None and key in self._store:
             return self._store.get(key)
         leaf = self._leaves[key]() if key in self._leaves else None
+        if leaf is None and (self._bare or self._store is not None):
+            raise InputError(
+                f"the values of {key[:80]} were not kept", next_step="Record with keep=True (-o FILE.trace)"
+            )
         if leaf is None:
             raise InputError(
                 f"the values of {key[:80]} are gone: only the last {self._ring.max_bytes >> 20} MiB are kept",
@@ -279,6 +285,7 @@ class Stepper:
         if self._closing:
             raise _ClosedError
         self._front = step.index
+        self._bare = self._store is None and bool(step.outs) and not made
         if step.index >= self._goal or self._hits(step):
             with self._turn:
                 self._here = made

@@ -198,9 +198,10 @@ def statistics_rows(facts: TensorFacts) -> list[tuple[str, str]]:
 
 def summary_lines(trace: Trace, found: Summary) -> list[str]:
     """The figures of a run, with what is wrong in it."""
+    when = f" after step {found.peak_step}" if found.num_steps else ", no step ran"
     lines = [
         f"{trace.name}: {found.num_steps} steps made {found.num_made} tensors; {trace.how}",
-        f"peak live memory: {_human_bytes(found.peak_bytes)} after step {found.peak_step}",
+        f"peak live memory: {_human_bytes(found.peak_bytes)}{when}",
     ]
     bad = found.nonfinite
     if bad is None:

@@ -13,6 +13,7 @@ from tensure.errors import FormatError, LimitError
 from tensure.kernels import Survey
 
 from ._records import SCHEMA, Argument, Memory, Origin, Quantised, Step, TensorFacts, Trace
+from ._versions import split_version
 
 __all__ = ["trace_from_json"]
 
@@ -43,6 +44,14 @@ def trace_from_json(document: Any) -> Trace:
         if facts.name in trace.tensors:
             raise FormatError(f"the name {facts.name[:80]!r} stands there twice", place=f"tensors[{at}]")
         trace.tensors[facts.name] = facts
+    for at, (name, facts) in enumerate(trace.tensors.items()):
+        base, version = split_version(name)
+        # A leaf may be called so by whoever gave it.
+        if version >= 0 and facts.step >= 0 and base not in trace.tensors:
+            raise FormatError(
+                f"the name {name[:80]!r} is of memory that was written over", place=f"tensors[{at}]",
+                wanted=f"a tensor {base[:80]!r} too",
+            )  # fmt: skip
     for at, item in enumerate(steps):
         trace.steps.append(_step(_Fields(item, f"steps[{at}]"), at, trace))
     outputs = top.mapping("outputs")

@@ -90,7 +90,7 @@ class ValueStore:
             raise LimitError(
                 f"the values of the run take over {self._max >> 20} MiB",
                 wanted="a smaller input, or a larger bound",
-                next_step="Pass keep_bytes=N (--keep-bytes N)",
+                next_step="In Python, pass keep=ValueStore(max_bytes=N)",
             )
         self._places[name] = (self._end, tensor.dtype, tuple(tensor.shape))
         try:

@@ -6,7 +6,9 @@ written: both lie in one storage, at strides that the trace has. Reads no memory
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import torch
 
@@ -15,10 +17,14 @@ from ._records import Step, TensorFacts, Trace
 __all__ = ["is_version", "previous_version", "rewritten", "split_version"]
 
 
+_STEP: Final = re.compile(r"0|[1-9][0-9]{0,8}")
+"""A step as we write it, and no other digits: a name may come out of a stranger's file."""
+
+
 def split_version(name: str) -> tuple[str, int]:
     """The base of a name and the step that wrote it over, -1 if it is no such name."""
     base, sep, step = name.rpartition("@")
-    return (base, int(step)) if sep and step.isdigit() else (name, -1)
+    return (base, int(step)) if sep and _STEP.fullmatch(step) else (name, -1)
 
 
 def is_version(name: str) -> bool:
@@ -43,7 +49,7 @@ def rewritten(
     found: dict[str, torch.Tensor] = {}
     outs = [trace.tensors[out] for out in step.outs if out in made and trace.tensors[out].in_place]
     for name, facts in trace.tensors.items():
-        if split_version(name)[1] != step.index or facts.strides is None:
+        if split_version(name)[1] != step.index or facts.strides is None or facts.step < 0:
             continue
         source = next((out for out in outs if out.storage == facts.storage), None)
         if source is None or source.strides is None:
