@@ -234,7 +234,7 @@ class _Judge:
         fa, fb = self.a.trace.tensors[pair.a], self.b.trace.tensors[pair.b]
         if _same_digest(fa, fb):
             return Verdict(pair, "identical", basis="digest")
-        if is_version(pair.a):
+        if is_version(pair.a) and fa.step >= 0:
             return Verdict(pair, "within", basis="judged where it was written")
         if not self._has_values(pair):
             return Verdict(pair, "unjudged", basis="values that were not there to keep")
