@@ -108,6 +108,15 @@ class _Aligner:
         self.to_b: dict[str, str] = {}
         self.to_a: dict[str, str] = {}
         self.how: dict[str, How] = {}
+        self.versions_a = {
+            name: split_version(name)
+            for name, facts in a.tensors.items()
+            if is_version(name) and facts.step >= 0
+        }
+        self.versions_b: dict[str, list[str]] = defaultdict(list)
+        for name, facts in b.tensors.items():
+            if is_version(name) and facts.step >= 0:
+                self.versions_b[self.b.root_of(split_version(name)[0])].append(name)
 
     def run(self) -> Alignment:
         self._told()
@@ -119,11 +128,11 @@ class _Aligner:
         while True:
             before = len(self.to_b)
             self._along_the_flow()
+            self._overwritten()
             self._across_gaps()
             if len(self.to_b) == before:
                 break
         self._views()
-        self._overwritten()
         return self._result()
 
     def _match(self, a: str, b: str, how: How) -> bool:
@@ -338,16 +347,16 @@ class _Aligner:
 
     def _overwritten(self) -> None:
         """Tensors that matched steps changed through another one, where both runs have them."""
-        for name in self.a.trace.tensors:
-            base, step = split_version(name)
-            if step < 0 or base not in self.to_b:
+        for name, (base, step) in self.versions_a.items():
+            root = self.to_b.get(self.a.root_of(base))
+            if name in self.to_b or root is None:
                 continue
-            for other in self.b.trace.tensors:
-                if is_version(other) and split_version(other)[0] == self.to_b[base]:
-                    writers = self.a.trace.maker(name), self.b.trace.maker(other)
-                    outs = [step.outs[0] if step is not None and step.outs else "" for step in writers]
-                    if self.to_b.get(outs[0]) == outs[1]:
-                        self._match(name, other, "flow")
+            wanted = self.to_b.get(self.a.trace.steps[step].outs[0])
+            for other in self.versions_b.get(root, ()):
+                writer = self.b.trace.steps[split_version(other)[1]]
+                same = self.a.facts(name).shape == self.b.facts(other).shape
+                if same and wanted is not None and writer.outs[0] == wanted:
+                    self._match(name, other, "flow")
 
     def _result(self) -> Alignment:
         order = {name: at for at, name in enumerate(self.a.trace.tensors)}
