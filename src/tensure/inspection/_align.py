@@ -18,7 +18,7 @@ from ._families import family, is_dequantiser, is_quantiser, is_view
 from ._records import Step, TensorFacts, Trace
 from ._versions import is_version, split_version
 
-__all__ = ["Alignment", "Pair", "align"]
+__all__ = ["Alignment", "Pair", "align", "stand_ins"]
 
 How: TypeAlias = Literal["told", "name", "content", "flow", "gap", "output"]
 """Why two tensors are taken for the same: in falling order of how sure that is."""
@@ -67,6 +67,17 @@ def align(
     return _Aligner(a, b, dict(rename or {}), same_names).run()
 
 
+def stand_ins(trace: Trace) -> dict[str, str]:
+    """Tensors that were rounded to integers and back -> what was rounded."""
+    found: dict[str, str] = {}
+    for step in trace.steps:
+        if is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
+            source = trace.maker(step.reads[0])
+            if source is not None and is_quantiser(source.op) and source.reads:
+                found[step.outs[0]] = source.reads[0]
+    return found
+
+
 class _Flow:
     """One run as the aligner sees it: views looked through, consumers at hand."""
 
@@ -74,14 +85,13 @@ class _Flow:
         self.trace = trace
         self.root: dict[str, str] = {}
         """Each name -> the tensor whose values it shows, views undone."""
+        rounded = stand_ins(trace)
         for step in trace.steps:
             if is_view(step.op) and step.reads and len(step.outs) == 1 and self._same_values(step):
                 self.root[step.outs[0]] = self.root_of(step.reads[0])
-            elif is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
-                source = trace.maker(step.reads[0])
-                if source is not None and is_quantiser(source.op) and source.reads:
-                    # Rounded to a grid and back: it stands for what was rounded.
-                    self.root[step.outs[0]] = self.root_of(source.reads[0])
+            elif step.outs and step.outs[0] in rounded:
+                # Rounded to a grid and back: it stands for what was rounded.
+                self.root[step.outs[0]] = self.root_of(rounded[step.outs[0]])
         self.steps = [step for step in trace.steps if not (step.outs and step.outs[0] in self.root)]
         self.reads = {step.index: tuple([self.root_of(name) for name in step.reads]) for step in self.steps}
         self.readers: dict[str, list[int]] = defaultdict(list)

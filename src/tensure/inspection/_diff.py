@@ -15,11 +15,11 @@ import torch
 
 from tensure.errors import InputError
 
-from ._align import Alignment, Pair, align
+from ._align import Alignment, Pair, align, stand_ins
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
-from ._families import family, is_dequantiser, is_exact, is_quantiser, is_view, unset_outputs
+from ._families import family, is_exact, is_view, unset_outputs
 from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
@@ -74,7 +74,7 @@ class _Judge:
         self.aside: dict[str, Pair] = {}
         """Pairs that differ but are not sure to mean the same: decided by what comes after them."""
         self.judged: set[str] = set()
-        self.stand_ins = stand_ins(b)
+        self.stand_ins = stand_ins(b.trace)
         self.to_a = {pair.b: pair.a for pair in alignment.pairs}
         self.tainted = set(a.uneven | b.uneven)
         """Tensors of which ranks have different copies, and what was made of those."""
@@ -141,11 +141,9 @@ class _Judge:
         names = [(ours[key], theirs[key]) for key in ours if key in theirs]
         if not names and len(ours) == len(theirs):
             names = list(zip(ours.values(), theirs.values(), strict=True))
-        alone = [key for key in (*ours, *theirs) if (key in ours) != (key in theirs)] if len(names) else []
-        if len(ours) != len(theirs) or (alone and len(names) < len(ours)):
-            self.result.unmatched += [
-                f"output {key}" for key in (*ours, *theirs) if key in alone or not names
-            ]
+        else:
+            alone = (key for key in (*ours, *theirs) if (key in ours) != (key in theirs))
+            self.result.unmatched += [f"output {key}" for key in alone]
         if not ours or not theirs:
             self.result.unmatched += [*_ends(self.a, self.judged), *_ends(self.b, self._judged_b())]
         for a, b in names:
@@ -180,12 +178,13 @@ class _Judge:
 
     def _settle(self, pair: Pair, verdict: Verdict) -> None:
         """Write a verdict down; it decides the pairs set aside in its region too."""
-        steps_a, inner = self._region(pair.a)
+        _, inner = self._region(pair.a)
         inside = {name: self.aside[name] for name in inner if name in self.aside}
         waiting = sorted(inside.values(), key=self._place)
         if verdict.kind != "divergent":
             # A leaf that differs with nothing folded into it is a fault, however little comes of it.
-            folded = self._has_extra(pair, steps_a)
+            _, _, extra_a, extra_b = self._suspects(pair)
+            folded = any(not is_exact(step.op) for step in (*extra_a, *extra_b))
             for other in waiting:
                 is_leaf = self.a.trace.tensors[other.a].step < 0
                 if other.sure and not folded and (is_leaf or self._changed_arguments(other)):
@@ -215,13 +214,6 @@ class _Judge:
         elif (finding.kind, blamed) not in self.blamed:
             self.blamed.add((finding.kind, blamed))
             self.result.findings.append(finding)
-
-    def _has_extra(self, pair: Pair, steps_a: list[Step]) -> bool:
-        """Whether either run has steps here that the other lacks."""
-        steps_b, _ = region(self.b, pair.b, lambda key: key in self.to_a and self._is_trusted(self.to_a[key]))
-        extra = [step for step in steps_a if self._is_alone(step, self.to_b)]
-        extra += [step for step in steps_b if self._is_alone(step, self.to_a)]
-        return any(not is_exact(step.op) for step in extra)
 
     def _is_unset(self, name: str) -> bool:
         """Whether it is memory that the step did not set: whatever lay there."""
@@ -254,7 +246,7 @@ class _Judge:
         if theirs is None:
             swapped = self._expected(self.b, self.a, pair.b, dtype, self._given_back(pair.b))
             if swapped is None:
-                return self._estimate(pair, x, y, gap)
+                return self._estimate(pair, x, dtype, gap)
             kind, excess = self._hold(swapped, x)
             return Verdict(pair, kind, gap, excess, swapped.reduction, "B's steps on A's operands")
         kind, excess = self._hold(theirs, y)
@@ -317,7 +309,7 @@ class _Judge:
     def _judge_stand_in(self, name: str, source: str) -> None:
         """Numbers that went through integers: off by half a step of the grid, or at its end."""
         facts = self.b.trace.tensors[name]
-        ours = next((pair.a for pair in self.result.alignment.pairs if pair.b == source), None)
+        ours = self.to_a.get(source)
         step = self.b.trace.maker(name)
         if facts.quantised is None or ours is None or step is None:
             return
@@ -368,9 +360,9 @@ class _Judge:
         worst = float(ratio.max()) if ratio.numel() else 0.0
         return ("within" if worst <= 1.0 else "divergent"), worst
 
-    def _estimate(self, pair: Pair, x: torch.Tensor, y: torch.Tensor, gap: float) -> Verdict:
+    def _estimate(self, pair: Pair, x: torch.Tensor, dtype: str, gap: float) -> Verdict:
         """Neither run's step can be computed again: judged by size alone, and said so."""
-        eps = EPSILON.get(_coarser(str_dtype(x), str_dtype(y)))
+        eps = EPSILON.get(dtype)
         if eps is None or not x.is_floating_point():
             return Verdict(pair, "unjudged", gap, None, basis="a step that cannot be computed again")
         scale = float(torch.nan_to_num(x.double()).square().mean().sqrt())
@@ -386,6 +378,13 @@ class _Judge:
         Those `taken` in are made inside, trusted or not.
         """
         return region(self.a, name, lambda key: self._is_trusted(key) and key not in taken)
+
+    def _region_b(self, name: str) -> list[Step]:
+        """B's steps that make a tensor from trusted ones, in order."""
+        return region(self.b, name, self._is_trusted_b)[0]
+
+    def _is_trusted_b(self, name: str) -> bool:
+        return name in self.to_a and self._is_trusted(self.to_a[name])
 
     def _is_trusted(self, name: str) -> bool:
         return name in self.judged and name not in self.aside and name not in self.apart
@@ -417,14 +416,12 @@ class _Judge:
 
     def _given_back(self, name: str) -> dict[str, torch.Tensor]:
         """A's values for what B's region reads."""
-        to_a = self.to_a
-        steps, _ = region(self.b, name, lambda key: key in to_a and self._is_trusted(to_a[key]))
         found: dict[str, torch.Tensor] = {}
-        for step in steps:
+        for step in self._region_b(name):
             for read in step.reads:
-                if read in to_a and self._is_trusted(to_a[read]):
+                if self._is_trusted_b(read):
                     facts = self.b.trace.tensors[read]
-                    value = self._value(self.a, to_a[read])
+                    value = self._value(self.a, self.to_a[read])
                     if value.numel() == facts.size:
                         found[read] = value.reshape(facts.shape)
         return found
@@ -449,14 +446,17 @@ class _Judge:
     # --- a fault ---
 
     def _finding(self, pair: Pair) -> Finding:
-        steps_a, _ = self._region(pair.a)
-        to_a = self.to_a
-        steps_b, _ = region(self.b, pair.b, lambda key: key in to_a and self._is_trusted(to_a[key]))
-        extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
-        extra_b = [step for step in steps_b if self._is_alone(step, to_a)]
+        steps_a, steps_b, extra_a, extra_b = self._suspects(pair)
         innocent = bool(extra_a or extra_b) and self._does_its_part(pair)
         writer = self._overwriter(steps_a, steps_b)
         return explain(self.a, self.b, pair, Suspects(steps_a, steps_b, extra_a, extra_b, innocent, writer))
+
+    def _suspects(self, pair: Pair) -> tuple[list[Step], list[Step], list[Step], list[Step]]:
+        """A's and B's steps that make a pair of trusted tensors, and those of each that the other lacks."""
+        steps_a, _ = self._region(pair.a)
+        steps_b = self._region_b(pair.b)
+        extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
+        return steps_a, steps_b, extra_a, [step for step in steps_b if self._is_alone(step, self.to_a)]
 
     def _overwriter(self, steps_a: list[Step], steps_b: list[Step]) -> Step | None:
         """The step of B that wrote over what A reads here, if B reads what it left."""
@@ -534,17 +534,6 @@ def _when(finding: Finding) -> int:
     return step.index if step is not None else -1
 
 
-def stand_ins(run: Recording) -> dict[str, str]:
-    """Tensors that were rounded to integers and back -> what was rounded."""
-    found: dict[str, str] = {}
-    for step in run.trace.steps:
-        if is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
-            source = run.trace.maker(step.reads[0])
-            if source is not None and is_quantiser(source.op) and source.reads:
-                found[step.outs[0]] = source.reads[0]
-    return found
-
-
 def region(run: Recording, name: str, trusted: Callable[[str], bool]) -> tuple[list[Step], list[str]]:
     """The steps that make a tensor from trusted ones and leaves, in order; the tensors made on the way."""
     steps: dict[int, Step] = {}
@@ -585,10 +574,3 @@ def _coarser(a: str, b: str) -> str:
     if a in EPSILON and b in EPSILON:
         return a if EPSILON[a] >= EPSILON[b] else b
     return a if a in EPSILON else b
-
-
-def str_dtype(tensor: torch.Tensor) -> str:
-    """Our word for a tensor's dtype."""
-    from tensure.host import dtype_word
-
-    return dtype_word(tensor.dtype)

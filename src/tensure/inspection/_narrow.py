@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ._align import Pair
 from ._difference import Finding
-from ._explain import Element, describe_change, first_difference, same_bits
+from ._explain import describe_change, first_difference, same_bits
 from ._families import is_view
 from ._recording import Recording
 from ._records import Step
@@ -47,24 +47,23 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
     if x.shape == y.shape and x.dtype == y.dtype:
         # Of what was given the first difference, of what was computed the largest: others may be rounding.
         element = first_difference(x, y, None if step_a is None else ~same_bits(x, y))
+    found = Finding("step", pair.a, pair.b, step_a, step_b, (), (), element, change, (), "")
     if step_a is None:
-        step_a, step_b = _first_reader(a, pair.a), _first_reader(b, pair.b)
-        return _finding(
-            "leaf", a, b, pair, step_a, step_b, Suspects((), (), (), (), False), element, change, ()
-        )
+        readers = _first_reader(a, pair.a), _first_reader(b, pair.b)
+        found = replace(found, kind="leaf", step_a=readers[0], step_b=readers[1])
+        return _worded(a, found, Suspects((), (), (), (), False))
     writer = suspects.overwriter
     if writer is None and suspects.innocent and suspects.extra_b:
         writer = next((step for step in suspects.extra_b if step.wrote), None)
         if writer is None:
-            step_b = suspects.extra_b[0]
-            return _finding("step", a, b, pair, step_a, step_b, suspects, element, change, ())
+            return _worded(a, replace(found, step_b=suspects.extra_b[0]), suspects)
     if writer is not None:
-        return _finding("order", a, b, pair, step_a, writer, suspects, element, change, ())
+        return _worded(a, replace(found, kind="order", step_b=writer), suspects)
     if suspects.innocent and suspects.extra_a:
-        missing = suspects.extra_a[0]
-        return _finding("step", a, b, pair, missing, None, suspects, element, change, ())
-    arguments = changed_arguments(step_a, step_b) if step_b is not None else ()
-    return _finding("step", a, b, pair, step_a, step_b, suspects, element, change, arguments)
+        return _worded(a, replace(found, step_a=suspects.extra_a[0], step_b=None), suspects)
+    if step_b is not None:
+        found = replace(found, arguments=changed_arguments(step_a, step_b))
+    return _worded(a, found, suspects)
 
 
 def explain_stand_in(b: Recording, pair: Pair, source: str, step: Step, scale: float) -> Finding:
@@ -107,52 +106,24 @@ def _first_reader(run: Recording, name: str) -> Step | None:
     return next((step for step in run.trace.steps if name in step.reads), None)
 
 
-def _finding(
-    kind: str,
-    a: Recording,
-    b: Recording,
-    pair: Pair,
-    step_a: Step | None,
-    step_b: Step | None,
-    suspects: Suspects,
-    element: Element | None,
-    change: str,
-    arguments: tuple[tuple[str, str, str], ...],
-) -> Finding:
-    text = _text(kind, a, b, pair, step_a, step_b, suspects, element, change, arguments)
-    return Finding(
-        kind,  # type: ignore[arg-type]
-        pair.a,
-        pair.b,
-        step_a,
-        step_b,
-        tuple(step.index for step in suspects.steps_a),
-        tuple(step.index for step in suspects.steps_b),
-        element,
-        change,
-        arguments,
-        text,
+def _worded(a: Recording, found: Finding, suspects: Suspects) -> Finding:
+    """A finding with its regions and its sentence filled in."""
+    return replace(
+        found,
+        region_a=tuple(step.index for step in suspects.steps_a),
+        region_b=tuple(step.index for step in suspects.steps_b),
+        text=_text(a, found, suspects),
     )
 
 
-def _text(
-    kind: str,
-    a: Recording,
-    b: Recording,
-    pair: Pair,
-    step_a: Step | None,
-    step_b: Step | None,
-    suspects: Suspects,
-    element: Element | None,
-    change: str,
-    arguments: tuple[tuple[str, str, str], ...],
-) -> str:
-    facts = a.trace.tensors[pair.a]
-    names = pair.a if pair.a == pair.b else f"{pair.a} (in B {pair.b})"
+def _text(a: Recording, found: Finding, suspects: Suspects) -> str:
+    step_a, step_b, element = found.step_a, found.step_b, found.element
+    facts = a.trace.tensors[found.a]
+    names = found.a if found.a == found.b else f"{found.a} (in B {found.b})"
     parts: list[str] = []
-    if kind == "leaf":
+    if found.kind == "leaf":
         parts.append(f"{facts.origin} {names} {facts.type} differs, first read by {_step(step_a)}")
-    elif kind == "order":
+    elif found.kind == "order":
         parts.append(f"{names} {facts.type}: in B it is made of memory that {_step(step_b)} had written over")
     elif step_b is None:
         parts.append(f"{names} {facts.type} parts because B lacks {_step(step_a)}")
@@ -161,9 +132,9 @@ def _text(
         parts.append(f"{names} {facts.type} parts at {_step(step_b)}" + ", which A lacks" * extra)
         if not extra and step_a is not None and step_b is not None and step_a.op != step_b.op:
             parts.append(f"A has {_step(step_a)}")
-    if change:
-        parts.append(change)
-    parts += [f"{key} is {ours} in A and {theirs} in B" for key, ours, theirs in arguments[:MAX_SHOWN]]
+    if found.change:
+        parts.append(found.change)
+    parts += [f"{key} is {ours} in A and {theirs} in B" for key, ours, theirs in found.arguments[:MAX_SHOWN]]
     if element is not None:
         at = ",".join(map(str, element.index))
         where = f"{element.count} of {facts.size} elements; at [{at}] {element.a!r} became {element.b!r}"
