@@ -32,7 +32,8 @@ Examples:
   tensure run efficientnet-lite0 --input photo.png -o photo.npz
   tensure receipt verify out.receipt.json --output out.npz
 
-MODEL is a path (a GGUF file, a model folder, a sealed bundle) or a known name, as listed by `tensure doctor`.
+MODEL is a path (a GGUF, ONNX or .keras file, a model folder, a sealed bundle) or a known name, as listed by
+`tensure doctor`.
 
 Coming, not built yet: {", ".join(_not_yet.COMING)}.
 

@@ -27,7 +27,9 @@ __all__ = [
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A GGUF file, a model folder, a sealed bundle, or a known name."),
+    typer.Argument(
+        metavar="MODEL", help="A GGUF, ONNX or .keras file, a model folder, a sealed bundle, or a known name."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
