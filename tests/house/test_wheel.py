@@ -9,6 +9,8 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPUTE = """
@@ -22,6 +24,7 @@ print(k.isa())
 """
 
 
+@pytest.mark.timeout(1500)  # it compiles every kernel, unoptimised, beside the other tests
 def test_wheel_holds_the_package_and_computes(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -27,6 +27,9 @@ NATIVE, KEPT = ROOT / "native", ROOT / "build" / "check"
 FAMILIES = ("conv", "dotconv", "segment", "dequantize", "gemv", "decoder", "survey")
 ROUNDS = 15
 
+#: The first to ask for a program compiles it, the others wait: minutes on two cores that do other work too.
+pytestmark = pytest.mark.timeout(1500)
+
 COMMON = ["-std=gnu++20", "-O1", "-ffp-contract=off", f"-I{NATIVE}"]
 WATCHED = [
     "-fopenmp",

@@ -138,7 +138,7 @@ def test_memory_and_time_stay_bounded(name: str, tmp_path: Path) -> None:
     path.write_bytes(BOMBS[name]())
     peak, took, said = _measured(path)
     assert peak < BOUND_MIB, said
-    assert took < 4, said  # under 2 s alone; the machine may be shared
+    assert took < 12, said  # under 2 s alone; a shared or slower machine has needed more than 4
     assert said.startswith(("FormatError", "LimitError")) or name in READ, said
     assert len(said) < 400, "a message never repeats the bomb"
 
