@@ -1,5 +1,14 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
+from ._capture import Captured, capture_model, capture_parallel
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
-__all__ = ["ModelFunction", "ParallelFunction", "ParallelStep", "Placements"]
+__all__ = [
+    "Captured",
+    "ModelFunction",
+    "ParallelFunction",
+    "ParallelStep",
+    "Placements",
+    "capture_model",
+    "capture_parallel",
+]

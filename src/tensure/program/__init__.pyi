@@ -48,12 +48,14 @@ from ._records import (
     ref,
 )
 from ._text import MAX_TEXT, digest, format_program, must_be_canonical, parse_program, read_block, read_header
+from ._torch_ops import AtenCall, translate, translates
 from ._validate import check_body, corner_params, located, validate_program
 from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
 __all__ = [
     "Arg",
+    "AtenCall",
     "Attr",
     "Attrs",
     "Block",
@@ -137,6 +139,8 @@ __all__ = [
     "run_step",
     "state_pairs",
     "tensor_digest",
+    "translate",
+    "translates",
     "type_of",
     "type_operand",
     "validate_program",

@@ -81,6 +81,11 @@ def translate(call: AtenCall) -> list[Op]:
     return [_bind(definition, call, outs)]
 
 
+def translates(name: str) -> bool:
+    """Whether some listed op, or several, does what ATen's op of this name does."""
+    return name in _SPECIAL or _RENAMED.get(name, name) in listed()
+
+
 def attributes(definition: OpDef, values: Mapping[str, Any]) -> Attrs:
     """Attributes in the form the op table wants, those that equal their default left out."""
     found: dict[str, Attr] = {}
@@ -102,6 +107,9 @@ def attributes(definition: OpDef, values: Mapping[str, Any]) -> Attrs:
 # --- calls that map name by name -------------------------------------------------------------------
 
 _RENAMED: Final = {
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor",
     "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
     "_reshape_alias": "view",
     "_unsafe_view": "view",
@@ -109,6 +117,7 @@ _RENAMED: Final = {
     "alias": "copy",
     "contiguous": "copy",
     "detach": "copy",
+    "lift_fresh": "copy",
     "dropout": "copy",
     "lift_fresh_copy": "copy",
     "to": "_to_copy",
