@@ -1,6 +1,7 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
-from ._capture import Captured, capture_model, capture_parallel
+from ._model import Captured, capture_model
+from ._parallel import capture_parallel
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
 __all__ = [

@@ -12,7 +12,11 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import ProcessGroup, ReduceOp, _resolve_process_group
+from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
+    ProcessGroup,
+    ReduceOp,
+    _resolve_process_group,
+)
 
 from tensure.errors import UnsupportedError
 from tensure.program import Attrs, Ref
@@ -21,7 +25,7 @@ from ._tape import Tape
 
 __all__ = ["Collectives"]
 
-_REDUCES: Final = {"sum": "sum", "avg": "avg", "mean": "avg", "max": "max", "min": "min", "product": "prod"}
+_KINDS: Final = {"sum": ReduceOp.SUM, "avg": ReduceOp.AVG, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
 
 
 @dataclass(slots=True)
@@ -164,12 +168,13 @@ class _Call:
 
 def _reduce_word(reduce: Any) -> str:
     if isinstance(reduce, torch.ScriptObject):
-        reduce = ReduceOp.unbox(reduce)  # type: ignore[attr-defined]
-    word = str(reduce).rpartition(".")[2].lower() if not isinstance(reduce, str) else reduce.lower()
-    found = _REDUCES.get(word)
-    if found is None or found == "prod":
-        raise UnsupportedError(f"a reduction by {word}", wanted="sum, avg, max or min")
-    return found
+        kind = reduce.op()  # type: ignore[attr-defined]
+        word = next((word for word, op in _KINDS.items() if kind == op), "something else")
+    else:
+        word = str(reduce).rpartition(".")[2].lower()
+    if word not in _KINDS:
+        raise UnsupportedError(f"a reduction by {word}", wanted=", ".join(_KINDS))
+    return word
 
 
 # --- functional collectives -------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class Sources:
         found = _note(self._stack[-1] if self._stack else "", line)
         if node is None:
             # Autograd numbers an op's node just before the op is dispatched.
-            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, found)  # type: ignore[attr-defined]
+            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, found)
         return found
 
 

@@ -8,6 +8,7 @@ gradients and caches come out as plain values. Knows aliasing; does not know wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -108,13 +109,13 @@ class Tape:
         return [Ref(out if out is not None else Name("unread")) for out in outs]
 
     def step(self, op: str, args: tuple[Any, ...], note: Attrs, **attrs: Any) -> Ref:
-        """One listed op as it stands. A collective is named by its turn on its axes: so members find each other."""
+        """One listed op as it stands; a collective is named by its turn on its axes, so members meet."""
         made = self.fresh("_".join(("met", *attrs["axes"])) if op in COLLECTIVES else op)
         self.steps.append(Op(op, args, (made,), tuple(sorted(attrs.items())), note))
         return Ref(made)
 
     def message(self, op: str, args: tuple[Ref, ...], other: int, key: tuple[Any, ...], note: Attrs) -> Ref:
-        """A send to another rank, or a receipt from it; `other` is its number in the mesh until tracks are known."""
+        """A send to another rank, or a receipt from it; `other` is its number, until tracks are known."""
         made = () if op == "send" else (self.fresh("recv"),)
         self.steps.append(Op(op, args, made, (("key", key), ("other", other)), note))
         return Ref(made[0]) if made else args[0]
@@ -135,6 +136,33 @@ class Tape:
         outer = self._seen[id(base)]
         chain = outer.chain if view is None else (*outer.chain, view)
         self._seen[id(tensor)] = _Seen(tensor, outer.storage, chain, value, outer.storage.version)
+
+    def add_window(self, tensor: torch.Tensor, base: torch.Tensor, note: Attrs) -> None:
+        """A contiguous window on the memory of another tensor, wherever in it that one looks.
+
+        Raises:
+            UnsupportedError: it is not contiguous, or the memory is not.
+        """
+        storage = self._seen[id(base)].storage
+        shape, start, count = tuple(tensor.shape), tensor.storage_offset(), tensor.numel()
+        whole = math.prod(storage.shape)
+        held = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if not tensor.is_contiguous() or start + count > whole or held not in (0, whole):
+            raise UnsupportedError(
+                f"as_strided to {list(shape)} with strides {list(tensor.stride())} at {start}",
+                wanted="a contiguous window on contiguous memory",
+            )
+        dtype = dtype_word(tensor.dtype)
+        flat, part = (whole,), (count,)
+        chain = (
+            View("view", {"size": flat}, "self", 0, storage.shape, (flat,), dtype),
+            View("slice", {"dim": 0, "start": start, "end": start + count}, "self", 0, flat, (part,), dtype),
+            View("view", {"size": shape}, "self", 0, part, (shape,), dtype),
+        )
+        value = storage.value
+        for view in chain:
+            value = self._again(view, value, note)
+        self._seen[id(tensor)] = _Seen(tensor, storage, chain, value, storage.version)
 
     def read(self, tensor: torch.Tensor, note: Attrs) -> Ref:
         """The value a tensor has now; made again if its memory was written since.

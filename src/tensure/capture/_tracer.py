@@ -1,4 +1,4 @@
-"""See every ATen call of one rank's step, below autograd and below distributed tensors, and put it on the tape.
+"""See every ATen call of one rank's step, below autograd and distributed tensors, and put it on the tape.
 
 Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value (there
 are none here) or on a random number is refused.
@@ -6,11 +6,10 @@ are none here) or on a random number is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
@@ -20,6 +19,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Attrs, Ref, translates
 
+from ._apart import CUSTOM, decompositions
 from ._collectives import Collectives
 from ._sources import Sources
 from ._tape import ALIASES, Tape, View
@@ -30,11 +30,12 @@ _WRAPPERS: Final = (DTensor, AsyncCollectiveTensor)
 _UNSET: Final = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 )
+_KNOWN: Final = _UNSET | {"as_strided"}
 _SILENT: Final = frozenset({"prim::device", "aten::_assert_async", "aten::_assert_scalar", "aten::sym_size"})
 _FILLS: Final = {"zero": 0, "fill": None}
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What is called while it is entered, as steps.
 
     Args:
@@ -44,7 +45,7 @@ class Tracer(TorchDispatchMode):
     """
 
     def __init__(self, tape: Tape, sources: Sources, collectives: Collectives | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.sources, self.collectives = tape, sources, collectives
 
     @classmethod
@@ -60,10 +61,13 @@ class Tracer(TorchDispatchMode):
             return NotImplemented  # it comes again, for the local tensors
         name = func._schema.name
         namespace, _, word = name.partition("::")
-        if name in _SILENT:
+        if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
         note = self.sources.note()
         try:
+            if name in CUSTOM:
+                with self:
+                    return CUSTOM[name](*args, **given)
             if namespace != "aten":
                 if self.collectives is None:
                     raise UnsupportedError(f"op {name}", wanted="ATen ops on the single device")
@@ -92,7 +96,7 @@ class Tracer(TorchDispatchMode):
         plain = word.removesuffix("_") if writes else word
         if plain.startswith("_foreach"):
             return self._foreach(func, plain, args, kwargs, bool(writes))
-        if not (translates(plain) or word in _UNSET or plain in _FILLS or word in ALIASES):
+        if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
             taken = self._apart(func, args, kwargs)
             if taken is not NotImplemented:
                 return taken
@@ -114,6 +118,9 @@ class Tracer(TorchDispatchMode):
         bound = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
         if word in _UNSET:
             tape.unset(result, note)
+            return
+        if word == "as_strided":
+            tape.add_window(result, bound["self"], note)
             return
         if len(writes) == 1 and plain in _FILLS:
             target = bound[writes[0]]
@@ -179,7 +186,7 @@ class Tracer(TorchDispatchMode):
 
     def _apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call in smaller ones, each of which comes here again."""
-        table = _decompositions()
+        table = decompositions()
         with self:
             if func in table:
                 return table[func](*args, **kwargs)
@@ -236,20 +243,6 @@ def _is_quiet(word: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
         return word.startswith("_scaled_dot_product")
     values = [*args[1:], *kwargs.values()]
     return 0 in values[:1] or False in values
-
-
-_TABLE: dict[Any, Callable[..., Any]] = {}
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch's decompositions into core ATen and a few more, built once."""
-    if not _TABLE:
-        _TABLE.update(core_aten_decompositions())  # type: ignore[arg-type]
-        more = torch.ops.aten
-        _TABLE.update(
-            get_decompositions([more._safe_softmax, more.native_layer_norm_backward, more.linalg_vector_norm])  # type: ignore[arg-type]
-        )
-    return _TABLE
 
 
 def _nothing_on() -> Any:

@@ -38,7 +38,7 @@ class RankTrace:
 
 
 def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
-    """The same without what nobody needs; names are counted anew, so that they do not tell what was dropped."""
+    """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
     needed: set[Any] = set()  # results of collectives, and keys of messages that somebody reads
     while True:
         kept = [_live(trace, needed) for trace in traces]
@@ -174,7 +174,7 @@ def _addressed(
 
 def _place(rank: int, mesh: Mapping[str, int]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for axis in reversed(mesh):
+    for axis in reversed(list(mesh)):
         rank, found[axis] = divmod(rank, mesh[axis])
     if rank:
         raise UnsupportedError("a message to a rank outside of the mesh")

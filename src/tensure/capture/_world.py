@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+import torch.distributed.tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,6 +101,9 @@ def _real_meshes() -> Iterator[None]:
         self._thread_id, self._hash = world, None  # part of what makes meshes equal
 
     DeviceMesh.__init__ = create  # type: ignore[method-assign]
+    # On a processor torch spells an all-to-all as gather and cut; what is proved is what accelerators do.
+    placements: Any = torch.distributed.tensor.placement_types
+    spelled, placements.shard_dim_alltoall = placements.shard_dim_alltoall, _all_to_all
     for name in _MESH_METHODS:
         found = DeviceMesh.__dict__.get(name)
         if found is None:
@@ -116,8 +120,16 @@ def _real_meshes() -> Iterator[None]:
     try:
         yield
     finally:
+        placements.shard_dim_alltoall = spelled
         for name, found in kept.items():
             setattr(DeviceMesh, name, found)
+
+
+def _all_to_all(
+    tensor: torch.Tensor, gather_dim: int, shard_dim: int, mesh: DeviceMesh, mesh_dim: int
+) -> Any:
+    group = mesh.get_group(mesh_dim).group_name
+    return torch.ops._dtensor.shard_dim_alltoall(tensor, gather_dim, shard_dim, group)
 
 
 def _really(function: Callable[..., Any]) -> Callable[..., Any]:
