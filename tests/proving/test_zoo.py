@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.proving.zoo import ENTRIES, Entry
 from tests.proving.zoo._threads import AGREE, DIFFER, run_twin
 

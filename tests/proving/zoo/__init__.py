@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from . import trainverify_ops, trainverify_steps
+from . import context_parallel, trainverify_ops, trainverify_steps
 from ._entry import Entry, Site
 
 __all__ = ["ENTRIES", "Entry", "Site"]
 
 ENTRIES: tuple[Entry, ...] = tuple(
-    entry for theme in (trainverify_ops, trainverify_steps) for entry in theme.ENTRIES
+    entry for theme in (trainverify_ops, trainverify_steps, context_parallel) for entry in theme.ENTRIES
 )

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Block", "FeedForward", "Llama", "RMSNorm", "llama", "rotate"]
+__all__ = [
+    "Attention",
+    "Block",
+    "FeedForward",
+    "Llama",
+    "MaskedLlama",
+    "RMSNorm",
+    "llama",
+    "masked_llama",
+    "rotate",
+]
 
 SEQUENCE, HIDDEN, HEADS, FEED_FORWARD, VOCABULARY = 10, 24, 4, 28, 12
 
@@ -59,16 +69,29 @@ class Attention(nn.Module):
     def rotate_both(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
 
+    def enter_heads(self, x_BNSD: Tensor) -> Tensor:
+        """Queries, keys and values pass here before the attention; a place for a twin's exchange."""
+        return x_BNSD
+
+    def whole_sequence(self, x_BNSD: Tensor) -> Tensor:
+        """Keys and values pass here after the rotation; a place for a twin's gather."""
+        return x_BNSD
+
+    def leave_heads(self, x_BNSD: Tensor) -> Tensor:
+        """What the heads computed passes here."""
+        return x_BNSD
+
     def forward(self, x_BSH: Tensor) -> Tensor:
         batch, length, _ = x_BSH.shape
         q, k, v = (
-            projected.view(batch, length, -1, self.head_size).transpose(1, 2)
+            self.enter_heads(projected.view(batch, length, -1, self.head_size).transpose(1, 2))
             for projected in self.project(x_BSH)
         )
         q, k = self.rotate_both(q, k)
+        k, v = self.whole_sequence(k), self.whole_sequence(v)
         scores = (torch.matmul(q, k.transpose(-1, -2)) * self.scale).masked_fill(self.future, float("-inf"))
-        mixed = torch.matmul(scores.softmax(-1), v).transpose(1, 2).reshape(batch, length, -1)
-        return self.wo(mixed)
+        mixed = self.leave_heads(torch.matmul(scores.softmax(-1), v))
+        return self.wo(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -105,18 +128,37 @@ class Llama(nn.Module):
         self.norm = RMSNorm(HIDDEN)
         self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
 
-    def logits(self, tokens_BS: Tensor) -> Tensor:
+    def hidden(self, tokens_BS: Tensor) -> Tensor:
         x = self.embedding(tokens_BS)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def token_losses(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        logits = self.head(self.hidden(tokens_BS))
+        return F.cross_entropy(logits.flatten(0, 1), targets_BS.flatten(), reduction="none")
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(tokens_BS).flatten(0, 1), targets_BS.flatten())
+        return self.token_losses(tokens_BS, targets_BS).mean()
+
+
+class MaskedLlama(Llama):
+    """The same, with the mean over the tokens whose mask is one, and none over those where it is zero."""
+
+    def forward(self, tokens_BS: Tensor, targets_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        return (self.token_losses(tokens_BS, targets_BS) * mask_BS.flatten()).sum() / mask_BS.sum()
 
 
 def llama(batch: int = 2, num_blocks: int = 1) -> tuple[Llama, tuple[Tensor, Tensor]]:
     """The model and its example inputs, of shape [batch, SEQUENCE]."""
-    tokens = torch.randint(VOCABULARY, (batch, SEQUENCE))
-    targets = torch.randint(VOCABULARY, (batch, SEQUENCE))
-    return Llama(num_blocks), (tokens, targets)
+    return Llama(num_blocks), (_tokens(batch), _tokens(batch))
+
+
+def masked_llama(batch: int = 2) -> tuple[MaskedLlama, tuple[Tensor, Tensor, Tensor]]:
+    """The model with a mask, about half of it ones, and not as many in every part."""
+    mask = (torch.rand(batch, SEQUENCE) < 0.6).to(torch.get_default_dtype())
+    return MaskedLlama(), (_tokens(batch), _tokens(batch), mask)
+
+
+def _tokens(batch: int) -> Tensor:
+    return torch.randint(VOCABULARY, (batch, SEQUENCE))

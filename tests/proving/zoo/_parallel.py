@@ -22,9 +22,11 @@ __all__ = [
     "RowParallelLinear",
     "all_gather",
     "all_reduce",
+    "all_to_all",
     "data_parallel_step",
     "part",
     "reduce_gradients",
+    "reduce_scatter",
     "sharded",
     "step_of",
     "tensor_parallel",
@@ -37,6 +39,17 @@ def all_reduce(x: Tensor, group: Any) -> Tensor:
 
 def all_gather(x: Tensor, dim: int, group: Any) -> Tensor:
     return funcol.wait_tensor(funcol.all_gather_single(x.contiguous(), dim, group))
+
+
+def reduce_scatter(x: Tensor, dim: int, group: Any) -> Tensor:
+    return funcol.wait_tensor(funcol.reduce_scatter_single(x.contiguous(), "sum", dim, group))
+
+
+def all_to_all(x: Tensor, split_dim: int, join_dim: int, group: Any) -> Tensor:
+    """Cuts along one dimension, sends a piece to every rank, and joins what came along another."""
+    pieces = torch.stack(x.chunk(group.size(), split_dim)).contiguous()
+    received = funcol.wait_tensor(funcol.all_to_all_single(pieces, None, None, group))
+    return torch.cat(received.unbind(), join_dim)
 
 
 def part(whole: Tensor, dim: int, group: Any) -> nn.Parameter:
@@ -101,7 +114,7 @@ COLUMNS, ROWS = ("wq", "wk", "wv", "w1", "w3"), ("wo", "w2")
 
 
 def tensor_parallel(net: nn.Module, group: Any, layers: Mapping[str, type[nn.Module]] | None = None) -> None:
-    """Replaces the linear layers of all Llama blocks, Megatron's way; `layers` names other classes for some."""
+    """Replaces the linear layers of all Llama blocks, Megatron's way; `layers` names other classes."""
     for owner in list(net.modules()):
         for name, child in list(owner.named_children()):
             if isinstance(child, nn.Linear) and name in COLUMNS + ROWS:

@@ -1,7 +1,8 @@
 """The oracle: runs a twin for real, in float64, and names what differs from the single device.
 
-All ranks run in this process, a thread each, over torch's multi-threaded process group; sends and receives,
-which it lacks, are added here. The oracle knows the convention of `tensure.capture` and nothing of the prover.
+All ranks run in this process, a thread each, over torch's multi-threaded process group; the sends and
+receives that it lacks are added here. The oracle knows the convention of `tensure.capture`, and nothing of
+the prover.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def _part_of(whole: Tensor, placements: Placements | None, mesh: DeviceMesh) -> 
 
 
 def _held(value: Tensor | None, placements: Placements) -> tuple[Tensor | None, Placements]:
-    """The plain tensor of a result. A distributed tensor is made whole by its own placements, on this rank."""
+    """The plain tensor of a result. A distributed one is made whole by its own placements."""
     if isinstance(value, DTensor):
         return value.full_tensor(), {}
     return value, placements

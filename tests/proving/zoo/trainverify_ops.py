@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
-from ._llama import Attention, FeedForward, Llama, RMSNorm, llama, rotate
+from ._llama import FeedForward, Llama, llama, rotate
 from ._parallel import (
     ColumnParallelLinear,
     CopyToGroup,
@@ -239,7 +239,7 @@ ENTRIES = (
     _entry(
         1,
         "missing_all_reduce",
-        "The attention's output projection is cut along its inputs, and its partial outputs are never summed.",
+        "The attention's output projection is cut along its inputs; its partial outputs are never summed.",
         _twin,
         partial(_twin, layers={"wo": _NoReduce}),
         Site(("loss", f"{ATTENTION}.wo.weight"), "all_reduce"),
