@@ -5,11 +5,29 @@
 
 from __future__ import annotations
 
-from . import context_parallel, trainverify_ops, trainverify_steps
+from . import (
+    context_parallel,
+    data_parallel,
+    expert_parallel,
+    pipeline,
+    sequence_parallel,
+    tensor_parallel,
+    trainverify_ops,
+    trainverify_steps,
+)
 from ._entry import Entry, Site
 
 __all__ = ["ENTRIES", "Entry", "Site"]
 
-ENTRIES: tuple[Entry, ...] = tuple(
-    entry for theme in (trainverify_ops, trainverify_steps, context_parallel) for entry in theme.ENTRIES
+THEMES = (
+    trainverify_ops,
+    trainverify_steps,
+    tensor_parallel,
+    sequence_parallel,
+    data_parallel,
+    context_parallel,
+    expert_parallel,
+    pipeline,
 )
+
+ENTRIES: tuple[Entry, ...] = tuple(entry for theme in THEMES for entry in theme.ENTRIES)

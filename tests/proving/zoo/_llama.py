@@ -121,12 +121,14 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens and the ones that follow them in, mean cross entropy out."""
 
-    def __init__(self, num_blocks: int = 1) -> None:
+    def __init__(self, num_blocks: int = 1, tied: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
         self.blocks = nn.ModuleList(Block() for _ in range(num_blocks))
         self.norm = RMSNorm(HIDDEN)
         self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
 
     def hidden(self, tokens_BS: Tensor) -> Tensor:
         x = self.embedding(tokens_BS)
@@ -149,9 +151,9 @@ class MaskedLlama(Llama):
         return (self.token_losses(tokens_BS, targets_BS) * mask_BS.flatten()).sum() / mask_BS.sum()
 
 
-def llama(batch: int = 2, num_blocks: int = 1) -> tuple[Llama, tuple[Tensor, Tensor]]:
-    """The model and its example inputs, of shape [batch, SEQUENCE]."""
-    return Llama(num_blocks), (_tokens(batch), _tokens(batch))
+def llama(batch: int = 2, num_blocks: int = 1, tied: bool = False) -> tuple[Llama, tuple[Tensor, Tensor]]:
+    """The model and its example inputs, of shape [batch, SEQUENCE]; tied: head and embedding share one."""
+    return Llama(num_blocks, tied), (_tokens(batch), _tokens(batch))
 
 
 def masked_llama(batch: int = 2) -> tuple[MaskedLlama, tuple[Tensor, Tensor, Tensor]]:

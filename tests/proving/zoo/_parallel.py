@@ -18,6 +18,7 @@ from tensure.capture import ParallelStep, Placements
 __all__ = [
     "ColumnParallelLinear",
     "CopyToGroup",
+    "Exchange",
     "ReduceFromGroup",
     "RowParallelLinear",
     "all_gather",
@@ -80,6 +81,19 @@ class ReduceFromGroup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class Exchange(torch.autograd.Function):
+    """Cuts along one dimension and joins along another, over the ranks; backward does the reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, split_dim: int, join_dim: int, group: Any) -> Tensor:
+        ctx.dims, ctx.group = (join_dim, split_dim), group
+        return all_to_all(x, split_dim, join_dim, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return all_to_all(gradient, *ctx.dims, ctx.group), None, None, None
 
 
 class ColumnParallelLinear(nn.Module):

@@ -260,6 +260,10 @@ def _in_threads(run: Callable[[int], None], world_size: int) -> None:
         for thread in threads:
             thread.join(PATIENCE_S)
         hung = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+        if hung:
+            threaded.ProcessLocalGroup.exception_handle(TimeoutError())  # frees those that wait for others
+            for thread in threads:
+                thread.join(1.0)
     if failures:
         rank, error = failures[0]
         text = "".join(traceback.format_exception(error)[-3:])

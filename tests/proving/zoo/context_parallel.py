@@ -17,7 +17,7 @@ from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
 from ._llama import HIDDEN, VOCABULARY, Llama, MaskedLlama, llama, masked_llama
-from ._parallel import ReduceFromGroup, all_gather, all_to_all, reduce_gradients, reduce_scatter
+from ._parallel import Exchange, ReduceFromGroup, all_gather, reduce_gradients, reduce_scatter
 
 __all__ = ["ENTRIES"]
 
@@ -55,7 +55,7 @@ def _answer(net: Llama, mesh: DeviceMesh, step: Any, num_inputs: int = 2) -> Par
     return ParallelStep(step, inputs=[cut] * num_inputs, outputs=[{axis: Partial() for axis in axes}])
 
 
-# --- losses of equally many tokens a rank --------------------------------------------------------------
+# --- losses of equally many tokens a rank ------------------------------------------------------------
 
 
 def _per_token(net: Llama, mesh: DeviceMesh, scaled: bool) -> ParallelStep:
@@ -106,7 +106,7 @@ def _loss_summed(net: Llama, mesh: DeviceMesh, differentiated: bool) -> Parallel
     return ParallelStep(step, inputs=[cut, cut])
 
 
-# --- losses of the tokens that a mask leaves -------------------------------------------------------------
+# --- losses of the tokens that a mask leaves ---------------------------------------------------------
 
 
 def _masked(net: MaskedLlama, mesh: DeviceMesh, counted_over: tuple[str, ...]) -> ParallelStep:
@@ -140,7 +140,7 @@ def _mean_of_means(net: MaskedLlama, mesh: DeviceMesh) -> ParallelStep:
     return _answer(net, mesh, step, num_inputs=3)
 
 
-# --- a second loss ----------------------------------------------------------------------------------------
+# --- a second loss -----------------------------------------------------------------------------------
 
 
 class _TwoHeads(Llama):
@@ -180,26 +180,15 @@ def _second_loss(net: _TwoHeads, mesh: DeviceMesh, by_own_tokens: bool) -> Paral
     return _answer(net, mesh, step, num_inputs=3)
 
 
-# --- sequence for heads, by all-to-all --------------------------------------------------------------------
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, split_dim: int, join_dim: int, group: Any) -> Tensor:
-        ctx.dims, ctx.group = (join_dim, split_dim), group
-        return all_to_all(x, split_dim, join_dim, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return all_to_all(gradient, *ctx.dims, ctx.group), None, None, None
+# --- sequence for heads, by all-to-all ---------------------------------------------------------------
 
 
 def _ulysses(net: Llama, mesh: DeviceMesh, divisor: int) -> ParallelStep:
-    """Attention over some heads and all positions, the rest the other way; mean losses, averaged gradients."""
+    """Attention over some heads and all positions, the rest the other way; losses are means of a rank."""
     group = mesh.get_group("cp")
     attention = net.blocks[0].attention
-    attention.enter_heads = lambda x: _Exchange.apply(x, 1, 2, group)
-    attention.leave_heads = lambda x: _Exchange.apply(x, 2, 1, group)
+    attention.enter_heads = lambda x: Exchange.apply(x, 1, 2, group)
+    attention.leave_heads = lambda x: Exchange.apply(x, 2, 1, group)
 
     def step(tokens: Tensor, targets: Tensor) -> Tensor:
         loss = net.token_losses(tokens, targets).mean()

@@ -155,7 +155,7 @@ def _fused(net: Llama, mesh: DeviceMesh, reduced: bool) -> ParallelStep:
     return _twin(net, mesh)
 
 
-# --- 7 to 9, 12, 13: constants ------------------------------------------------------------------------
+# --- 7 to 9, 12, 13: constants -----------------------------------------------------------------------
 
 
 def _constants(
@@ -203,7 +203,7 @@ def _forked(net: Llama, mesh: DeviceMesh, order: tuple[int, int, int]) -> Parall
     return step
 
 
-# --- 11: a fused op of two values ----------------------------------------------------------------------
+# --- 11: a fused op of two values --------------------------------------------------------------------
 
 
 class _FusedRotate(torch.autograd.Function):
@@ -228,7 +228,7 @@ def _fused_rotation(net: Llama, mesh: DeviceMesh, swapped: bool) -> ParallelStep
     return _twin(net, mesh)
 
 
-# --- the entries ---------------------------------------------------------------------------------------
+# --- the entries -------------------------------------------------------------------------------------
 
 
 def _entry(number: int, name: str, what: str, fixed: Any, buggy: Any, at: Site) -> Entry:

@@ -14,15 +14,16 @@ from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
 from ._llama import HIDDEN, SEQUENCE, Llama, llama
-from ._parallel import data_parallel_step, reduce_gradients
+from ._parallel import data_parallel_step, reduce_gradients, sharded, tensor_parallel
 
 __all__ = ["ENTRIES"]
 
 
 def _pipeline(net: Llama, mesh: DeviceMesh, swapped: bool) -> ParallelStep:
-    """Two stages of a block each, twice. Swapped: activations go to the second stage of the other replica."""
+    """Two stages of a cut block each, twice. Swapped: activations go to the other replica's second stage."""
     stage, replica = mesh.get_local_rank("pp"), mesh.get_local_rank("dp")
-    peers = mesh.mesh[:, 1 - stage].tolist()
+    tensor_parallel(net, mesh.get_group("tp"))
+    peers = mesh.mesh[:, 1 - stage, mesh.get_local_rank("tp")].tolist()
     forward_peer = peers[1 - replica if swapped else replica]
     backward_peer = peers[replica]
     if stage == 0:
@@ -56,7 +57,12 @@ def _pipeline(net: Llama, mesh: DeviceMesh, swapped: bool) -> ParallelStep:
         return loss
 
     rows = {"dp": Shard(0)}
-    return ParallelStep(step, inputs=[rows, rows], outputs=[{"dp": Partial(), "pp": Partial()}])
+    return ParallelStep(
+        step,
+        inputs=[rows, rows],
+        outputs=[{"dp": Partial(), "pp": Partial()}],
+        parameters=sharded(net),
+    )
 
 
 def _accumulated(net: Llama, mesh: DeviceMesh, reduce_after: int) -> ParallelStep:
@@ -83,7 +89,7 @@ ENTRIES = (
         "wrong_rank_in_pipeline_move",
         "TrainVerify bug 6",
         "The first stage of each replica hands its activations to the second stage of the other one.",
-        {"dp": 2, "pp": 2},
+        {"dp": 2, "pp": 2, "tp": 2},
         partial(llama, batch=4, num_blocks=2),
         partial(_pipeline, swapped=False),
         partial(_pipeline, swapped=True),
