@@ -224,6 +224,8 @@ class _Walk:
             _need(len({_size(reg) for _, _, reg, _ in rel}) == 1, f"{key} has terms of no or several shapes")
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in plan.ranks()}
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
+        self.places = {rank: self._place(rank) for rank in self.made}
+        self.groups = dict[Any, tuple[Rank, ...]]()
         self.sums, self.held = dict[Any, list[tuple[Rel, Rel]]](), dict[str, list[Reg]]()
         self.reads, self.keeps = set[Any](), set[Any]()
 
@@ -270,7 +272,6 @@ class _Walk:
         self, rank: Rank, step: Op, heads: Mapping[Rank, Op | None], mail: dict[Any, Rel], sent: set[Any]
     ) -> tuple[Rank, ...]:
         """Take one step if it can be taken now; the ranks that took it."""
-        track = self.plan.tracks[rank.track]
         if step.op == "recv":
             if (rank, step.attr("key")) not in mail:
                 return ()
@@ -278,7 +279,7 @@ class _Walk:
             self._make(rank, step.outs[0], lambda claim: self.values.equal(claim, payload))
         elif step.op == "send":
             to, at = str(step.attr("to")), step.attr("at")
-            own = dict(zip(track.axes, rank.at, strict=True))
+            own = self.places[rank]
             ends: Any = (
                 at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[to].axes)
             )
@@ -287,10 +288,7 @@ class _Walk:
             sent.add(address)
             (mail[address],) = self._operands(rank, step)
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
-            over: Any = step.attr("axes")
-            _need(isinstance(over, tuple) and set(over) <= set(track.axes), f"{rank}: {step.op} over {over}")
-            fixed = [i for i, axis in enumerate(track.axes) if axis not in over]
-            group = tuple(r for r in self.plan.ranks(rank.track) if all(r.at[i] == rank.at[i] for i in fixed))
+            group = self._group(rank, step)
             steps = [other for member in group if (other := heads[member]) is not None]
             if len(steps) < len(group) or any((s.op, s.outs) != (step.op, step.outs) for s in steps):
                 return ()
@@ -304,6 +302,28 @@ class _Walk:
             for out in step.outs:
                 self._make(rank, out, lambda claim: self._follows(step, operands, claim))
         return (rank,)
+
+    def _group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
+        """All ranks that stand where this one does along the other axes, one at each place, in mesh order."""
+        over, own = step.attr("axes"), self.places[rank]
+        _need(isinstance(over, tuple) and set(over) <= own.keys(), f"{rank}: {step.op} over {over}")
+        axes: Any = over
+        if (rank, axes) not in self.groups:
+            alone = set(axes) <= set(self.plan.tracks[rank.track].axes)
+            spots = dict[tuple[int, ...], Rank]()
+            for other in self.plan.ranks(rank.track if alone else None):
+                place = self.places[other]
+                if any(place.get(axis, own[axis]) != own[axis] for axis in own if axis not in axes):
+                    continue
+                _need(place.keys() == own.keys(), f"{rank}: is {other} a member of {step.op} over {axes}?")
+                at = tuple(place[axis] for axis in self.plan.mesh if axis in axes)
+                _need(at not in spots, f"{rank}: two members of {step.op} at one place")
+                spots[at] = other
+            every = itertools.product(*(range(n) for axis, n in self.plan.mesh.items() if axis in axes))
+            _need(sorted(spots) == list(every), f"{rank}: {step.op} over {axes} where a rank is missing")
+            group = tuple(spots[at] for at in sorted(spots))
+            self.groups.update({(member, axes): group for member in group})
+        return self.groups[rank, axes]
 
     def _make(self, rank: Rank, name: Name, right: Callable[[tuple[Term, ...]], bool]) -> None:
         """A local comes to be: what the certificate says follows, and is what the Plan claims."""
@@ -321,15 +341,13 @@ class _Walk:
         want = ((bound.scale, node, reg, share),)
         _need(claim is not None, f"{rank}: {name} is claimed by the plan and not here")
         if bound.sum:
-            at = tuple(
-                c
-                for axis, c in zip(self.plan.tracks[rank.track].axes, rank.at, strict=True)
-                if axis not in bound.sum
-            )
+            at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
+            own = self.plan.tracks[rank.track].axes
+            among = any(axis in self.places[rank] and axis not in own for axis in bound.sum)
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
             )
-            self.sums.setdefault((rank.track, at, name.base, index, label), []).append((claim, want))
+            self.sums.setdefault((among or rank.track, at, name.base, index, label), []).append((claim, want))
         else:
             _need(self.values.equal(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
@@ -352,6 +370,11 @@ class _Walk:
             if self.leaves[label] == "state":
                 self.reads.add((rank, label, part))
         return self.made[rank][name]
+
+    def _place(self, rank: Rank) -> dict[str, int]:
+        track = self.plan.tracks[rank.track]
+        own = dict(zip(track.axes, rank.at, strict=True))
+        return {**own, **{key: at for key, at in track.fixed if key in self.plan.mesh}}
 
     def _bound(self, rank: Rank, name: Name) -> Any:
         local = self.plan.local(rank.track, name.base)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank, sum_group
+from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank, coordinates, sum_group
 from tensure.errors import LimitError, RecordError, TensureError
 from tensure.program import (
     Arg,
@@ -425,7 +425,7 @@ class _Relations(PlanMachine[Held]):
         track, at = step.attr("to"), step.attr("at")
         if not isinstance(track, str) or track not in self.plan.tracks:
             raise RecordError(f"send to {track!r}")
-        own = dict(zip(self.plan.tracks[rank.track].axes, rank.at, strict=True))
+        own = coordinates(self.plan, rank)
         ends = (
             at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[track].axes)
         )
