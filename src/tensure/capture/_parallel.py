@@ -71,7 +71,8 @@ def capture_parallel(
     traces: list[RankTrace] = []
     for rank in range(world):
         traces.append(_Rank(mesh, rank, captured).trace(model, parallel))
-        gc.collect()  # modules and tapes are cyclic, and there is one for each rank
+        if rank % 8 == 7:
+            gc.collect()  # modules and tapes are cyclic, and there is one for each rank
         if progress is not None:
             progress(rank + 1, world)
     return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live_steps(traces), mesh))
