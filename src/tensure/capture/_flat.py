@@ -279,6 +279,19 @@ def _scatter(run: _Pass, step: Op) -> _Known | Ref | None:
     return _Flat(tuple(pieces))
 
 
+def _reduce(run: _Pass, step: Op) -> _Known | Ref | None:
+    """DDP's buckets: the sum of joined gradients."""
+    known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
+    if known is None or any(piece is None for _, piece in known.pieces):
+        return None
+    attrs: dict[str, Any] = dict(step.attrs)
+    pieces = tuple(
+        (count, run.emit("all_reduce", (piece,), step, f"{step.outs[0]}_{at}", **attrs))
+        for at, (count, piece) in enumerate(known.pieces)
+    )
+    return _Flat(pieces) if isinstance(known, _Flat) else _Rows(known.count, pieces, known.laid)
+
+
 _RULES: Mapping[str, Rule] = {
     "full": _full,
     "cat": _cat,
@@ -290,6 +303,7 @@ _RULES: Mapping[str, Rule] = {
     "_to_copy": _each,
     "mul": _each,
     "div": _each,
+    "all_reduce": _reduce,
     "all_gather": _gather,
     "reduce_scatter": _scatter,
 }

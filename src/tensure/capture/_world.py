@@ -21,6 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tensure.errors import InputError
 
+from ._ddp import bucketed_reductions
+
 __all__ = ["MAX_WORLD", "fake_rank", "no_bytes"]
 
 MAX_WORLD: Final = 1 << 16
@@ -68,7 +70,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
 
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with _real_meshes():
+        with _real_meshes(), bucketed_reductions():
             built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
             with no_bytes():
                 yield built
