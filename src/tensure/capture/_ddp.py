@@ -38,7 +38,7 @@ def bucketed_reductions() -> Iterator[None]:
         module._verify_param_shape_across_processes, wrapped._pre_forward = verify, before
 
 
-def _averaged(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _averaged(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     tensor = bucket.buffer()
     tensor.div_(dist.get_world_size(group))
     dist.all_reduce(tensor, group=group)
