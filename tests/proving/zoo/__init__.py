@@ -9,6 +9,7 @@ from . import (
     context_parallel,
     data_parallel,
     expert_parallel,
+    gradient_norm,
     pipeline,
     sequence_parallel,
     tensor_parallel,
@@ -27,6 +28,7 @@ THEMES = (
     data_parallel,
     context_parallel,
     expert_parallel,
+    gradient_norm,
     pipeline,
 )
 

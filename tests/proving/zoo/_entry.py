@@ -19,8 +19,8 @@ class Site:
     """Where the bug shows, in the words that a correct report must use.
 
     Args:
-        wrong: results that differ from the single device: "loss", or a parameter's name, for its gradient.
-            Named are those nearest to the bug; others downstream may differ too.
+        wrong: results that differ from the single device: "loss", "output 1" and so on, or the name of a
+            parameter, for its gradient. These are nearest to the bug; others downstream may differ too.
         op: the kind of op that is missing, superfluous or wrong, as torch names it ("all_reduce", "mul").
         ranks: the ranks, counted over the mesh row by row, where it is; empty means all of them.
     """
