@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from . import (
+    composed,
     context_parallel,
     data_parallel,
     expert_parallel,
@@ -26,6 +27,7 @@ THEMES = (
     tensor_parallel,
     sequence_parallel,
     data_parallel,
+    composed,
     context_parallel,
     expert_parallel,
     gradient_norm,
