@@ -36,7 +36,8 @@ class Entry:
 
     Args:
         name: unique, in snake case.
-        source: "TrainVerify bug 3", or the public issue whose failure this is in the form of.
+        source: "TrainVerify bug 3", or the public issue whose failure this is in the form of; the failure it
+            names is made anew in a few lines, not its code, and not every cause that it discusses.
         what: the bug, in one sentence.
         mesh: size of every mesh axis, by its name, outermost first.
         model: the step on a single device.
