@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,11 +81,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._aten(func, word, args, given, note)
         except UnsupportedError as error:
             raise error.at(place=_place(note)) from None
-        except DataDependentOutputException as error:
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UnsupportedError(
                 f"the step reads a value ({error.func})",
                 place=_place(note),
-                wanted="a step whose course does not depend on values",
+                wanted="a step whose course and shapes do not depend on values",
+            ) from None
+        except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
+            raise UnsupportedError(
+                f"op {name}: {error}", place=_place(note), wanted="an op that torch can trace without values"
             ) from None
 
     def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
@@ -143,22 +153,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del given[key]
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         tensors = [item for item in results if isinstance(item, torch.Tensor)]
+        if not tensors:
+            results = []
+        there = frozenset(
+            at for at, item in enumerate(results) if item is not None
+        )  # a backward may omit some
         in_shapes = {k: tuple(v.shape) for k, v in bound.items() if isinstance(v, torch.Tensor)}
-        shapes = tuple(tuple(item.shape) for item in tensors)
-        dtypes = tuple(dtype_word(item.dtype) for item in tensors)
+        shapes = tuple(() if item is None else tuple(item.shape) for item in results)
+        dtypes = tuple(dtype_word((tensors[0] if item is None else item).dtype) for item in results)
         defaults = {
             a.name: self._argument(a.default_value, note)
             for a in schema.arguments
             if a.has_default_value() and a.name not in given
         }
-        made = tape.emit(plain, given, shapes, dtypes, in_shapes, note, defaults)
+        made = tape.emit(plain, given, shapes, dtypes, in_shapes, note, defaults, there)
+        made = [value for at, value in enumerate(made) if at in there]
         if writes:
             for key, value in zip(writes, made, strict=True):
                 tape.write(bound[key], value, note)
         elif viewed is not None:
             (source,) = [key for key, value in bound.items() if value is viewed][:1]
             static = {k: v for k, v in given.items() if k != source} | {}
-            for at, (tensor, value) in enumerate(zip(tensors, made, strict=True)):
+            for at, (tensor, value) in enumerate(zip(tensors, made, strict=True)):  # views omit none
                 view = View(
                     plain, {**defaults, **static}, source, at, tuple(viewed.shape), shapes, dtypes[at]
                 )
