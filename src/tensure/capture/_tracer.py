@@ -25,7 +25,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Attrs, Ref, translates
 
-from ._apart import CUSTOM, decompositions
+from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
 from ._sources import Sources
 from ._tape import ALIASES, Tape, View
@@ -104,10 +104,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         plain = word.removesuffix("_") if writes else word
+        if plain in ("index_put", "_unsafe_index_put") and _has_mask(args[1]):
+            with self:
+                made = put_by_mask(*args, **kwargs)
+                return args[0].copy_(made) if writes else made
         if plain.startswith("_foreach"):
             return self._foreach(func, plain, args, kwargs, bool(writes))
         if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
-            taken = self._apart(func, args, kwargs)
+            taken = self._apart(func, plain, writes, args, kwargs)
             if taken is not NotImplemented:
                 return taken
             raise UnsupportedError(
@@ -191,19 +195,26 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = len(args[0])
         lists = [item if isinstance(item, (list, tuple)) and len(item) == count else None for item in args]
         packet = torch.linalg.vector_norm if word == "norm" else getattr(torch.ops.aten, word)
-        made = [
-            packet(
-                *[item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)],
-                **kwargs,
-            )
-            for at in range(count)
-        ]
+        made = []
+        with self:
+            for at in range(count):
+                given = [item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)]
+                named = dict(kwargs)
+                if plain in ("_foreach_addcmul", "_foreach_addcdiv") and len(given) > 3:
+                    named["value"] = given.pop()  # by name only, for one tensor
+                made.append(packet(*given, **named))
         return None if writes else made
 
-    def _apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _apart(
+        self, func: Any, plain: str, writes: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The call in smaller ones, each of which comes here again."""
         table = decompositions()
         with self:
+            if writes in (["self"], ["out"]) and hasattr(torch.ops.aten, plain):
+                given = {key: value for key, value in kwargs.items() if key != "out"}
+                target = kwargs["out"] if writes == ["out"] else args[0]
+                return target.copy_(getattr(torch.ops.aten, plain)(*args, **given))
             if func in table:
                 return table[func](*args, **kwargs)
             return func.decompose(*args, **kwargs)
@@ -259,6 +270,10 @@ def _is_quiet(word: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
         return word.startswith("_scaled_dot_product")
     values = [*args[1:], *kwargs.values()]
     return 0 in values[:1] or False in values
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in indices)
 
 
 def _nothing_on() -> Any:
