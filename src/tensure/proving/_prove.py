@@ -19,6 +19,8 @@ from typing import Any, Final
 from tensure.bundle import Counterexample, Json, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import (
+    For,
+    Op,
     Program,
     bind_entry,
     corner_params,
@@ -32,8 +34,9 @@ from tensure.program import (
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
+from ._completed import completed
 from ._field import Field
-from ._flow import Doubt, Flow, completed, flow
+from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
 
@@ -61,11 +64,13 @@ class _Unit:
     entry: str
     params: Mapping[str, int]
     doubts: tuple[Doubt, ...]
-    claims: list[Json] | None
+    claims: tuple[list[Json], list[Json]] | None
     reads: Sequence[Json]
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    targets: bool
+    """Whether it holds where no class of a mean loss is the one to be ignored."""
 
 
 def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
@@ -144,6 +149,11 @@ def _unit_of_text(texts: tuple[str, str], invocation: tuple[str, dict[str, int]]
 def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -> _Unit:
     env = bind_entry(program, entry, params)
     found: Flow = flow(plan, program, entry, env)
+    targets = False
+    if found.doubts and found.ended and _has_mean_loss(program):
+        counted = flow(plan, program, entry, env, targets=True)
+        if not counted.doubts:  # doubts are told without the assumption
+            found, targets = counted, True
     clashing = None
     if plan.pools and found.ended and too_large(plan) is None:
         clashing = clash(plan, program, entry, env, found.types, found.supplied)
@@ -156,7 +166,23 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        targets,
     )
+
+
+def _has_mean_loss(program: Program) -> bool:
+    bodies = [
+        *(entry.body for entry in program.entries.values()),
+        *(block.body for block in program.blocks.values()),
+    ]
+    todo = [item for body in bodies for item in body]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, For):
+            todo.extend(item.body)
+        elif isinstance(item, Op) and item.op == "nll_loss_forward":
+            return True
+    return False
 
 
 def _plain(parts: Any) -> list[Json]:
@@ -193,7 +219,7 @@ def _values(
         return Verdict("unknown", "relations", reason=reason), None
     if error:
         return Verdict("probable", "relations and field", error=error), None
-    covered = [Covered(unit.entry, unit.params, unit.claims or []) for unit in units]
+    covered = [Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], []))) for unit in units]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
     report = check_certificate(certificate, plan, program)
     if not report.accepted:
