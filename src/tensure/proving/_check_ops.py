@@ -73,7 +73,7 @@ MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "flatten": lambda x, a: x[0].reshape(_flat(x[0].shape, a)),
     "squeeze": lambda x, a: x[0].squeeze(tuple(d for d in a["dim"] if x[0].shape[d] == 1)),
     "flip": lambda x, a: np.flip(x[0], a["dims"]),
-    "repeat": lambda x, a: np.tile(x[0], a["repeats"]),
+    "repeat": lambda x, a: _tiled(x[0], a["repeats"]),
 }
 DEFAULTS: Final[dict[str, Any]] = {
     "alpha": 1,
@@ -169,7 +169,7 @@ def repeats(
                 made.add(dim)
     elif not any(free for _, free in tensors):
         return frozenset()
-    elif op in ELEMENTWISE:
+    elif op in ELEMENTWISE and op != "requantize":  # whose factors may go along a dim
         for dim, n in enumerate(out):
             own = [(shape, free, dim - len(out) + len(shape)) for shape, free in tensors]
             if all(d < 0 or d in free or (shape[d] == 1 and n != 1) for shape, free, d in own):
@@ -328,7 +328,7 @@ def _reduction_fits(p: Piece) -> Fraction | None:
     for dim in dims:
         held, n = part[dim], size[dim]
         if isinstance(held, range):
-            if p.op not in ("sum", "mean", "amax", "amin") or not n:
+            if p.op not in ("sum", "mean", "amax", "amin") or not n or not held:
                 return None
             coef *= Fraction(len(held), n) if p.op == "sum" else 1
             continue
@@ -438,6 +438,12 @@ def _window_fits(p: Piece) -> bool:
 def _flat(shape: Shape, attrs: dict[str, Any]) -> Shape:
     start, end = attrs.get("start_dim", 0) % max(len(shape), 1), attrs.get("end_dim", -1) % max(len(shape), 1)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+
+
+def _tiled(array: Any, repeats: Sequence[int]) -> Any:
+    if array.size * math.prod(repeats) > MAX_MOVED:
+        raise ValueError("a repetition too large")
+    return np.tile(array, repeats)
 
 
 def _filled(size: Sequence[int], shape: Shape) -> Shape:
