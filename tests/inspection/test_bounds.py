@@ -112,3 +112,10 @@ def test_an_allowance_of_the_callers_is_added() -> None:
     names = {last(clean): last(faulty)}
     assert compare(clean, faulty, rename=names).kind == "divergent"
     assert compare(clean, faulty, rename=names, rtol=2e-3).kind == "within"
+
+
+def test_a_permutation_of_one_row_is_told() -> None:
+    """Its columns are single elements of a long stride: contiguous for torch, which will not view their bytes."""
+    row, order = torch.arange(640.0).reshape(1, 640), torch.arange(640).roll(1)
+    found = compare(record(lambda x: x * 2.0, row), record(lambda x: (x * 2.0)[:, order], row))
+    assert found.kind == "divergent"

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
-from tests.golden.case import Golden
 
 import tensure.proving
 from tensure.bundle import Local, Place, Plan, Track
@@ -21,6 +19,8 @@ from tensure.bundle._json import canonical_json
 from tensure.errors import FormatError, LimitError, TensureError
 from tensure.program import Entry, Name, Program, Value, digest, expr, name, op
 from tensure.proving import check_certificate, prove_plan
+from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
+from tests.golden.case import Golden
 
 CASES = {
     case.name: case

@@ -6,7 +6,6 @@ inputs it takes; the looking is done in `inspection/`.
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from tensure.errors import InputError
 
+from ._code import code_named, names_code
 from ._prove import read_plan
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         | None
     )
 
-__all__ = ["diff", "inspect", "names_code", "watch"]
+__all__ = ["diff", "inspect", "watch"]
 
 
 def inspect(
@@ -101,7 +101,7 @@ def inspect(
         _check_recorded(recording, digest=digest, keep=keep is not False)
         return recording if on_step is None else play_back(recording, on_step)
     store = ValueStore() if keep is True else None if keep is False else keep
-    found = _code(model) if isinstance(model, str) and names_code(model) else model
+    found = code_named(model) if isinstance(model, str) and names_code(model) else model
     if _is_eager(found):
         if plan is not None or by != "torch":
             raise InputError("a plan or kernels for eager code", wanted="a model")
@@ -162,7 +162,9 @@ def diff(
 
     _check_bound("rtol", rtol)
     _check_bound("atol", atol)
-    one, other = (_code(run) if isinstance(run, str) and names_code(run) else run for run in (one, other))
+    one, other = (
+        code_named(run) if isinstance(run, str) and names_code(run) else run for run in (one, other)
+    )
     shared: dict[str, Any] = {"seed": seed, "keep": True, "digest": True}
     program: dict[str, Any] = {"entry": entry, "params": params}
     # An entry is said of the models among the two; where there is none, the first to run refuses it.
@@ -280,30 +282,6 @@ def _check_bound(option: str, value: float | None) -> None:
 
 
 # --- what is run -----------------------------------------------------------------------------------
-
-
-def names_code(text: str) -> bool:
-    """Whether a text is `package.module:name`."""
-    module, sep, name = text.partition(":")
-    return bool(sep) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
-
-
-def _code(text: str) -> Any:
-    """The object that `package.module:name` names. This runs the caller's own code, as asked."""
-    module, _, name = text.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"cannot import {module}: {error}", place=text, wanted="package.module:name, importable from here"
-        ) from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{module} has no {name!r}", place=text)
-        found = getattr(found, part)
-    return found
 
 
 def _is_eager(model: Any) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tensure.errors import InputError, RecordError, TensureError
 
+from ._code import code_named, names_code
 from ._load import load
 from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
+    from tensure.capture import ModelFunction, ParallelFunction
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
@@ -22,10 +26,13 @@ MAX_CERTIFICATE = 1 << 30
 
 
 def prove(
-    plan: Plan | str | os.PathLike[str],
-    program: Program | Model | str | os.PathLike[str],
+    plan: Plan | ParallelFunction | str | os.PathLike[str],
+    program: Program | Model | ModelFunction | str | os.PathLike[str],
     *,
+    mesh: Mapping[str, int] | None = None,
+    microbatches: int | None = None,
     jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
     """Two verdicts on a plan, on values and on storage, and the certificate when values are proved.
 
@@ -33,18 +40,59 @@ def prove(
     confirmed; `unknown` a reason. Plans of over 256 ranks, and entries with over 64 parameter values, are
     `unknown` for now.
 
+    A parallel PyTorch program is proved with `mesh`: then `plan` is a function that makes a module parallel
+    and `program` one that returns the module and its inputs (`tensure.capture` says what these functions
+    are handed and return). Both are traced at full size on a process group that does not exist, with no bytes
+    for any tensor; loss and gradients of the parallel step must be those of the module.
+
     Args:
-        plan: the Plan, or the file of its text.
+        plan: the Plan, or the file of its text; with `mesh` a function, or `package.module:name`.
         program: what it must compute: a Program, a model, the file of a program's text, or whatever
-            `load` takes.
+            `load` takes; with `mesh` a function, or `package.module:name`.
+        mesh: sizes of the mesh axes, outermost first.
+        microbatches: handed to the parallel function under this name.
         jobs: processes; the result is the same for any number.
+        progress: told (ranks traced, ranks in all).
 
     Raises:
-        InputError: a file that is no plan or no program, or a plan for another program.
+        InputError: a file that is no plan or no program, a plan for another program, functions that
+            return something else than they should.
+        UnsupportedError: an op, group or placement of the parallel step without a rule; says where.
     """
     from tensure.proving import prove_plan
 
-    return prove_plan(read_plan(plan), _program(program), jobs=jobs)
+    if mesh is None:
+        if not isinstance(plan, str | os.PathLike) and callable(plan) and not hasattr(plan, "tracks"):
+            raise InputError("a parallel function without a mesh", wanted='mesh={"dp": 2, "tp": 4}, say')
+        return prove_plan(read_plan(plan), _program(program), jobs=jobs)  # type: ignore[arg-type]
+    from tensure.capture import capture_model, capture_parallel
+
+    parallel, model = _function(plan, "parallel"), _function(program, "model")
+    if microbatches is not None:
+        parallel = _with_microbatches(parallel, microbatches)
+    captured = capture_model(model)
+    traced = capture_parallel(model, parallel, mesh, captured, progress=progress)
+    return prove_plan(traced, captured.program, jobs=jobs)
+
+
+def _function(given: Any, what: str) -> Any:
+    if isinstance(given, str) and names_code(given):
+        given = code_named(given)
+    if not callable(given):
+        raise InputError(
+            f"{given!r} as the {what} function", wanted="a function, or package.module:name of one"
+        )
+    return given
+
+
+def _with_microbatches(parallel: Any, count: int) -> Any:
+    takes = inspect.signature(parallel).parameters
+    if "microbatches" not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise InputError(
+            f"microbatches={count}",
+            wanted=f"a parallel function that takes `microbatches`; {parallel.__name__} does not",
+        )
+    return lambda net, mesh: parallel(net, mesh, microbatches=count)
 
 
 def check(

@@ -1,5 +1,15 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
+from ._model import Captured, capture_model
+from ._parallel import capture_parallel
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
-__all__ = ["ModelFunction", "ParallelFunction", "ParallelStep", "Placements"]
+__all__ = [
+    "Captured",
+    "ModelFunction",
+    "ParallelFunction",
+    "ParallelStep",
+    "Placements",
+    "capture_model",
+    "capture_parallel",
+]

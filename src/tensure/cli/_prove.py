@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from tensure.errors import InputError
+
 from ._options import Json, Quiet, Verbose, help_text
 from ._talk import Talk
 
@@ -16,10 +18,15 @@ if TYPE_CHECKING:
 PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt",
     "tensure prove rows.plan.txt --program net.program.txt -o rows.certificate --jobs 2",
+    "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
+    "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
 )
 PROVE_HELP = help_text(
-    "Prove that a plan computes its program: one verdict on values, one on storage.",
+    "Prove that a plan computes its program, or that a parallel PyTorch step computes what its model says: "
+    "one verdict on values, one on storage.",
     PROVE_EXAMPLES,
+    "--model names a function that returns a module and its example inputs, --parallel one that is given "
+    "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
     "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
 )
@@ -29,15 +36,35 @@ CHECK_HELP = help_text(
     CHECK_EXAMPLES,
     "Exit code 1 when it is not accepted.",
 )
-Program = Annotated[
+CheckedProgram = Annotated[
     str, typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model.")
 ]
 NO: Final = {"refuted": 1, "unknown": 3, "proved": 0}
 
 
 def prove_command(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan's text.")],
-    program: Program,
+    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="The plan's text.")] = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PKG:FN", help="The step on one device.")
+    ] = None,
+    parallel: Annotated[
+        str | None, typer.Option("--parallel", metavar="PKG:FN", help="What makes it parallel.")
+    ] = None,
+    mesh: Annotated[
+        str | None, typer.Option("--mesh", metavar="AXIS=N,...", help="Axes of the mesh, outermost first.")
+    ] = None,
+    microbatches: Annotated[
+        int | None,
+        typer.Option("--microbatches", min=1, metavar="N", help="Handed to the parallel function."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="DIR", help="Write the traced program.txt and plan.txt there."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the certificate here.")
     ] = None,
@@ -50,19 +77,44 @@ def prove_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Prove PLAN."""
+    """Prove PLAN, or a parallel step."""
     from tensure import api
-    from tensure.bundle import write_file_atomic
+    from tensure.bundle import format_plan, write_file_atomic
+    from tensure.program import format_program
 
     from ._targets import check_target
 
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
-    if output is not None:
-        check_target(output, force=force)
-    result = api.prove(plan, program, jobs=jobs)
+    targets = [] if keep is None else [keep / "program.txt", keep / "plan.txt"]
+    if keep is not None:
+        check_target(keep, force=True, is_folder=True)
+    for target in [*(targets if keep and keep.exists() else ()), *([] if output is None else [output])]:
+        check_target(target, force=force)
+    if plan is not None:
+        if program is None or model or parallel or mesh or microbatches or keep:
+            raise InputError(
+                "a plan and options for a parallel step",
+                wanted="PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,...",
+            )
+        result = api.prove(plan, program, jobs=jobs)
+    else:
+        if model is None or parallel is None or mesh is None or program is not None:
+            raise InputError(
+                "nothing to prove",
+                wanted="PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,...",
+            )
+        with talk.progress("tracing ranks") as progress:
+            result = api.prove(
+                parallel, model, mesh=_mesh(mesh), microbatches=microbatches, jobs=jobs, progress=progress
+            )
     proof = result.proof
     if output is not None and result.certificate is not None:
         write_file_atomic(output, result.certificate, replace=force)
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        texts = (format_program(result.program), format_plan(result.plan))
+        for target, text in zip(targets, texts, strict=True):
+            write_file_atomic(target, text.encode(), replace=force)
     written = str(output) if output is not None and result.certificate is not None else None
     verdicts = {"values": proof.values, "storage": proof.storage}
     talk.result(
@@ -73,20 +125,34 @@ def prove_command(
             "verdicts": {key: _fields(verdict) for key, verdict in verdicts.items()},
             "certificate": proof.certificate,
             "file": written,
+            "kept": [str(target) for target in targets],
         },
     )
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
     if written is not None:
         talk.say(f"certificate written to {written}")
+    for target in targets:
+        talk.say(f"written: {target}")
     codes = [_code(verdict, accept_probable) for verdict in verdicts.values()]
     return 1 if 1 in codes else max(codes)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    """`dp=2,tp=4` as sizes by axis."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, sep, size = part.strip().partition("=")
+        if not sep or not name.isidentifier() or name in found or not size.isdecimal() or len(size) > 6:
+            raise InputError(f"--mesh {text}", wanted="axes with their sizes, such as dp=2,tp=4")
+        found[name] = int(size)
+    return found
 
 
 def check_command(
     certificate: Annotated[Path, typer.Argument(metavar="CERT", help="What `tensure prove -o` wrote.")],
     plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan's text.")],
-    program: Program,
+    program: CheckedProgram,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -136,4 +136,5 @@ def _moved_rows(a: torch.Tensor, b: torch.Tensor) -> str:
 
 
 def _bytes(row: torch.Tensor) -> Any:
-    return row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # One element may keep any stride through reshape, and view refuses it: lay it out anew.
+    return row.contiguous().as_strided((row.numel(),), (1,)).view(torch.uint8).numpy().tobytes()

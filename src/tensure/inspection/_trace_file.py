@@ -265,7 +265,8 @@ def _described(name: str, tensor: torch.Tensor, path: str | os.PathLike[str]) ->
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    flat = tensor.detach().contiguous().reshape(-1)
+    # Not reshape: one element may keep any stride through it, and view refuses that.
+    flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,))
     count = max(1, _PIECE // tensor.element_size())
     for begin in range(0, flat.numel(), count):
         yield flat[begin : begin + count].view(torch.uint8).numpy().data

@@ -24,6 +24,7 @@ from ._json_door import parse_json
 from ._lex import Line
 from ._model import Model
 from ._ops import OpDef, bind_op, collective, evaluate_op, infer_collective, infer_op, listed, lookup
+from ._rationals import rational
 from ._records import (
     Arg,
     Attr,
@@ -48,12 +49,14 @@ from ._records import (
     ref,
 )
 from ._text import MAX_TEXT, digest, format_program, must_be_canonical, parse_program, read_block, read_header
+from ._torch_ops import AtenCall, translate, translates
 from ._validate import check_body, corner_params, located, validate_program
 from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
 __all__ = [
     "Arg",
+    "AtenCall",
     "Attr",
     "Attrs",
     "Block",
@@ -133,10 +136,13 @@ __all__ = [
     "read_name",
     "read_operand",
     "read_order",
+    "rational",
     "ref",
     "run_step",
     "state_pairs",
     "tensor_digest",
+    "translate",
+    "translates",
     "type_of",
     "type_operand",
     "validate_program",

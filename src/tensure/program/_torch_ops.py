@@ -13,7 +13,7 @@ from typing import Any, Final
 from tensure.errors import UnsupportedError
 
 from ._expr import Int
-from ._ops import OpDef, listed, lookup
+from ._ops import OpDef, is_listed, lookup
 from ._records import Attr, Attrs, Name, Op, Ref
 
 Shape = tuple[Int, ...]
@@ -64,7 +64,7 @@ def translate(call: AtenCall) -> list[Op]:
     if special is not None:
         return special(call)
     kind = _RENAMED.get(call.op, call.op)
-    if kind not in listed():
+    if not is_listed(kind):
         raise UnsupportedError(
             f"op aten.{call.op}",
             wanted="an op of the op table (tensure.program.listed())",
@@ -79,6 +79,11 @@ def translate(call: AtenCall) -> list[Op]:
         Name(f"{_base(call)}_unread_{at}") if out is None else out for at, out in enumerate(call.outs)
     )
     return [_bind(definition, call, outs)]
+
+
+def translates(name: str) -> bool:
+    """Whether some listed op, or several, does what ATen's op of this name does."""
+    return name in _SPECIAL or is_listed(_RENAMED.get(name, name))
 
 
 def attributes(definition: OpDef, values: Mapping[str, Any]) -> Attrs:
@@ -102,6 +107,9 @@ def attributes(definition: OpDef, values: Mapping[str, Any]) -> Attrs:
 # --- calls that map name by name -------------------------------------------------------------------
 
 _RENAMED: Final = {
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor",
     "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
     "_reshape_alias": "view",
     "_unsafe_view": "view",
@@ -109,6 +117,7 @@ _RENAMED: Final = {
     "alias": "copy",
     "contiguous": "copy",
     "detach": "copy",
+    "lift_fresh": "copy",
     "dropout": "copy",
     "lift_fresh_copy": "copy",
     "to": "_to_copy",
@@ -201,6 +210,13 @@ def _slice(call: AtenCall) -> list[Op]:
     given = {**call.given, "end": end}
     (out,) = _named(call)
     return [_bind(lookup(call.op), replace(call, given=given), (out,))]
+
+
+def _convolution_backward(call: AtenCall) -> list[Op]:
+    given = dict(call.given)
+    if not call.value("output_mask")[2]:
+        given["bias_sizes"] = None  # autograd gives [0] for a bias that is not there
+    return [_bind(lookup(call.op), replace(call, given=given), _named(call))]
 
 
 def _split(call: AtenCall) -> list[Op]:
@@ -305,6 +321,7 @@ _SPECIAL: Final[dict[str, Callable[[AtenCall], list[Op]]]] = {
     "max_pool2d_with_indices": _max_pool,
     "copy": _copy,
     "var": _variance,
+    "convolution_backward": _convolution_backward,
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,

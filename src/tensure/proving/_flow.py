@@ -281,7 +281,7 @@ class _Relations(PlanMachine[Held]):
             summed = total((ONE, held.relation) for *_, held in members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
-            elif summed is None or not self.logical.same(self.logical.resolve(summed), want):
+            elif summed is None or not self._is_sum(summed, want):
                 found = "nothing" if summed is None else self._words(summed)
                 self._doubt(rank, name, want, f"the addends sum to {found}")
         entry = self.program.entry(self.entry)
@@ -292,6 +292,10 @@ class _Relations(PlanMachine[Held]):
             held = self._held(set(labels), sums=sums)
             for label in labels:
                 self._covered(label, held, what)
+
+    def _is_sum(self, summed: Relation, want: Relation) -> bool:
+        """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
+        return self.logical.same(self.logical.resolve(self.logical.without_zeros(summed)), want)
 
     def states(self) -> tuple[frozenset[StatePart], frozenset[StatePart]]:
         """Parts of before-states supplied, and parts of after-states held whole at the end."""

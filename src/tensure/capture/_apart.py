@@ -1,0 +1,91 @@
+"""Calls that are several: torch's decompositions into core ATen, and FSDP's copies in and out of flat memory.
+
+Each function here does what the op does, by calls that are traced again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch._decomp import core_aten_decompositions, get_decompositions
+
+from tensure.errors import UnsupportedError
+
+__all__ = ["CUSTOM", "decompositions", "put_by_mask"]
+
+
+def _copy_in(
+    inputs: Sequence[torch.Tensor], output: torch.Tensor, sizes: Sequence[int], numel: int, rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    own = output.narrow(0, numel * rank, numel)
+    for target, source in zip(torch.split(own, list(sizes)), inputs, strict=True):
+        target.copy_(source)
+    return own, output
+
+
+def _split_out(
+    tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0, *, out: Sequence[torch.Tensor]
+) -> None:
+    for target, source in zip(out, torch.split(tensor, list(sizes), dim), strict=True):
+        target.copy_(source.reshape(target.shape))
+
+
+def _chunk_cat(tensors: Sequence[torch.Tensor], dim: int, num_chunks: int, *, out: torch.Tensor) -> None:
+    """Each tensor in `num_chunks` parts along dim 0, the last ones padded; part after part in rows."""
+    if dim != 0:
+        raise NotImplementedError("chunk_cat along another dim than 0")
+    rows = []
+    for tensor in tensors:
+        size = -(-tensor.shape[0] // num_chunks) * num_chunks
+        if size != tensor.shape[0]:
+            missing = tensor.new_zeros((size - tensor.shape[0], *tensor.shape[1:]))
+            tensor = torch.cat([tensor, missing])
+        rows.append(tensor.reshape(num_chunks, -1))
+    out.copy_(torch.cat(rows, dim=1).reshape(out.shape))
+
+
+def _copy_strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    return tensor.new_empty_strided(tensor.shape, tuple(stride)).copy_(tensor)
+
+
+def put_by_mask(
+    target: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    values: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """`target[mask] = number` as a choice by element.
+
+    Raises:
+        UnsupportedError: several values, whose places depend on the mask's values.
+    """
+    mask = indices[0]
+    if len(indices) != 1 or mask is None or values.numel() != 1 or accumulate:
+        raise UnsupportedError(
+            "a write of several values by mask", wanted="one number for all, or torch.where"
+        )
+    mask = mask.reshape(*mask.shape, *[1] * (target.ndim - mask.ndim))
+    return torch.where(mask, values.reshape(()).to(target.dtype), target)
+
+
+CUSTOM: Final[dict[str, Callable[..., Any]]] = {
+    "fsdp::all_gather_copy_in": _copy_in,
+    "fsdp::split_with_sizes_copy": _split_out,
+    "fsdp::chunk_cat": _chunk_cat,
+    "prims::copy_strided": _copy_strided,
+}
+
+_TABLE: Final[dict[Any, Callable[..., Any]]] = {}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch's into core ATen and a few more, built once."""
+    if not _TABLE:
+        _TABLE.update(core_aten_decompositions())
+        more = torch.ops.aten
+        _TABLE.update(
+            get_decompositions([more._safe_softmax, more.native_layer_norm_backward, more.linalg_vector_norm])
+        )
+    return _TABLE

@@ -1,0 +1,120 @@
+"""What people hand in, checked and in one form: modules with inputs, steps, what steps return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
+
+from tensure.errors import InputError, UnsupportedError
+
+from ._step import ModelFunction, ParallelStep
+
+__all__ = [
+    "as_step",
+    "axes_of",
+    "built",
+    "gradients",
+    "leaves",
+    "local_of",
+    "output_names",
+    "returned_by",
+    "run_backward",
+]
+
+
+def built(model: ModelFunction) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """A fresh module and its inputs.
+
+    Raises:
+        InputError: the function returns something else.
+    """
+    found: Any = model()
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], torch.nn.Module):
+        raise InputError(
+            f"the model function returns {type(found).__name__}", wanted="(module, (example input, ...))"
+        )
+    net, inputs = found
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    if not isinstance(inputs, (tuple, list)) or not all(isinstance(item, torch.Tensor) for item in inputs):
+        raise InputError("example inputs that are no tensors", wanted="a tuple of tensors")
+    return net, tuple(inputs)
+
+
+def as_step(found: Any, net: torch.nn.Module) -> ParallelStep:
+    """What a parallel function returned as one record.
+
+    Raises:
+        InputError: it is neither a ParallelStep, nor a function, nor None.
+    """
+    if found is None:
+        return ParallelStep(lambda *inputs: run_backward(net, inputs))
+    if isinstance(found, ParallelStep):
+        return found
+    if callable(found):
+        return ParallelStep(found)
+    raise InputError(
+        f"the parallel function returns {type(found).__name__}", wanted="a ParallelStep, a step or None"
+    )
+
+
+def run_backward(net: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Forward and backward; what the module returned."""
+    returned = returned_by(net(*inputs))
+    loss = returned[0]
+    if loss.numel() != 1:
+        raise InputError(
+            f"a loss of shape {list(loss.shape)}", wanted="one number as the first thing returned"
+        )
+    if not loss.requires_grad:
+        raise InputError(
+            "a loss that depends on nothing that requires a gradient", wanted="a loss of the parameters"
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    return returned
+
+
+def returned_by(found: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors a module or step returned, the loss first."""
+    items = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    if not items or not all(isinstance(item, torch.Tensor) for item in items):
+        raise InputError("a step that returns no tensors", wanted="the loss, or a tuple that begins with it")
+    return items
+
+
+def output_names(count: int) -> tuple[str, ...]:
+    """Of what a module returns."""
+    return ("loss", *(f"out_{at}" for at in range(1, count)))
+
+
+def leaves(net: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name."""
+    return [(_clean(label), tensor) for label, tensor in [*net.named_parameters(), *net.named_buffers()]]
+
+
+def gradients(net: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """The gradients that are there, by the name of what they belong to."""
+    tensors = [(_clean(label), tensor) for label, tensor in net.named_parameters()] + list(inputs.items())
+    return [(label, tensor.grad) for label, tensor in tensors if tensor.grad is not None]
+
+
+def axes_of(tensor: DTensor) -> tuple[str, ...]:
+    """The mesh axes a distributed tensor is placed on."""
+    names = tensor.device_mesh.mesh_dim_names
+    if names is None:
+        raise UnsupportedError("a distributed tensor on a mesh without names", wanted="mesh axes with names")
+    return tuple(names)
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A rank's own part of it."""
+    local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    return local.elem if isinstance(local, AsyncCollectiveTensor) else local
+
+
+def _clean(path: str) -> str:
+    """A module path as a name; one may not begin with a digit."""
+    return path if path[0].isalpha() or path[0] == "_" else f"_{path}"

@@ -1,0 +1,266 @@
+"""The parallel step of every rank of a mesh as a Plan.
+
+Every rank is traced by itself; nothing is assumed of one rank because of another. A distributed parameter
+is taken to hold what its placements say, a plain one to be whole unless it is placed or was cut from the
+whole one under our eyes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from tensure.bundle import Plan
+from tensure.errors import InputError, LimitError
+from tensure.program import Name, Op, Ref, TensorType, digest
+
+from ._collectives import Collectives
+from ._flat import apart
+from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
+from ._model import Captured
+from ._placements import Part, part_of, whole_part
+from ._sources import Sources
+from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
+from ._tape import Tape
+from ._tracer import Tracer
+from ._tracks import RankTrace, live_steps, reread, tracks_of
+from ._world import fake_rank
+
+__all__ = ["capture_parallel"]
+
+_WHOLE: Final = ".whole"
+"""Marks a parameter as the model has it, where the parallel module holds a part under its name."""
+MAX_TRACED: Final = 256
+"""Ranks that are traced one by one."""
+
+
+def capture_parallel(
+    model: ModelFunction,
+    parallel: ParallelFunction,
+    mesh: Mapping[str, int],
+    captured: Captured,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """The parallel step of every rank, with claims at its ends.
+
+    Args:
+        model: as for `capture_model`.
+        parallel: makes a fresh module of the model parallel, once for each rank.
+        mesh: sizes of the axes, outermost first.
+        captured: what the model alone came to.
+        progress: told (ranks done, ranks in all).
+
+    Raises:
+        InputError: parameters that the model does not have, or tensors whose place nobody said.
+        LimitError: more ranks than are traced one by one.
+        UnsupportedError: an op, group or placement without a rule.
+    """
+    world = 1
+    for size in mesh.values():
+        world *= size
+    if world > MAX_TRACED:
+        raise LimitError(
+            f"a mesh of {world} ranks", wanted=f"at most {MAX_TRACED}, which are traced one by one"
+        )
+    traces: list[RankTrace] = []
+    for rank in range(world):
+        traces.append(_Rank(mesh, rank, captured).trace(model, parallel))
+        if rank % 8 == 7:
+            gc.collect()  # modules and tapes are cyclic, and there is one for each rank
+        if progress is not None:
+            progress(rank + 1, world)
+    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live_steps(traces), mesh))
+
+
+@dataclass
+class _Rank:
+    """One rank while it is traced."""
+
+    mesh: Mapping[str, int]
+    rank: int
+    captured: Captured
+    tape: Tape = field(default_factory=Tape)
+    claims: dict[str, tuple[str, Part]] = field(default_factory=dict[str, "tuple[str, Part]"])
+    outputs: set[str] = field(default_factory=set[str])
+    standing: dict[str, Part] = field(default_factory=dict[str, Part])
+    """Where each parameter stands, by name, as far as known."""
+
+    def trace(self, model: ModelFunction, parallel: ParallelFunction) -> RankTrace:
+        ranks = Collectives(self.mesh, self.rank)
+        self.place = dict(zip(self.mesh, ranks.place(self.rank), strict=True))
+        with fake_rank(self.mesh, self.rank) as mesh:
+            net, inputs = built(model)
+            whole = dict(leaves(net))
+            for label, tensor in whole.items():
+                self.tape.add(tensor, Ref(Name(label + _WHOLE)))
+                if label in self.captured.shapes:
+                    self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
+            with Tracer(self.tape, Sources(net), ranks):
+                given = as_step(parallel(net, mesh), net)
+            module = given.module if given.module is not None else net
+            for label, tensor in leaves(module):
+                self._leaf(label, tensor, whole, given)
+            local = self._inputs(inputs, given)
+            sources = Sources(module)
+            with sources.watching(), Tracer(self.tape, sources, ranks):
+                returned = returned_by(given.step(*local))
+            self._results(returned, module, local, given)
+        steps = apart(self.tape.steps, self._leaf_types(), self.mesh)
+        # A parameter that stayed whole has its name to itself.
+        names = {
+            label + _WHOLE: label
+            for label in whole
+            if label not in self.claims and label + _WHOLE in self.claims
+        }
+        claims = {names.get(label, label): found for label, found in self.claims.items()}
+        renamed = {Name(old): Name(new) for old, new in names.items()}
+        steps = [replace(step, args=tuple(reread(arg, renamed) for arg in step.args)) for step in steps]
+        return RankTrace(tuple(self.place.items()), tuple(steps), claims, frozenset(self.outputs))
+
+    def _leaf_types(self) -> dict[str, TensorType]:
+        values = self.captured.program.values
+        return {
+            label: TensorType(part.shape, values[of].dtype)
+            for label, (of, part) in self.claims.items()
+            if label not in self.outputs
+        }
+
+    # what it begins with -----------------------------------------------------------------------------
+
+    def _leaf(
+        self, label: str, tensor: torch.Tensor, whole: Mapping[str, torch.Tensor], given: ParallelStep
+    ) -> None:
+        """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
+        shape, local = self.captured.shapes.get(label), local_of(tensor)
+        if shape is None:
+            if label in whole or self.tape.knows(local):
+                return  # nothing on the single device depends on it
+            raise InputError(
+                f"parameter {label} of the parallel module",
+                wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
+            )
+        if isinstance(tensor, DTensor):
+            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
+            found = self._part(shape, placements, f"parameter {label}")
+        elif label in given.parameters:
+            found = self._part(shape, given.parameters[label], f"parameter {label}")
+        elif whole.get(label) is tensor:
+            self.standing[label] = whole_part(shape)
+            return
+        elif self.tape.knows(local):
+            cut = self._cut(local, label, shape)
+            if cut is not None:
+                self.standing[label] = cut
+            return
+        elif tuple(tensor.shape) == shape:
+            found = whole_part(shape)
+        else:
+            raise InputError(
+                f"parameter {label} of shape {list(tensor.shape)} where the single device has {list(shape)}",
+                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
+            )
+        if found.shape != tuple(local.shape):
+            raise InputError(
+                f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
+            )
+        self.claims[label] = (label, found)
+        self.standing[label] = found
+        if self.tape.knows(local):
+            self.tape.write(local, Ref(Name(label)), ())
+        else:
+            self.tape.add(local, Ref(Name(label)))
+
+    def _cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
+        """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
+        made = {step.outs[0]: step for step in self.tape.steps if step.outs}
+        name = self.tape.read(tensor, ()).name
+        cuts: list[Op] = []
+        while name in made:
+            step = made[name]
+            if step.op not in ("slice", "copy") or not isinstance(step.args[0], Ref):
+                return None
+            cuts.append(step)
+            name = step.args[0].name
+        if name != Name(label + _WHOLE):
+            return None
+        dims = [range(size) for size in shape]
+        for step in reversed(cuts):
+            if step.op == "slice":
+                attrs = dict(step.attrs)
+                dim: Any = attrs.get("dim", 0)
+                cut: Any = slice(attrs.get("start"), attrs.get("end"), attrs.get("step"))
+                dims[dim] = dims[dim][cut]
+        return Part(tuple(((found.start, found.stop, found.step),) for found in dims))
+
+    def _inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
+        made: list[torch.Tensor] = []
+        for at, (label, tensor) in enumerate(zip(self.captured.inputs, inputs, strict=True)):
+            found = self._part(tuple(tensor.shape), _nth(given.inputs, at), f"input {at}")
+            if found.sum:
+                raise InputError(
+                    f"input {at} is a sum over {', '.join(found.sum)}", wanted="Shard or Replicate"
+                )
+            if found.shape != tuple(tensor.shape):
+                tensor = tensor.new_empty(found.shape, requires_grad=tensor.requires_grad)
+            self.claims[label] = (label, found)
+            self.standing[label] = found
+            self.tape.add(tensor, Ref(Name(label)))
+            made.append(tensor)
+        return made
+
+    # what it ends with -------------------------------------------------------------------------------
+
+    def _results(
+        self,
+        returned: Sequence[torch.Tensor],
+        module: torch.nn.Module,
+        inputs: Sequence[torch.Tensor],
+        given: ParallelStep,
+    ) -> None:
+        names = self.captured.outputs
+        if len(returned) != len(names):
+            raise InputError(
+                f"the parallel step returns {len(returned)} tensors",
+                wanted=f"{len(names)}, as the module does: {', '.join(names)}",
+            )
+        for at, (label, tensor) in enumerate(zip(names, returned, strict=True)):
+            self._output(label, tensor, _nth(given.outputs, at))
+        for label, tensor in gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
+            if f"grad.{label}" not in self.captured.shapes:
+                continue  # the single device has none to compare with
+            said, standing = given.gradients.get(label), self.standing.get(label)
+            plain = said is None and not isinstance(tensor, DTensor)
+            if plain and standing is not None and standing.shape == tuple(tensor.shape):
+                self._claim(f"grad.{label}", tensor, standing)
+            else:
+                self._output(f"grad.{label}", tensor, said)
+
+    def _output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
+        if isinstance(tensor, DTensor) and said is None:
+            said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
+        found = self._part(self.captured.shapes[label], said, label)
+        local = local_of(tensor)
+        if found.shape != tuple(local.shape):
+            raise InputError(
+                f"{label} of shape {list(local.shape)}",
+                wanted=f"{list(found.shape)}, as placed; ParallelStep(outputs=..., gradients=...) place it",
+            )
+        self._claim(label, local, found)
+
+    def _claim(self, label: str, local: torch.Tensor, found: Part) -> None:
+        self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))
+        self.claims[label] = (label, found)
+        self.outputs.add(label)
+
+    def _part(self, shape: Sequence[int], placements: Placements | None, what: str) -> Part:
+        return part_of(shape, placements or {}, self.mesh, self.place, what)
+
+
+def _nth(items: Sequence[Placements | None], at: int) -> Placements | None:
+    return items[at] if at < len(items) else None

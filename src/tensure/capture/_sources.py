@@ -1,0 +1,89 @@
+"""Where in somebody's code an op comes from: its line and module, in the backward pass those of the forward.
+
+Knows Python frames, module hooks and autograd's sequence numbers; nothing of ops.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from tensure.program import Attrs
+
+__all__ = ["Sources"]
+
+_TORCH: Final = os.path.dirname(torch.__file__) + os.sep
+_OURS: Final = os.path.dirname(__file__) + os.sep
+_BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
+
+
+class Sources:
+    """Says where the op being dispatched now comes from."""
+
+    def __init__(self, module: torch.nn.Module | None) -> None:
+        self._paths = {} if module is None else {id(part): path for path, part in module.named_modules()}
+        self._kept = module  # its parts' ids stay theirs
+        self._stack: list[str] = []
+        self._forward: dict[int, Attrs] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow which module runs."""
+
+        def enter(module: torch.nn.Module, _: Any) -> None:
+            self._stack.append(self._paths.get(id(module), self._stack[-1] if self._stack else ""))
+
+        def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+            self._stack.pop()
+
+        hooks = (
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def note(self) -> Attrs:
+        """Line and module of what is dispatched now, sorted by name."""
+        line, backward = _line()
+        node = torch._C._current_autograd_node()
+        if node is not None and backward:
+            known = self._forward.get(node._sequence_nr())
+            if known is not None:
+                return known
+        found = _note(self._stack[-1] if self._stack else "", line)
+        if node is None:
+            # Autograd numbers an op's node just before the op is dispatched.
+            self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, found)
+        return found
+
+
+def _note(module: str, line: str) -> Attrs:
+    return tuple((key, found) for key, found in (("module", module), ("source", line)) if found)
+
+
+def _line() -> tuple[str, bool]:
+    """`file.py:12` of the innermost frame outside torch, and whether autograd's engine runs inside of it."""
+    frame: FrameType | None = sys._getframe(2)
+    backward = False
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path == _BACKWARD:
+            backward = True
+        if not path.startswith((_TORCH, _OURS)) and not path.startswith("<"):
+            return f"{os.path.basename(path)}:{frame.f_lineno}", backward
+        frame = frame.f_back
+    return "", backward

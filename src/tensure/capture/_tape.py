@@ -1,0 +1,252 @@
+"""What one traced rank did, as single-assignment steps: tensors that share memory keep one value each.
+
+Every storage has a root tensor and a value; a view is known by the view ops that lead to it from the root.
+Writing into a view writes the root's value anew, through the inverses of these ops; a view that is read
+after such a write is made again. So what is recorded needs no memory: FSDP's flat buffers, accumulated
+gradients and caches come out as plain values. Knows aliasing; does not know what ops mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from tensure.errors import UnsupportedError
+from tensure.host import dtype_word
+from tensure.program import COLLECTIVES, AtenCall, Attrs, Name, Op, Ref, translate
+
+__all__ = ["ALIASES", "Tape", "View"]
+
+ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive"})
+"""Views that are the tensor itself."""
+
+_UNSET: Final = float("nan")
+"""What memory holds that nobody has written: reading it makes a claim fail, writing it over does no harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view op between two tensors: how to make it again, and which result it is."""
+
+    name: str
+    given: Mapping[str, Any]
+    source: str
+    """The argument that is viewed."""
+    at: int
+    outer: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+
+
+@dataclass(slots=True)
+class _Storage:
+    value: Ref
+    shape: tuple[int, ...]
+    version: int = 0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A tensor: its memory, the way to it, and the value it had at a version of that memory."""
+
+    tensor: torch.Tensor  # kept, so that no other tensor can take its id
+    storage: _Storage
+    chain: tuple[View, ...]
+    value: Ref
+    version: int
+
+
+@dataclass(slots=True)
+class Tape:
+    """Steps so far, and the value of every tensor."""
+
+    steps: list[Op] = field(default_factory=list[Op])
+    _seen: dict[int, _Seen] = field(default_factory=dict[int, _Seen])
+    _names: dict[str, int] = field(default_factory=dict[str, int])
+
+    # names and steps ---------------------------------------------------------------------------------
+
+    def fresh(self, wanted: str) -> Name:
+        """A name nobody has."""
+        count = self._names.get(wanted, 0)
+        self._names[wanted] = count + 1
+        return Name(f"{wanted}_{count}")
+
+    def emit(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        shapes: tuple[tuple[int, ...], ...],
+        dtypes: tuple[str, ...],
+        in_shapes: Mapping[str, tuple[int, ...]],
+        note: Attrs,
+        defaults: Mapping[str, Any] | None = None,
+        wanted: frozenset[int] | None = None,
+    ) -> list[Ref]:
+        """One call of ATen in listed ops; the values of its results.
+
+        Args:
+            name: ATen's, without overload.
+            given, defaults: arguments by ATen's names, tensors as Refs.
+            shapes, dtypes: of the results.
+            in_shapes: of tensor arguments, by name.
+            note: where it comes from.
+            wanted: the results somebody may read; all of them by default.
+
+        Raises:
+            UnsupportedError: no listed op does this.
+        """
+        label = name.strip("_") or name
+        outs = tuple(
+            self.fresh(label) if wanted is None or at in wanted else None for at in range(len(shapes))
+        )
+        call = AtenCall(name, given, defaults or {}, outs, shapes, dtypes, in_shapes, note)
+        self.steps.extend(translate(call))
+        return [Ref(out if out is not None else Name("unread")) for out in outs]
+
+    def step(self, op: str, args: tuple[Any, ...], note: Attrs, **attrs: Any) -> Ref:
+        """One listed op as it stands; a collective is named by its turn on its axes, so members meet."""
+        made = self.fresh("_".join(("met", *attrs["axes"])) if op in COLLECTIVES else op)
+        self.steps.append(Op(op, args, (made,), tuple(sorted(attrs.items())), note))
+        return Ref(made)
+
+    def message(self, op: str, args: tuple[Ref, ...], other: int, key: tuple[Any, ...], note: Attrs) -> Ref:
+        """A send to another rank, or a receipt from it; `other` is its number, until tracks are known."""
+        made = () if op == "send" else (self.fresh("recv"),)
+        self.steps.append(Op(op, args, made, (("key", key), ("other", other)), note))
+        return Ref(made[0]) if made else args[0]
+
+    # tensors -----------------------------------------------------------------------------------------
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor has a value."""
+        return id(tensor) in self._seen
+
+    def add(self, tensor: torch.Tensor, value: Ref) -> None:
+        """A tensor with memory of its own."""
+        storage = _Storage(value, tuple(tensor.shape))
+        self._seen[id(tensor)] = _Seen(tensor, storage, (), value, 0)
+
+    def add_view(self, tensor: torch.Tensor, base: torch.Tensor, view: View | None, value: Ref) -> None:
+        """A tensor in the memory of another; without a View it is the other under a second name."""
+        outer = self._seen[id(base)]
+        chain = outer.chain if view is None else (*outer.chain, view)
+        self._seen[id(tensor)] = _Seen(tensor, outer.storage, chain, value, outer.storage.version)
+
+    def add_window(self, tensor: torch.Tensor, base: torch.Tensor, note: Attrs) -> None:
+        """A contiguous window on the memory of another tensor, wherever in it that one looks.
+
+        Raises:
+            UnsupportedError: it is not contiguous, or the memory is not.
+        """
+        storage = self._seen[id(base)].storage
+        shape, start, count = tuple(tensor.shape), tensor.storage_offset(), tensor.numel()
+        whole = math.prod(storage.shape)
+        held = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if not tensor.is_contiguous() or start + count > whole or held not in (0, whole):
+            raise UnsupportedError(
+                f"as_strided to {list(shape)} with strides {list(tensor.stride())} at {start}",
+                wanted="a contiguous window on contiguous memory",
+            )
+        dtype = dtype_word(tensor.dtype)
+        flat, part = (whole,), (count,)
+        chain = (
+            View("view", {"size": flat}, "self", 0, storage.shape, (flat,), dtype),
+            View("slice", {"dim": 0, "start": start, "end": start + count}, "self", 0, flat, (part,), dtype),
+            View("view", {"size": shape}, "self", 0, part, (shape,), dtype),
+        )
+        value = storage.value
+        for view in chain:
+            value = self._again(view, value, note)
+        self._seen[id(tensor)] = _Seen(tensor, storage, chain, value, storage.version)
+
+    def read(self, tensor: torch.Tensor, note: Attrs) -> Ref:
+        """The value a tensor has now; made again if its memory was written since.
+
+        Raises:
+            UnsupportedError: nobody has seen it being made.
+        """
+        seen = self._seen.get(id(tensor))
+        if seen is None:
+            raise UnsupportedError(
+                f"a tensor of shape {list(tensor.shape)} that was made before tracing",
+                wanted="parameters, buffers, inputs, and what is made of them inside the step",
+            )
+        if seen.version != seen.storage.version:
+            value = seen.storage.value
+            for view in seen.chain:
+                value = self._again(view, value, note)
+            seen.value, seen.version = value, seen.storage.version
+        return seen.value
+
+    def write(self, tensor: torch.Tensor, value: Ref, note: Attrs) -> None:
+        """The tensor's memory holds `value` from now on, whoever else looks at it."""
+        seen = self._seen[id(tensor)]
+        storage = seen.storage
+        outer = [storage.value]
+        for view in seen.chain[:-1]:
+            outer.append(self._again(view, outer[-1], note))
+        made = value
+        for view, base in zip(reversed(seen.chain), reversed(outer), strict=True) if seen.chain else ():
+            made = self._back(view, base, made, note)
+        storage.value = made
+        storage.version += 1
+        seen.value, seen.version = value, storage.version
+
+    def unset(self, tensor: torch.Tensor, note: Attrs) -> None:
+        """A tensor whose memory nobody has written yet."""
+        shape, dtype = tuple(tensor.shape), dtype_word(tensor.dtype)
+        fill: Any = _UNSET if dtype[0] in "fb" and dtype != "bool" else dtype != "bool" and -1
+        self.add(tensor, self.step("full", (), note, size=shape, fill_value=fill, dtype=dtype))
+
+    # views -------------------------------------------------------------------------------------------
+
+    def _again(self, view: View, value: Ref, note: Attrs) -> Ref:
+        given = {**view.given, view.source: value}
+        dtypes = (view.dtype,) * len(view.shapes)
+        wanted = frozenset({view.at})
+        return self.emit(
+            view.name, given, view.shapes, dtypes, {view.source: view.outer}, note, wanted=wanted
+        )[view.at]
+
+    def _back(self, view: View, base: Ref, inner: Ref, note: Attrs) -> Ref:
+        """The base's value with the part that the view shows replaced."""
+        given = view.given
+        rank = len(view.outer)
+        match view.name:
+            case "view" | "_unsafe_view" | "_reshape_alias" | "reshape" | "squeeze" | "unsqueeze":
+                if view.outer == view.shapes[view.at]:
+                    return inner
+                return self.step("view", (inner,), note, size=view.outer)
+            case "t":
+                return self.step("t", (inner,), note) if rank == 2 else inner
+            case "transpose":
+                dims = {"dim0": given["dim0"], "dim1": given["dim1"]}
+                return self.step("transpose", (inner,), note, **dims)
+            case "permute":
+                order = [dim % rank for dim in given["dims"]]
+                return self.step("permute", (inner,), note, dims=tuple(map(order.index, range(rank))))
+            case "slice":
+                keys = ("dim", "start", "end", "step")
+                attrs = {key: given[key] for key in keys if given.get(key) is not None}
+                if attrs.get("end", 0) >= 1 << 61:
+                    del attrs["end"]
+                return self.step("slice_scatter", (base, inner), note, **attrs)
+            case "select":
+                attrs = {"dim": given["dim"], "index": given["index"]}
+                return self.step("select_scatter", (base, inner), note, **attrs)
+            case "unbind":
+                attrs = {"dim": given.get("dim", 0), "index": view.at}
+                return self.step("select_scatter", (base, inner), note, **attrs)
+            case "split" | "split_with_sizes" | "chunk":
+                dim = given.get("dim", 0) % rank
+                start = sum(shape[dim] for shape in view.shapes[: view.at])
+                end = start + view.shapes[view.at][dim]
+                return self.step("slice_scatter", (base, inner), note, dim=dim, start=start, end=end)
+        raise UnsupportedError(
+            f"a write into a {view.name} of a tensor", wanted="a write into a slice, a view or a whole tensor"
+        )

@@ -1,0 +1,297 @@
+"""See every ATen call of one rank's step, below autograd and distributed tensors, and put it on the tape.
+
+Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value (there
+are none here) or on a random number is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tensure.errors import UnsupportedError
+from tensure.host import dtype_word
+from tensure.program import Attrs, Ref, translates
+
+from ._apart import CUSTOM, decompositions, put_by_mask
+from ._collectives import Collectives
+from ._sources import Sources
+from ._tape import ALIASES, Tape, View
+
+__all__ = ["Tracer"]
+
+_WRAPPERS: Final = (DTensor, AsyncCollectiveTensor)
+_UNSET: Final = frozenset(
+    {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
+)
+_KNOWN: Final = _UNSET | {"as_strided"}
+_SILENT: Final = frozenset({"prim::device", "aten::_assert_async", "aten::_assert_scalar", "aten::sym_size"})
+_FILLS: Final = {"zero": 0, "fill": None}
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What is called while it is entered, as steps.
+
+    Args:
+        tape: where the steps go.
+        sources: says where a call comes from.
+        collectives: what a call among ranks is; None where there is one device.
+    """
+
+    def __init__(self, tape: Tape, sources: Sources, collectives: Collectives | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape, self.sources, self.collectives = tape, sources, collectives
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """One call."""
+        given = dict(kwargs or {})
+        if any(issubclass(kind, _WRAPPERS) for kind in types):
+            return NotImplemented  # it comes again, for the local tensors
+        name = func._schema.name
+        namespace, _, word = name.partition("::")
+        if name in _SILENT or namespace == "profiler":
+            return func(*args, **given)
+        if _is_real(args, given):
+            with torch._subclasses.fake_tensor.unset_fake_temporarily():
+                return func(*args, **given)  # the numbers of a mesh, say: no part of the step
+        note = self.sources.note()
+        try:
+            if name in CUSTOM:
+                with self:
+                    return CUSTOM[name](*args, **given)
+            if namespace != "aten":
+                if self.collectives is None:
+                    raise UnsupportedError(f"op {name}", wanted="ATen ops on the single device")
+                return self.collectives.call(func, args, given, self.tape, note)
+            return self._aten(func, word, args, given, note)
+        except UnsupportedError as error:
+            raise error.at(place=_place(note)) from None
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UnsupportedError(
+                f"the step reads a value ({error.func})",
+                place=_place(note),
+                wanted="a step whose course and shapes do not depend on values",
+            ) from None
+        except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
+            raise UnsupportedError(
+                f"op {name}: {error}", place=_place(note), wanted="an op that torch can trace without values"
+            ) from None
+
+    def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
+        schema = func._schema
+        if torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs):
+            raise UnsupportedError(
+                f"aten.{word} draws random numbers", wanted="a step without dropout or noise"
+            )
+        if word == "_local_scalar_dense":
+            raise UnsupportedError(
+                "the step reads a value (item)", wanted="a step whose course does not depend on values"
+            )
+        writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        plain = word.removesuffix("_") if writes else word
+        if plain in ("index_put", "_unsafe_index_put") and _has_mask(args[1]):
+            with self:
+                made = put_by_mask(*args, **kwargs)
+                return args[0].copy_(made) if writes else made
+        if plain.startswith("_foreach"):
+            return self._foreach(func, plain, args, kwargs, bool(writes))
+        if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
+            taken = self._apart(func, plain, writes, args, kwargs)
+            if taken is not NotImplemented:
+                return taken
+            raise UnsupportedError(
+                f"aten.{word} has no rule",
+                wanted="an op of the op table (docs/ops.md), or one that torch takes apart into them",
+            )
+        result = func(*args, **kwargs)
+        self._record(func, word, plain, writes, args, kwargs, result, note)
+        return result
+
+    # one call ----------------------------------------------------------------------------------------
+
+    def _record(
+        self, func: Any, word: str, plain: str, writes: list[str], args: tuple[Any, ...],
+        kwargs: dict[str, Any], result: Any, note: Attrs,
+    ) -> None:  # fmt: skip
+        tape, schema = self.tape, func._schema
+        bound = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
+        if word in _UNSET:
+            tape.unset(result, note)
+            return
+        if word == "as_strided":
+            tape.add_window(result, bound["self"], note)
+            return
+        if len(writes) == 1 and plain in _FILLS:
+            target = bound[writes[0]]
+            number = _FILLS[plain] if _FILLS[plain] is not None else bound["value"]
+            if not isinstance(number, torch.Tensor):
+                given = {"fill_value": number, "size": tuple(target.shape)}
+                made = tape.emit("full", given, (tuple(target.shape),), (dtype_word(target.dtype),), {}, note)
+                tape.write(target, made[0], note)
+                return
+            plain, bound = "copy", {"self": target, "src": number}
+        viewed = None if writes else _viewed(schema, bound, result)
+        if viewed is not None and plain in ALIASES:
+            if not tape.knows(viewed) and not isinstance(viewed, FakeTensor):
+                tape.add(viewed, self._constant(viewed, note))
+            tape.add_view(result, viewed, None, tape.read(viewed, note))
+            return
+        given = {key: self._argument(value, note) for key, value in bound.items()}
+        for key in writes:
+            if key == "out":
+                del given[key]
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        tensors = [item for item in results if isinstance(item, torch.Tensor)]
+        if not tensors:
+            results = []
+        there = frozenset(
+            at for at, item in enumerate(results) if item is not None
+        )  # a backward may omit some
+        in_shapes = {k: tuple(v.shape) for k, v in bound.items() if isinstance(v, torch.Tensor)}
+        shapes = tuple(() if item is None else tuple(item.shape) for item in results)
+        dtypes = tuple(dtype_word((tensors[0] if item is None else item).dtype) for item in results)
+        defaults = {
+            a.name: self._argument(a.default_value, note)
+            for a in schema.arguments
+            if a.has_default_value() and a.name not in given
+        }
+        made = tape.emit(plain, given, shapes, dtypes, in_shapes, note, defaults, there)
+        made = [value for at, value in enumerate(made) if at in there]
+        if writes:
+            for key, value in zip(writes, made, strict=True):
+                tape.write(bound[key], value, note)
+        elif viewed is not None:
+            (source,) = [key for key, value in bound.items() if value is viewed][:1]
+            static = {k: v for k, v in given.items() if k != source} | {}
+            for at, (tensor, value) in enumerate(zip(tensors, made, strict=True)):  # views omit none
+                view = View(
+                    plain, {**defaults, **static}, source, at, tuple(viewed.shape), shapes, dtypes[at]
+                )
+                tape.add_view(tensor, viewed, view, value)
+        else:
+            for tensor, value in zip(tensors, made, strict=True):
+                tape.add(tensor, value)
+
+    def _foreach(
+        self, func: Any, plain: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
+    ) -> Any:
+        """A call on lists as calls on their items."""
+        word = plain.removeprefix("_foreach_") + "_" * writes
+        count = len(args[0])
+        lists = [item if isinstance(item, (list, tuple)) and len(item) == count else None for item in args]
+        packet = torch.linalg.vector_norm if word == "norm" else getattr(torch.ops.aten, word)
+        made = []
+        with self:
+            for at in range(count):
+                given = [item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)]
+                named = dict(kwargs)
+                if plain in ("_foreach_addcmul", "_foreach_addcdiv") and len(given) > 3:
+                    named["value"] = given.pop()  # by name only, for one tensor
+                made.append(packet(*given, **named))
+        return None if writes else made
+
+    def _apart(
+        self, func: Any, plain: str, writes: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The call in smaller ones, each of which comes here again."""
+        table = decompositions()
+        with self:
+            if writes in (["self"], ["out"]) and hasattr(torch.ops.aten, plain):
+                given = {key: value for key, value in kwargs.items() if key != "out"}
+                target = kwargs["out"] if writes == ["out"] else args[0]
+                return target.copy_(getattr(torch.ops.aten, plain)(*args, **given))
+            if func in table:
+                return table[func](*args, **kwargs)
+            return func.decompose(*args, **kwargs)
+
+    def _argument(self, value: Any, note: Attrs) -> Any:
+        if isinstance(value, torch.Tensor):
+            if not self.tape.knows(value) and not isinstance(value, FakeTensor):
+                self.tape.add(value, self._constant(value, note))
+            return self.tape.read(value, note)
+        if isinstance(value, (list, tuple)):
+            return tuple(self._argument(item, note) for item in value)
+        if isinstance(value, torch.dtype):
+            return dtype_word(value)
+        if isinstance(value, (torch.device, torch.layout, torch.memory_format)):
+            return str(value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise UnsupportedError(f"an argument of type {type(value).__name__}", wanted="tensors and numbers")
+
+    def _constant(self, tensor: torch.Tensor, note: Attrs) -> Ref:
+        """A small tensor with known values that the code itself wrote down."""
+        shape, dtype = tuple(tensor.shape), dtype_word(tensor.dtype)
+        with torch._subclasses.fake_tensor.unset_fake_temporarily(), _nothing_on():
+            values = tensor.reshape(-1).tolist()
+        if len(values) > 4096:
+            raise UnsupportedError(
+                f"a constant of {len(values)} elements", wanted="a parameter, a buffer or an input"
+            )
+        if len(set(map(repr, values))) == 1:
+            return self.tape.step("full", (), note, size=shape, fill_value=values[0], dtype=dtype)
+        parts = tuple(
+            self.tape.step("full", (), note, size=(1,), fill_value=value, dtype=dtype) for value in values
+        )
+        flat = self.tape.step("cat", parts, note)
+        return self.tape.step("view", (flat,), note, size=shape) if len(shape) != 1 else flat
+
+
+def _is_real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the call is about tensors that have bytes, which were there before."""
+    tensors = [
+        item for item in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)
+    ]
+    return bool(tensors) and not any(isinstance(item, (FakeTensor, *_WRAPPERS)) for item in tensors)
+
+
+def _viewed(schema: Any, bound: Mapping[str, Any], result: Any) -> torch.Tensor | None:
+    """The argument whose memory the result looks at."""
+    tensors = result if isinstance(result, (tuple, list)) else (result,)
+    first = next((item for item in tensors if isinstance(item, torch.Tensor)), None)
+    for argument in schema.arguments:
+        value = bound.get(argument.name)
+        if argument.alias_info is not None and isinstance(value, torch.Tensor) and first is not None:
+            if first.untyped_storage()._cdata == value.untyped_storage()._cdata:
+                return value
+    return None
+
+
+def _is_quiet(word: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """A dropout that drops nothing."""
+    if word not in ("native_dropout", "dropout", "_safe_softmax"):
+        return word.startswith("_scaled_dot_product")
+    values = [*args[1:], *kwargs.values()]
+    return 0 in values[:1] or False in values
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in indices)
+
+
+def _nothing_on() -> Any:
+    return torch.utils._python_dispatch._disable_current_modes()
+
+
+def _place(note: Attrs) -> str:
+    found = dict(note)
+    parts = [str(found[key]) for key in ("module", "source") if key in found]
+    return ", ".join(parts)

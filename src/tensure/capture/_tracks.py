@@ -1,0 +1,210 @@
+"""Ranks into tracks: one text for all ranks that do the same but for integers that follow from their place.
+
+Dead steps go first, jointly: a collective stays on all of its ranks if one of them needs its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from tensure.bundle import Local, Place, Track
+from tensure.errors import UnsupportedError
+from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
+
+from ._lift import Coordinates, lift_attr, lift_ops, shape_of_text
+from ._placements import Part
+
+__all__ = ["RankTrace", "live_steps", "reread", "tracks_of"]
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank did.
+
+    Args:
+        place: its coordinates, by axis in mesh order.
+        steps: in order.
+        claims: by local: the logical value it is a part of, and the part.
+        outputs: the locals that must be there at the end.
+    """
+
+    place: Coordinates
+    steps: tuple[Op, ...]
+    claims: Mapping[str, tuple[str, Part]]
+    outputs: frozenset[str]
+
+
+def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
+    """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
+    needed: set[Any] = set()  # results of collectives, and keys of messages that somebody reads
+    while True:
+        kept = [_live(trace, needed) for trace in traces]
+        grown: set[Any] = {step.outs[0] for steps in kept for step in steps if step.op in COLLECTIVES}
+        grown |= {step.attr("key") for steps in kept for step in steps if step.op == "recv"}
+        if grown <= needed:
+            break
+        needed |= grown
+    return [_pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
+
+
+def _pruned(trace: RankTrace, steps: Sequence[Op]) -> RankTrace:
+    read = {str(ref.name) for step in steps for ref in step.reads()} | trace.outputs
+    claims = {label: found for label, found in trace.claims.items() if label in read}
+    return replace(trace, steps=_renamed(steps, trace), claims=claims)
+
+
+def _live(trace: RankTrace, needed: set[Any]) -> list[Op]:
+    wanted = {Name(label) for label in trace.outputs} | needed
+    kept: list[Op] = []
+    for step in reversed(trace.steps):
+        if step.attr("key") not in needed if step.op == "send" else wanted.isdisjoint(step.outs):
+            continue
+        kept.append(step)
+        wanted.update(ref.name for ref in step.reads())
+    return kept[::-1]
+
+
+def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
+    counts: dict[str, int] = {}
+    names: dict[Name, Name] = {}
+    made: list[Op] = []
+    for step in steps:
+        for out in step.outs:
+            if str(out) in trace.claims or step.op in COLLECTIVES:
+                continue
+            label = out.base.rpartition("_")[0] or out.base
+            counts[label] = counts.get(label, -1) + 1
+            names[out] = Name(f"{label}_{counts[label]}")
+        made.append(
+            Op(
+                step.op,
+                tuple(reread(arg, names) for arg in step.args),
+                tuple(names.get(out, out) for out in step.outs),
+                step.attrs,
+                step.note,
+            )
+        )
+    return tuple(made)
+
+
+def reread(arg: Any, names: Mapping[Name, Name]) -> Any:
+    """An operand with names replaced."""
+    if isinstance(arg, Ref):
+        return Ref(names.get(arg.name, arg.name), arg.box)
+    if isinstance(arg, Cat):
+        return Cat(arg.dim, tuple(reread(part, names) for part in arg.parts))
+    return arg
+
+
+# --- tracks -----------------------------------------------------------------------------------------
+
+
+def tracks_of(traces: Sequence[RankTrace], mesh: Mapping[str, int]) -> dict[str, Track]:
+    """One track for each class of ranks, by the axes that tell the classes apart.
+
+    Raises:
+        UnsupportedError: a rank sends to one that is not there.
+    """
+    by_place = {trace.place: trace for trace in traces}
+    # Messages first name their receiver by number; with the tracks known, by track and place.
+    texts = {place: trace.steps for place, trace in by_place.items()}
+    split: tuple[str, ...] = ()
+    while True:
+        addressed = {place: _addressed(steps, place, split, mesh) for place, steps in texts.items()}
+        outlines = {
+            place: (shape_of_text(steps), _claims_outline(by_place[place]))
+            for place, steps in addressed.items()
+        }
+        found = _telling_axes(outlines, tuple(mesh))
+        if set(found) <= set(split):
+            break
+        split = tuple(axis for axis in mesh if axis in {*split, *found})
+    made: dict[str, Track] = {}
+    for values in product(*(range(mesh[axis]) for axis in split)):
+        fixed = dict(zip(split, values, strict=True))
+        members = {
+            place: steps
+            for place, steps in addressed.items()
+            if all(dict(place)[axis] == value for axis, value in fixed.items())
+        }
+        axes = tuple(axis for axis in mesh if axis not in split)
+        free = {_along(place, axes): steps for place, steps in members.items()}
+        claims = {_along(place, axes): by_place[place].claims for place in members}
+        made[track_name(fixed)] = Track(
+            axes, tuple(fixed.items()), None, _locals(claims), {"step": lift_ops(free)}
+        )
+    return made
+
+
+def track_name(fixed: Mapping[str, int]) -> str:
+    """`ranks`, or the coordinates that all of its ranks share."""
+    return "_".join(f"{axis}{value}" for axis, value in fixed.items()) or "ranks"
+
+
+def _along(place: Coordinates, axes: Sequence[str]) -> Coordinates:
+    return tuple((axis, at) for axis, at in place if axis in axes)
+
+
+def _telling_axes(outlines: Mapping[Coordinates, Any], axes: Sequence[str]) -> tuple[str, ...]:
+    telling: list[str] = []
+    for at, axis in enumerate(axes):
+        seen: dict[Coordinates, Any] = {}
+        for place, outline in outlines.items():
+            rest = (*place[:at], *place[at + 1 :])
+            if seen.setdefault(rest, outline) != outline:
+                telling.append(axis)
+                break
+    return tuple(telling)
+
+
+def _addressed(
+    steps: Sequence[Op], own: Coordinates, split: Sequence[str], mesh: Mapping[str, int]
+) -> tuple[Op, ...]:
+    made: list[Op] = []
+    for step in steps:
+        if step.op not in ("send", "recv"):
+            made.append(step)
+            continue
+        key, other = step.attr("key"), step.attr("other")
+        attrs: dict[str, Any] = {"key": key}
+        if step.op == "send":
+            assert isinstance(other, int)
+            place = _place(other, mesh)
+            attrs["to"] = track_name({axis: place[axis] for axis in mesh if axis in split})
+            attrs["at"] = tuple(place[axis] for axis in mesh if axis not in split)
+        made.append(Op(step.op, step.args, step.outs, tuple(sorted(attrs.items())), step.note))
+    return tuple(made)
+
+
+def _place(rank: int, mesh: Mapping[str, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for axis in reversed(list(mesh)):
+        rank, found[axis] = divmod(rank, mesh[axis])
+    if rank:
+        raise UnsupportedError("a message to a rank outside of the mesh")
+    return {axis: found[axis] for axis in mesh}
+
+
+# --- claims -----------------------------------------------------------------------------------------
+
+
+def _claims_outline(trace: RankTrace) -> Any:
+    return sorted(
+        (label, of, tuple(len(runs) for runs in part.dims), part.sum, part.scale)
+        for label, (of, part) in trace.claims.items()
+    )
+
+
+def _locals(claims: Mapping[Coordinates, Mapping[str, tuple[str, Part]]]) -> dict[str, Local]:
+    first = next(iter(claims.values()))
+    made: dict[str, Local] = {}
+    for label, (of, part) in first.items():
+        dims: list[Any] = []
+        for dim in range(len(part.dims)):
+            runs = lift_attr({place: table[label][1].dims[dim] for place, table in claims.items()})
+            dims.append((dim, runs))
+        made[label] = Local((), Place(Name(of), tuple(dims), part.sum, None, part.scale))
+    return made

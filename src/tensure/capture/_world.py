@@ -1,0 +1,162 @@
+"""A world of ranks that does not exist: one process stands for one rank, and tensors have no bytes.
+
+Knows torch's fake process group, fake tensors and device meshes. A collective among fake ranks returns
+at once and gives garbage, so nothing here may depend on a value; shapes are right.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+import torch.distributed.tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tensure.errors import InputError
+
+from ._ddp import bucketed_reductions
+from ._pipelining import static_stages
+
+__all__ = ["MAX_WORLD", "fake_rank", "no_bytes"]
+
+MAX_WORLD: Final = 1 << 16
+_WORLDS: Final = itertools.count(-1, -1)  # no thread has such a number
+
+_MESH_METHODS: Final = (
+    "_concatenate",
+    "_compute_coordinates_from_mesh",
+    "_unflatten",
+    "_flatten",
+    "__getitem__",
+    "get_group",
+    "get_local_rank",
+    "get_coordinate",
+    "size",
+)
+"""What a mesh computes with real integer tensors, whose values it needs: never under fake tensors."""
+
+
+@contextmanager
+def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
+    """This process as one rank of a mesh, with tensors that have no bytes.
+
+    Args:
+        mesh: sizes of the axes, outermost first; ranks are numbered along the last axis first.
+        rank: who we are.
+
+    Raises:
+        InputError: a process group is already there, or a mesh that is none.
+    """
+    world = 1
+    for axis, size in mesh.items():
+        if not axis.isidentifier() or size < 1:
+            raise InputError(f"mesh axis {axis}={size}", wanted="a name and a size of at least 1")
+        world *= size
+    if not mesh or not 0 <= rank < world <= MAX_WORLD:
+        raise InputError(f"rank {rank} of {world}", wanted=f"at least one axis and at most {MAX_WORLD} ranks")
+    if dist.is_initialized():
+        raise InputError(
+            "a process group is already there",
+            wanted="none: the parallel step is traced on a fake one",
+            next_step="Call torch.distributed.destroy_process_group() first, or prove in another process.",
+        )
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    try:
+        with _real_meshes(), bucketed_reductions(), static_stages():
+            built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
+            with no_bytes():
+                yield built
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def no_bytes() -> Iterator[None]:
+    """Tensors made here have a shape and no bytes; attention is spelled out in products and softmax."""
+    with ExitStack() as stack:
+        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(_modules_convert(mode))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+@contextmanager
+def _modules_convert(mode: FakeTensorMode) -> Iterator[None]:
+    """Let `module.to(dtype)` work: it swaps parameters, which the mode's weak table of fake ones forbids."""
+    swap: Any = torch.utils.swap_tensors
+
+    @functools.wraps(swap)
+    def forget_and_swap(one: torch.Tensor, other: torch.Tensor) -> None:
+        mode.fake_tensor_converter.tensor_memo.clear()
+        swap(one, other)
+
+    torch.utils.swap_tensors = forget_and_swap
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = swap
+
+
+@contextmanager
+def _real_meshes() -> Iterator[None]:
+    """Let device meshes compute with real tensors even where tensors are fake, and be unlike all before.
+
+    Distributed tensors keep what they once decided by mesh. A mesh traced as rank 0 must not be found again
+    as rank 1, or the slice of rank 0 is cut on both.
+    """
+    kept: dict[str, Any] = {"__init__": DeviceMesh.__init__}
+    world = next(_WORLDS)
+
+    @functools.wraps(DeviceMesh.__init__)
+    def create(self: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+        kept["__init__"](self, *args, **kwargs)
+        self._thread_id, self._hash = world, None  # part of what makes meshes equal
+
+    DeviceMesh.__init__ = create  # type: ignore[method-assign]
+    # On a processor torch spells an all-to-all as gather and cut; what is proved is what accelerators do.
+    placements: Any = torch.distributed.tensor.placement_types
+    spelled, placements.shard_dim_alltoall = placements.shard_dim_alltoall, _all_to_all
+    for name in _MESH_METHODS:
+        found = DeviceMesh.__dict__.get(name)
+        if found is None:
+            continue
+        kept[name] = found
+        if isinstance(found, staticmethod):
+            setattr(DeviceMesh, name, staticmethod(_really(found.__func__)))
+        elif isinstance(found, classmethod):
+            setattr(DeviceMesh, name, classmethod(_really(found.__func__)))
+        elif callable(found):
+            setattr(DeviceMesh, name, _really(found))
+        else:
+            kept.pop(name)
+    try:
+        yield
+    finally:
+        placements.shard_dim_alltoall = spelled
+        for name, found in kept.items():
+            setattr(DeviceMesh, name, found)
+
+
+def _all_to_all(
+    tensor: torch.Tensor, gather_dim: int, shard_dim: int, mesh: DeviceMesh, mesh_dim: int
+) -> Any:
+    group = mesh.get_group(mesh_dim).group_name
+    return torch.ops._dtensor.shard_dim_alltoall(tensor, gather_dim, shard_dim, group)
+
+
+def _really(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily(), torch.utils._python_dispatch._disable_current_modes():
+            return function(*args, **kwargs)
+
+    return call
