@@ -15,11 +15,12 @@ import torch
 
 from tensure.errors import InputError
 
-from ._align import Alignment, Pair, align, stand_ins
+from ._align import Alignment, Pair, align
 from ._bounds import EPSILON, Expected, expect
 from ._difference import Class, Difference, Finding, Verdict
 from ._explain import same_bits
 from ._families import family, is_exact, is_view, unset_outputs
+from ._flow import stand_ins
 from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
@@ -244,7 +245,7 @@ class _Judge:
         dtype = _coarser(fa.dtype, fb.dtype)
         theirs = self._expected(self.a, self.b, pair.a, dtype, self._given(pair.a))
         if theirs is None:
-            swapped = self._expected(self.b, self.a, pair.b, dtype, self._given_back(pair.b))
+            swapped = self._expected(self.b, self.a, pair.b, dtype, self._given_back(pair))
             if swapped is None:
                 return self._estimate(pair, x, dtype, gap)
             kind, excess = self._hold(swapped, x)
@@ -379,9 +380,12 @@ class _Judge:
         """
         return region(self.a, name, lambda key: self._is_trusted(key) and key not in taken)
 
-    def _region_b(self, name: str) -> list[Step]:
-        """B's steps that make a tensor from trusted ones, in order."""
-        return region(self.b, name, self._is_trusted_b)[0]
+    def _region_b(self, pair: Pair) -> list[Step]:
+        """B's steps that make a pair's tensor from trusted ones, in order.
+
+        What B makes an output from may be the counterpart of A's output: on trial itself, so not trusted.
+        """
+        return region(self.b, pair.b, lambda key: self._is_trusted_b(key) and self.to_a.get(key) != pair.a)[0]
 
     def _is_trusted_b(self, name: str) -> bool:
         return name in self.to_a and self._is_trusted(self.to_a[name])
@@ -414,12 +418,12 @@ class _Judge:
                 return name
         return self.to_b[read]
 
-    def _given_back(self, name: str) -> dict[str, torch.Tensor]:
+    def _given_back(self, pair: Pair) -> dict[str, torch.Tensor]:
         """A's values for what B's region reads."""
         found: dict[str, torch.Tensor] = {}
-        for step in self._region_b(name):
+        for step in self._region_b(pair):
             for read in step.reads:
-                if self._is_trusted_b(read):
+                if self._is_trusted_b(read) and self.to_a[read] != pair.a:
                     facts = self.b.trace.tensors[read]
                     value = self._value(self.a, self.to_a[read])
                     if value.numel() == facts.size:
@@ -454,7 +458,7 @@ class _Judge:
     def _suspects(self, pair: Pair) -> tuple[list[Step], list[Step], list[Step], list[Step]]:
         """A's and B's steps that make a pair of trusted tensors, and those of each that the other lacks."""
         steps_a, _ = self._region(pair.a)
-        steps_b = self._region_b(pair.b)
+        steps_b = self._region_b(pair)
         extra_a = [step for step in steps_a if self._is_alone(step, self.to_b)]
         return steps_a, steps_b, extra_a, [step for step in steps_b if self._is_alone(step, self.to_a)]
 
