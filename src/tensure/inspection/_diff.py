@@ -33,6 +33,8 @@ _DEEPER: Final = 3
 """Levels of trusted operands that are computed again for a run that is a black box."""
 MAX_REGION: Final = 256
 """Steps that are taken together."""
+MAX_DOUBT: Final = 64
+"""Steps over which other arguments may still be made up for by a later difference."""
 
 
 def compare(
@@ -82,6 +84,8 @@ class _Judge:
         self.apart: set[str] = set()
         """Tensors that are not the same thing in both runs, though they were paired."""
         self.blamed: set[tuple[str, int | None]] = set()
+        self.differ_later = self._differ_later()
+        """Tensors of A that come into a later step which B lacks, or has with other arguments."""
         self.first_read: dict[str, int] = {}
         for step in a.trace.steps:
             for name in step.reads:
@@ -96,7 +100,7 @@ class _Judge:
                 self.judged.add(pair.a)
                 continue
             verdict = self._judge(pair)
-            doubtful = verdict.kind == "divergent" and not self._is_sure(pair)
+            doubtful = verdict.kind == "divergent" and not (self._is_sure(pair) and self._is_final(pair))
             if doubtful or (verdict.kind == "within" and self._changed_on_the_same(pair)):
                 self.aside[pair.a] = pair
                 continue
@@ -119,11 +123,50 @@ class _Judge:
             return False
         return not any(read in self.aside and self.a.trace.tensors[read].step < 0 for read in step.reads)
 
+    def _is_final(self, pair: Pair) -> bool:
+        """Whether nothing after a pair that differs can make up for other arguments before it.
+
+        `4 * x` for `2 * x` is a fault, unless the program goes on with another factor in another place.
+        """
+        if pair.a not in self.differ_later:
+            return True
+        steps, inner = self._region(pair.a)
+        return len(steps) > MAX_DOUBT or not any(
+            name in self.aside and self._does_otherwise(self.aside[name]) for name in inner
+        )
+
+    def _differ_later(self) -> set[str]:
+        """What comes into a step that the runs do not share as it is."""
+        found: set[str] = set()
+        for step in reversed(self.a.trace.steps):
+            if any(out in found for out in step.outs) or self._is_only_in_a(step):
+                found.update(step.reads)
+        return found
+
+    def _is_only_in_a(self, step: Step) -> bool:
+        """Whether B has no such step, one with other arguments, or a step of its own before it."""
+        if self._is_alone(step, self.to_b):
+            return True
+        makers = [self.b.trace.maker(self.to_b[out]) for out in step.outs if out in self.to_b]
+        for other in makers:
+            if other is None:
+                continue
+            before = [self.b.trace.maker(read) for read in other.reads]
+            if _have_other_arguments(step, other) or any(
+                maker is not None and self._is_alone(maker, self.to_a) for maker in before
+            ):
+                return True
+        return False
+
     def _changed_arguments(self, pair: Pair) -> bool:
         """Whether the two steps do the same op with other arguments."""
         one, other = self.a.trace.maker(pair.a), self.b.trace.maker(pair.b)
-        return (
-            one is not None and other is not None and one.op == other.op and one.arguments != other.arguments
+        return one is not None and other is not None and _have_other_arguments(one, other)
+
+    def _does_otherwise(self, pair: Pair) -> bool:
+        """Whether the two steps' arguments differ in more than their spelling."""
+        return self._changed_arguments(pair) and (
+            self._changed_on_the_same(pair) or not self._does_its_part(pair)
         )
 
     def _changed_on_the_same(self, pair: Pair) -> bool:
@@ -183,12 +226,15 @@ class _Judge:
         inside = {name: self.aside[name] for name in inner if name in self.aside}
         waiting = sorted(inside.values(), key=self._place)
         if verdict.kind != "divergent":
-            # A leaf that differs with nothing folded into it is a fault, however little comes of it.
+            # A leaf that differs with nothing folded into it is a fault, however little comes of it; so are
+            # other arguments that no others make up for.
             _, _, extra_a, extra_b = self._suspects(pair)
             folded = any(not is_exact(step.op) for step in (*extra_a, *extra_b))
+            changed = {other.a for other in (*waiting, pair) if self._does_otherwise(other)}
             for other in waiting:
                 is_leaf = self.a.trace.tensors[other.a].step < 0
-                if other.sure and not folded and (is_leaf or self._changed_arguments(other)):
+                blamed = not changed if is_leaf else changed == {other.a}
+                if other.sure and not folded and blamed:
                     del self.aside[other.a]
                     basis = "values given" if is_leaf else "other arguments"
                     self.result.verdicts.append(Verdict(other, "divergent", basis=basis))
@@ -510,6 +556,11 @@ class _Judge:
 
 
 _TINY: Final = 1e-300
+
+
+def _have_other_arguments(a: Step, b: Step) -> bool:
+    """Whether two steps do the same op with other arguments."""
+    return a.op == b.op and a.arguments != b.arguments
 
 
 def _ends(run: Recording, judged: set[str]) -> list[str]:
