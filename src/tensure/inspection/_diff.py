@@ -9,6 +9,7 @@ not know what made them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,7 @@ from ._flow import stand_ins
 from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
+from ._rounded_once import is_off_by_itself
 from ._versions import is_version, previous_version
 
 __all__ = ["compare"]
@@ -303,6 +305,10 @@ class _Judge:
             self.tainted.add(pair.a)
             return Verdict(pair, "unjudged", gap, excess, theirs.reduction, "ranks differ in an operand")
         if kind == "within":
+            for run, name in ((self.a, pair.a), (self.b, pair.b)):
+                if is_off_by_itself(run, name, partial(self._value, run)):
+                    basis = "an op that rounds once"
+                    return Verdict(pair, "divergent", gap, excess, theirs.reduction, basis)
             # B does as A's steps say. Does A itself?
             own = self._expected(self.a, self.a, pair.a, fa.dtype, {})
             if own is not None:
