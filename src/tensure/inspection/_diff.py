@@ -232,10 +232,11 @@ class _Judge:
             # other arguments that no others make up for.
             _, _, extra_a, extra_b = self._suspects(pair)
             folded = any(not is_exact(step.op) for step in (*extra_a, *extra_b))
-            changed = {other.a for other in (*waiting, pair) if self._does_otherwise(other)}
+            made_at = {other.a: self.a.trace.tensors[other.a].step for other in (*waiting, pair)}
+            changed = {made_at[other.a] for other in (*waiting, pair) if self._does_otherwise(other)}
             for other in waiting:
-                is_leaf = self.a.trace.tensors[other.a].step < 0
-                blamed = not changed if is_leaf else changed == {other.a}
+                is_leaf = made_at[other.a] < 0
+                blamed = not changed if is_leaf else changed == {made_at[other.a]}
                 if other.sure and not folded and blamed:
                     del self.aside[other.a]
                     basis = "values given" if is_leaf else "other arguments"
