@@ -1,4 +1,4 @@
-"""What a batch norm in training mode writes on the side, its running statistics, is judged like any result."""
+"""What a batch norm in training mode writes on the side, its running statistics, is judged as results are."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def recorded(what: str = "", turn: int = 0, share: float = 1e-3, momentum: float
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=momentum), nn.ReLU())
     x = torch.randn(8, 4)
+    module.requires_grad_(False)
     with Wrong(what, turn, share), watch(module, inputs={"x": x}, keep=True, digest=True) as run:
-        with torch.no_grad():
-            module(x)
-            run.output("y", module(2 * x + 1))
+        module(x)
+        run.output("y", module(2 * x + 1))
     return run.recording()
 
 

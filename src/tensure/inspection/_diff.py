@@ -9,6 +9,7 @@ not know what made them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from ._narrow import Suspects, explain, explain_stand_in
 from ._recording import Recording
 from ._records import Step, TensorFacts
 from ._rounded_once import is_off_by_itself
+from ._unjudged import BLACK_BOX, BOTH_FROM_FILES, TOO_FAR, UNDECIDED, advice
 from ._versions import is_version, previous_version
 
 __all__ = ["compare"]
@@ -92,6 +94,8 @@ class _Judge:
         for step in a.trace.steps:
             for name in step.reads:
                 self.first_read.setdefault(name, step.index)
+        self.goes_on = {name for step in a.trace.steps if not is_view(step.op) for name in step.reads}
+        """Tensors of A from which others are computed."""
 
     def run(self, first_only: bool, progress: Progress | None) -> Difference:
         pairs = self._in_order()
@@ -112,9 +116,8 @@ class _Judge:
         for name, source in self.stand_ins.items():
             self._judge_stand_in(name, source)
         self._judge_outputs()
-        for pair in sorted(self.aside.values(), key=self._place):
-            if self.aside.pop(pair.a, None) is not None:  # nothing after it could clear it
-                self._settle(pair, self._judge(pair))
+        self._judge_left()
+        self.result.notes += advice(self.result.verdicts, self.result.unmatched)
         self.result.findings.sort(key=_when)
         return self.result
 
@@ -202,6 +205,17 @@ class _Judge:
                 self.result.verdicts.append(Verdict(kept, "by_design", basis=f"the output is {b}"))
             self._settle(pair, verdict)
 
+    def _judge_left(self) -> None:
+        """What nothing after it could decide: where a run ends it counts as it is, elsewhere if sure."""
+        left = sorted(self.aside.values(), key=lambda pair: (pair.a in self.goes_on, self._place(pair)))
+        for pair in left:
+            if self.aside.pop(pair.a, None) is None:
+                continue
+            verdict = self._judge(pair)
+            if verdict.kind == "divergent" and not pair.sure and pair.a in self.goes_on:
+                verdict = replace(verdict, kind="unjudged", basis=UNDECIDED)
+            self._settle(pair, verdict)
+
     def _judged_b(self) -> set[str]:
         return {self.to_b[name] for name in self.judged if name in self.to_b}
 
@@ -245,13 +259,18 @@ class _Judge:
                     self._find(other)
         for other in waiting:
             if self.aside.pop(other.a, None) is not None:
-                kind: Class = "divergent" if verdict.kind == "divergent" else "by_design"
-                self.result.verdicts.append(Verdict(other, kind, basis=f"decided by {pair.a}"))
+                kind: Class = "by_design"
+                if verdict.kind in ("divergent", "unjudged"):
+                    kind = verdict.kind
+                basis = verdict.basis if kind == "unjudged" else f"decided by {pair.a}"
+                self.result.verdicts.append(Verdict(other, kind, basis=basis))
                 self.judged.add(other.a)
-                if kind == "by_design":
+                if kind != "divergent":
                     self.apart.add(other.a)
         self.result.verdicts.append(verdict)
         self.judged.add(pair.a)
+        if verdict.kind == "unjudged" and not pair.sure:
+            self.apart.add(pair.a)
         if verdict.kind == "divergent":
             self._find(waiting[0] if waiting else pair)
 
@@ -417,12 +436,22 @@ class _Judge:
     def _estimate(self, pair: Pair, x: torch.Tensor, dtype: str, gap: float) -> Verdict:
         """Neither run's step can be computed again: judged by size alone, and said so."""
         eps = EPSILON.get(dtype)
+        reason = self._why_not_again(pair)
         if eps is None or not x.is_floating_point():
-            return Verdict(pair, "unjudged", gap, None, basis="a step that cannot be computed again")
+            return Verdict(pair, "unjudged", gap, None, basis=reason)
         scale = float(torch.nan_to_num(x.double()).square().mean().sqrt())
         allowed = self.atol + (self.rtol + 1024 * eps) * max(scale, _TINY)
-        kind = "within" if gap <= allowed else "unjudged"
-        return Verdict(pair, kind, gap, gap / allowed, basis="size alone")  # type: ignore[arg-type]
+        if gap <= allowed:
+            return Verdict(pair, "within", gap, gap / allowed, basis="size alone")
+        return Verdict(pair, "unjudged", gap, gap / allowed, basis=reason)
+
+    def _why_not_again(self, pair: Pair) -> str:
+        """Why neither run's steps to a tensor can be computed again."""
+        if not self.a.replays and not self.b.replays:
+            return BOTH_FROM_FILES
+        steps = (self._region(pair.a)[0], self.a), (self._region_b(pair), self.b)
+        far = any(len(region) > MAX_REGION for region, run in steps if run.replays)
+        return TOO_FAR if far else BLACK_BOX
 
     # --- regions ---
 
