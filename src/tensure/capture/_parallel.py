@@ -133,11 +133,10 @@ class _Rank:
             found = self._part(shape, placements, f"parameter {label}")
         elif label in given.parameters:
             found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif whole.get(label) is tensor:
-            self.standing[label] = whole_part(shape)
-            return
         elif self.tape.knows(local):
             cut = self._cut(local, label, shape)
+            if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
+                cut = whole_part(shape)
             if cut is not None:
                 self.standing[label] = cut
             return

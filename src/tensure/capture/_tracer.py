@@ -118,6 +118,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"aten.{word} has no rule",
                 wanted="an op of the op table (docs/ops.md), or one that torch takes apart into them",
             )
+        if torch.Tag.inplace_view in func.tags:
+            with self:
+                view = getattr(torch.ops.aten, plain)(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.tape.add_view(args[0], view, None, self.tape.read(view, note))
+            return result
         result = func(*args, **kwargs)
         self._record(func, word, plain, writes, args, kwargs, result, note)
         return result
