@@ -234,7 +234,7 @@ def test_a_program_of_views_and_writes(program: list[Step]) -> None:
 
 @pytest.mark.parametrize("view", sorted(VIEWS))
 def test_writes_through_each_view(view: str) -> None:
-    """What is written through a view is seen by what it looks at, and by its neighbours made before and after."""
+    """What is written through a view is seen by what it looks at, and by views made before and after."""
     program: list[Step] = [
         ("view", "slice", 0, 1, 3),
         ("view", view, 0, 3, 5),
