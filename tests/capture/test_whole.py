@@ -15,6 +15,7 @@ from .steps import captured_plan, plan_differences, wrong_claims
 from .whole_models import RIGHT, WRONG
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_step_has_no_wrong_claim(name: str) -> None:
     case = RIGHT[name]

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
-from tests.golden.case import Golden, edit
 
 from tensure.bundle import Plan, collect, compare_claims, evaluate_plan
 from tensure.errors import TensureError
 from tensure.program import Arg, Cat, Op, Ref, combine, digest, evaluate_program
 from tensure.proving import check_certificate, prove_plan
+from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
+from tests.golden.case import Golden, edit
 
 MAKERS: dict[str, Callable[[], Golden]] = {
     "cnn_rows": cnn_rows.golden,

@@ -7,8 +7,6 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
-from tests.golden.case import Golden, edit
 
 from tensure.bundle import (
     Local,
@@ -24,6 +22,8 @@ from tensure.bundle import (
 from tensure.errors import RecordError
 from tensure.program import Body, Entry, Op, Program, State, Value, axis, digest, expr, name, op
 from tensure.proving import ProofResult, check_certificate, prove_plan
+from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
+from tests.golden.case import Golden, edit
 
 CASES = {
     case.name: case

@@ -25,7 +25,8 @@ from tensure.program import (
     where,
 )
 
-from ._plan import Placed, Plan, Rank, placed
+from ._groups import Groups
+from ._plan import Placed, Plan, Rank, coordinates, placed
 
 V = TypeVar("V")
 MAX_RANKS: Final = 1 << 14
@@ -42,7 +43,7 @@ class PlanMachine(Generic[V]):
         self.made: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
         self.given: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
         self.order: list[tuple[Rank, Name]] = []
-        self._groups: dict[tuple[str, tuple[str, ...]], dict[tuple[int, ...], tuple[Rank, ...]]] = {}
+        self._groups = Groups(plan)
 
     # what a value is ---------------------------------------------------------------------------------
 
@@ -129,15 +130,13 @@ class PlanMachine(Generic[V]):
         if not isinstance(track, str) or track not in self.plan.tracks:
             raise RecordError(f"send to {track!r}", place=str(rank), wanted=", ".join(self.plan.tracks))
         axes = self.plan.tracks[track].axes
-        own = dict(zip(self.plan.tracks[rank.track].axes, rank.at, strict=True))
-        coordinates = at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in axes)
-        ends = tuple(part for part in coordinates if isinstance(part, int))
+        own = coordinates(self.plan, rank)
+        places = at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in axes)
+        ends = tuple(part for part in places if isinstance(part, int))
         if len(ends) != len(axes) or not all(
             0 <= c < self.plan.mesh[a] for c, a in zip(ends, axes, strict=True)
         ):
-            raise RecordError(
-                f"send to {track}{list(coordinates)}", place=str(rank), wanted=f"a rank of {track}"
-            )
+            raise RecordError(f"send to {track}{list(places)}", place=str(rank), wanted=f"a rank of {track}")
         return Rank(track, ends), payload
 
     def recv(self, rank: Rank, step: Op, payload: Any) -> None:
@@ -146,18 +145,8 @@ class PlanMachine(Generic[V]):
         self._make(rank, step, [payload])
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
-        """The ranks of a track that differ from this one along the collective's axes only."""
-        axes, track = step.attr("axes"), self.plan.tracks[rank.track]
-        if not isinstance(axes, tuple) or not all(axis in track.axes for axis in axes):
-            raise RecordError(f"{step.op} over {axes}", place=str(rank), wanted=f"axes of track {rank.track}")
-        fixed = [position for position, axis in enumerate(track.axes) if axis not in axes]
-        key = (rank.track, tuple(str(axis) for axis in axes))
-        if key not in self._groups:
-            groups: dict[tuple[int, ...], list[Rank]] = {}
-            for other in self.plan.ranks(rank.track):
-                groups.setdefault(tuple(other.at[i] for i in fixed), []).append(other)
-            self._groups[key] = {at: tuple(members) for at, members in groups.items()}
-        return self._groups[key][tuple(rank.at[i] for i in fixed)]
+        """The ranks, of any track, that stand where this one does but along the collective's axes."""
+        return self._groups.of(rank, step.attr("axes"))
 
     def contribute(self, rank: Rank, step: Op) -> Any:
         """This rank's operand of a collective."""

@@ -71,7 +71,8 @@ class Track:
 
     Args:
         axes: the mesh axes whose coordinates tell its ranks apart; () for one rank.
-        fixed: further names bound for all of them, such as the stage number.
+        fixed: further names bound for all of them, such as the stage number; one that is a mesh axis is
+            their coordinate along it.
         device: the device of a rank; its index may use the coordinates.
         locals: locals of this track alone; they come before the plan's.
         bodies: what it does, by entry of the Program.
@@ -181,13 +182,22 @@ def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
 def sum_group(plan: Plan, rank: Rank, local: Local, name: Name, claim: Placed) -> tuple[object, ...]:
     """What all addends of one claimed sum share, and no other local does: the key to add them up by.
 
-    Track, coordinates and letters that the sum does not run over, the local's base, and the claimed value.
+    Coordinates and letters that the sum does not run over, the local's base, and the claimed value; and the
+    track, unless the sum runs over one of its fixed coordinates: then other tracks hold the other addends.
     """
-    at = zip(plan.tracks[rank.track].axes, rank.at, strict=True)
+    track, at = plan.tracks[rank.track], coordinates(plan, rank)
     index = zip(local.params, name.members(), strict=True)
-    fixed = tuple(coordinate for axis, coordinate in at if axis not in claim.sum)
+    fixed = tuple(sorted((axis, place) for axis, place in at.items() if axis not in claim.sum))
     letters = tuple(i for letter, i in index if letter not in claim.sum)
-    return (rank.track, fixed, name.base, letters, str(claim.of))
+    among = any(axis in at and axis not in track.axes for axis in claim.sum)
+    return (None if among else rank.track, fixed, name.base, letters, str(claim.of))
+
+
+def coordinates(plan: Plan, rank: Rank) -> dict[str, int]:
+    """Where a rank stands along every mesh axis that its track has, or has fixed."""
+    track = plan.tracks[rank.track]
+    fixed = {key: place for key, place in track.fixed if key in plan.mesh}
+    return {**dict(zip(track.axes, rank.at, strict=True)), **fixed}
 
 
 def device_of(plan: Plan, rank: Rank) -> str:

@@ -30,7 +30,7 @@ from tensure.program import (
 from ._evaluate import claim_box
 from ._fleet import Fleet
 from ._infer import infer_plan, part_type
-from ._plan import Local, Place, Placed, Plan, Rank, Runs, device_of, placed, sum_group
+from ._plan import Local, Place, Placed, Plan, Rank, Runs, coordinates, device_of, placed, sum_group
 from ._plan_text import format_plan, parse_plan
 
 MAX_WALKED_RANKS: Final = 256
@@ -97,6 +97,13 @@ def _check_sizes(plan: Plan, program: Program) -> None:
             if axis not in plan.mesh:
                 raise RecordError(
                     f"axis {axis!r} is not in the mesh", place=place, wanted=", ".join(plan.mesh)
+                )
+        for key, at in track.fixed:
+            if key in track.axes or (key in plan.mesh and not 0 <= at < plan.mesh[key]):
+                raise RecordError(
+                    f"{key} fixed at {at}",
+                    place=place,
+                    wanted="a place of the mesh that is no axis of its own",
                 )
         for key in (*track.axes, *(f"n_{axis}" for axis in plan.mesh), *(key for key, _ in track.fixed)):
             if key in taken:
@@ -197,9 +204,8 @@ class _Cover:
         if label not in self._types or claim.over is not None:
             return
         if claim.sum:
-            axes = plan.tracks[rank.track].axes
             group = sum_group(plan, rank, local, name, claim)
-            need = math.prod(plan.mesh[axis] for axis in axes if axis in claim.sum)
+            need = math.prod(plan.mesh[axis] for axis in coordinates(plan, rank) if axis in claim.sum)
             there = self._sums.get(group, (0, need))[0] + 1
             self._sums[group] = (there, need)
             if there % need:

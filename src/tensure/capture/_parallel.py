@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from tensure.bundle import Plan
 from tensure.errors import InputError, LimitError
-from tensure.program import Name, Op, Ref, digest
+from tensure.program import Name, Op, Ref, TensorType, digest
 
 from ._collectives import Collectives
+from ._flat import apart
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._model import Captured
 from ._placements import Part, part_of, whole_part
@@ -27,11 +28,13 @@ from ._sources import Sources
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 from ._tape import Tape
 from ._tracer import Tracer
-from ._tracks import RankTrace, live_steps, tracks_of
+from ._tracks import RankTrace, live_steps, reread, tracks_of
 from ._world import fake_rank
 
 __all__ = ["capture_parallel"]
 
+_WHOLE: Final = ".whole"
+"""Marks a parameter as the model has it, where the parallel module holds a part under its name."""
 MAX_TRACED: Final = 256
 """Ranks that are traced one by one."""
 
@@ -103,9 +106,9 @@ class _Rank:
             net, inputs = built(model)
             whole = dict(leaves(net))
             for label, tensor in whole.items():
-                self.tape.add(tensor, Ref(Name(label)))
+                self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
-                    self.claims[label] = (label, whole_part(self.captured.shapes[label]))
+                    self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
             with Tracer(self.tape, Sources(net), ranks):
                 given = as_step(parallel(net, mesh), net)
             module = given.module if given.module is not None else net
@@ -116,12 +119,25 @@ class _Rank:
             with sources.watching(), Tracer(self.tape, sources, ranks):
                 returned = returned_by(given.step(*local))
             self._results(returned, module, local, given)
-        steps = tuple(self.tape.steps)
-        read = {str(ref.name) for step in steps for ref in step.reads()}
-        kept = {
-            label: found for label, found in self.claims.items() if label in self.outputs or label in read
+        steps = apart(self.tape.steps, self._leaf_types(), self.mesh)
+        # A parameter that stayed whole has its name to itself.
+        names = {
+            label + _WHOLE: label
+            for label in whole
+            if label not in self.claims and label + _WHOLE in self.claims
         }
-        return RankTrace(tuple(self.place.items()), steps, kept, frozenset(self.outputs))
+        claims = {names.get(label, label): found for label, found in self.claims.items()}
+        renamed = {Name(old): Name(new) for old, new in names.items()}
+        steps = [replace(step, args=tuple(reread(arg, renamed) for arg in step.args)) for step in steps]
+        return RankTrace(tuple(self.place.items()), tuple(steps), claims, frozenset(self.outputs))
+
+    def _leaf_types(self) -> dict[str, TensorType]:
+        values = self.captured.program.values
+        return {
+            label: TensorType(part.shape, values[of].dtype)
+            for label, (of, part) in self.claims.items()
+            if label not in self.outputs
+        }
 
     # what it begins with -----------------------------------------------------------------------------
 
@@ -178,7 +194,7 @@ class _Rank:
                 return None
             cuts.append(step)
             name = step.args[0].name
-        if name != Name(label):
+        if name != Name(label + _WHOLE):
             return None
         dims = [range(size) for size in shape]
         for step in reversed(cuts):

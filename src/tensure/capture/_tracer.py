@@ -69,6 +69,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace, _, word = name.partition("::")
         if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
+        if _is_real(args, given):
+            with torch._subclasses.fake_tensor.unset_fake_temporarily():
+                return func(*args, **given)  # the numbers of a mesh, say: no part of the step
         note = self.sources.note()
         try:
             if name in CUSTOM:
@@ -256,6 +259,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         flat = self.tape.step("cat", parts, note)
         return self.tape.step("view", (flat,), note, size=shape) if len(shape) != 1 else flat
+
+
+def _is_real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the call is about tensors that have bytes, which were there before."""
+    tensors = [
+        item for item in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)
+    ]
+    return bool(tensors) and not any(isinstance(item, (FakeTensor, *_WRAPPERS)) for item in tensors)
 
 
 def _viewed(schema: Any, bound: Mapping[str, Any], result: Any) -> torch.Tensor | None:

@@ -17,7 +17,7 @@ from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
 from ._lift import Coordinates, lift_attr, lift_ops, shape_of_text
 from ._placements import Part
 
-__all__ = ["RankTrace", "live_steps", "tracks_of"]
+__all__ = ["RankTrace", "live_steps", "reread", "tracks_of"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,13 @@ def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
         if grown <= needed:
             break
         needed |= grown
-    return [replace(trace, steps=_renamed(steps, trace)) for trace, steps in zip(traces, kept, strict=True)]
+    return [_pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
+
+
+def _pruned(trace: RankTrace, steps: Sequence[Op]) -> RankTrace:
+    read = {str(ref.name) for step in steps for ref in step.reads()} | trace.outputs
+    claims = {label: found for label, found in trace.claims.items() if label in read}
+    return replace(trace, steps=_renamed(steps, trace), claims=claims)
 
 
 def _live(trace: RankTrace, needed: set[Any]) -> list[Op]:
@@ -75,7 +81,7 @@ def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
         made.append(
             Op(
                 step.op,
-                tuple(_reread(arg, names) for arg in step.args),
+                tuple(reread(arg, names) for arg in step.args),
                 tuple(names.get(out, out) for out in step.outs),
                 step.attrs,
                 step.note,
@@ -84,11 +90,12 @@ def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
     return tuple(made)
 
 
-def _reread(arg: Any, names: Mapping[Name, Name]) -> Any:
+def reread(arg: Any, names: Mapping[Name, Name]) -> Any:
+    """An operand with names replaced."""
     if isinstance(arg, Ref):
         return Ref(names.get(arg.name, arg.name), arg.box)
     if isinstance(arg, Cat):
-        return Cat(arg.dim, tuple(_reread(part, names) for part in arg.parts))
+        return Cat(arg.dim, tuple(reread(part, names) for part in arg.parts))
     return arg
 
 

@@ -21,6 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tensure.errors import InputError
 
+from ._ddp import bucketed_reductions
+from ._pipelining import static_stages
+
 __all__ = ["MAX_WORLD", "fake_rank", "no_bytes"]
 
 MAX_WORLD: Final = 1 << 16
@@ -68,7 +71,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
 
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with _real_meshes():
+        with _real_meshes(), bucketed_reductions(), static_stages():
             built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
             with no_bytes():
                 yield built

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tensure.errors import UnsupportedError
 
 from ._expr import Int
-from ._ops import OpDef, listed, lookup
+from ._ops import OpDef, is_listed, lookup
 from ._records import Attr, Attrs, Name, Op, Ref
 
 Shape = tuple[Int, ...]
@@ -64,7 +64,7 @@ def translate(call: AtenCall) -> list[Op]:
     if special is not None:
         return special(call)
     kind = _RENAMED.get(call.op, call.op)
-    if kind not in listed():
+    if not is_listed(kind):
         raise UnsupportedError(
             f"op aten.{call.op}",
             wanted="an op of the op table (tensure.program.listed())",
@@ -83,7 +83,7 @@ def translate(call: AtenCall) -> list[Op]:
 
 def translates(name: str) -> bool:
     """Whether some listed op, or several, does what ATen's op of this name does."""
-    return name in _SPECIAL or _RENAMED.get(name, name) in listed()
+    return name in _SPECIAL or is_listed(_RENAMED.get(name, name))
 
 
 def attributes(definition: OpDef, values: Mapping[str, Any]) -> Attrs:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank, sum_group
+from tensure.bundle import Placed, Plan, PlanMachine, Rank, coordinates, sum_group
 from tensure.errors import LimitError, RecordError, TensureError
 from tensure.program import (
     Arg,
@@ -28,11 +28,17 @@ from tensure.program import (
 )
 
 from ._contraction import TERMS, terms_of
-from ._index import Region, covers, cut, index_of, length, select, shape_of, whole
-from ._logical import FLOATS, Held, Logical
-from ._relation import Relation, Share, Term, describe, narrowed, total
+from ._index import Region, covers, index_of, length, select, shape_of, whole
+from ._limit import Share, limited, share_of
+from ._logical import Logical
+from ._relation import ONE, Relation, Term, describe, total
+from ._steps import Held
+from ._suspects import Made, Suspect, suspect
+from ._values import FLOATS, is_part
 
 MAX_LOCALS: Final = 1 << 20
+MAX_SUSPECTS: Final = 64
+"""Doubts whose beginnings are looked for."""
 StatePart: TypeAlias = tuple[str, str, Region]
 """(rank, before-state, region of it)."""
 
@@ -66,6 +72,7 @@ class Flow:
         keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
         supplied: locals taken from inputs, weights and before-states, by rank.
         ended: whether every rank came to its end.
+        suspects: for doubts, by rank and local as they are printed, the first step that went astray.
     """
 
     logical: Logical
@@ -76,15 +83,19 @@ class Flow:
     keeps: frozenset[StatePart]
     supplied: Mapping[Rank, frozenset[Name]]
     ended: bool
+    suspects: Mapping[tuple[str, str], Suspect]
 
 
-def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> Flow:
+def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
+
+    Args:
+        targets: assume that no class of a mean loss is the one to be ignored.
 
     Raises:
         TensureError: the Program itself cannot be expanded or typed.
     """
-    machine = _Relations(plan, program, entry, env, Logical(program, entry, env))
+    machine = _Relations(plan, program, entry, env, Logical(program, entry, env, targets=targets))
     ended = True
     try:
         machine.go()
@@ -106,7 +117,8 @@ def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> Fl
     }
     reads, keeps = machine.states()
     supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
-    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended)
+    suspects = machine.suspects(relations)
+    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended, suspects)
 
 
 class _Relations(PlanMachine[Held]):
@@ -123,6 +135,8 @@ class _Relations(PlanMachine[Held]):
         self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, Placed, Held]]] = {}
         self._streams: dict[Rank, Iterator[Op]] = {}
         self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
+        self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
 
@@ -165,6 +179,7 @@ class _Relations(PlanMachine[Held]):
             return
         if not self.logical.same(value.relation, want):
             self._doubt(rank, name, want, f"it comes out as {self._words(value.relation)}")
+            self._doubted[rank, name] = value.relation
             if shape_of(want.terms[0].region) != value.type.shape:
                 return
         if name in self.made[rank]:
@@ -181,6 +196,8 @@ class _Relations(PlanMachine[Held]):
 
     def compute(self, rank: Rank, step: Op) -> None:
         self._at = (rank, step)
+        reads = tuple((rank, ref.name) for ref in step.reads())
+        self._reads.update(((rank, out), reads) for out in step.outs)
         self._wanted = self._hint(rank, step)
         super().compute(rank, step)
 
@@ -195,14 +212,52 @@ class _Relations(PlanMachine[Held]):
 
     def recv(self, rank: Rank, step: Op, payload: Any) -> None:
         self._at = (rank, step)
-        self._mail.pop((rank, step.attr("key")), None)
+        sender, sent = self._mail.pop((rank, step.attr("key")), (rank, step))
+        for out in step.outs:
+            self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
         super().recv(rank, step, payload)
+
+    def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
+        steps = [(rank, self.current.get(rank) or step) for rank in payloads]
+        reads = tuple((rank, ref.name) for rank, own in steps for ref in own.reads())
+        for rank, own in steps:
+            self._reads.update(((rank, out), reads) for out in own.outs)
+        super().collective(step, payloads)
 
     def contribute(self, rank: Rank, step: Op) -> Any:
         self._at = (rank, step)
         return super().contribute(rank, step)
 
     # claims ------------------------------------------------------------------------------------------
+
+    def suspects(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[tuple[str, str], Suspect]:
+        """For the first doubts, the step that first went astray."""
+        if not self.doubts:
+            return {}
+        made = {
+            key: Made(self._order[key][0], step, reads)
+            for key, reads in self._reads.items()
+            if key in self._order and (step := self._order[key][1]) is not None
+        }
+        wanted = {(doubt.rank, doubt.local) for doubt in self.doubts[:MAX_SUSPECTS]}
+        found: dict[tuple[str, str], Suspect] = {}
+        for key in made:
+            label = (str(key[0]), str(key[1]))
+            if label in wanted:
+                seen = suspect(*key, made, self._derived(relations), self._is_known, self._words)
+                if seen is not None:
+                    found[label] = seen
+        return found
+
+    def _derived(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[Rank, dict[Name, Relation]]:
+        """What locals came out as, before their claims were taken for granted."""
+        made = {rank: dict(table) for rank, table in relations.items()}
+        for (rank, name), relation in self._doubted.items():
+            made[rank][name] = relation
+        return made
+
+    def _is_known(self, relation: Relation) -> bool:
+        return all(term.node in self.logical.labels for term in relation.terms)
 
     def claimed(self, claim: Placed) -> Relation:
         """A claim as a relation.
@@ -219,17 +274,17 @@ class _Relations(PlanMachine[Held]):
             if dim >= len(region) or (indices and max(indices) >= length(region[dim])):
                 raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
             region[dim] = select(region[dim], index_of(indices))
-        share = None
+        shares: list[Share] = []
         if claim.over is not None:
-            share = Share(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
-        return Relation((Term(term.node, tuple(region), claim.scale, share),))
+            share = share_of(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
+            shares = [share] if share is not None else []
+        spelled = self.logical.spelled(term.node, tuple(region))
+        return Relation((Term(term.node, spelled, claim.scale * term.coef, limited(shares, ())),))
 
     def _extent(self, node: int, claim: Placed) -> int:
         """The size of the contracted letter an addend is cut along."""
         value = self.logical.values[node]
-        shapes = [
-            shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and item[0] != "number"
-        ]
+        shapes = [shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and is_part(item)]
         found = (
             terms_of(value.op, dict(value.given), [len(shape) for shape in shapes])
             if value.op in TERMS
@@ -272,10 +327,10 @@ class _Relations(PlanMachine[Held]):
             want = self._want(rank, name, claim)
             if want is None:
                 continue
-            summed = total([held.relation for *_, held in members])
+            summed = total((ONE, held.relation) for *_, held in members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
-            elif summed is None or not self.logical.same(self.logical.resolve(summed), want):
+            elif summed is None or not self._is_sum(summed, want):
                 found = "nothing" if summed is None else self._words(summed)
                 self._doubt(rank, name, want, f"the addends sum to {found}")
         entry = self.program.entry(self.entry)
@@ -286,6 +341,10 @@ class _Relations(PlanMachine[Held]):
             held = self._held(set(labels), sums=sums)
             for label in labels:
                 self._covered(label, held, what)
+
+    def _is_sum(self, summed: Relation, want: Relation) -> bool:
+        """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
+        return self.logical.same(self.logical.resolve(self.logical.without_zeros(summed)), want)
 
     def states(self) -> tuple[frozenset[StatePart], frozenset[StatePart]]:
         """Parts of before-states supplied, and parts of after-states held whole at the end."""
@@ -390,7 +449,9 @@ class _Relations(PlanMachine[Held]):
             split, cat = attrs["split"] % rank, attrs["cat"] % rank
             size = members[0].type.shape[split] // len(members)
             return [
-                self.logical.join([_piece(item, split, to * size, (to + 1) * size) for item in members], cat)
+                self.logical.join(
+                    [self.logical.piece(item, split, to * size, (to + 1) * size) for item in members], cat
+                )
                 for to in range(len(members))
             ]
         kind = attrs.get("reduce", "sum")
@@ -405,14 +466,16 @@ class _Relations(PlanMachine[Held]):
         dim = attrs["dim"] % rank
         size = found.shape[dim] // len(members)
         held = Held(found, whole)
-        return [_piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))]
+        return [
+            self.logical.piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))
+        ]
 
     def _added(self, members: list[Held]) -> Relation | None:
         if members[0].type.dtype not in FLOATS and any(
-            term.share is None for member in members for term in member.relation.terms
+            term.limit is None for member in members for term in member.relation.terms
         ):
             return None  # integers wrap: only the addends of one exact sum are put together
-        return total([member.relation for member in members])
+        return total((ONE, member.relation) for member in members)
 
     def _watched(self, rank: Rank, steps: Iterator[Op]) -> Iterator[Op]:
         for step in steps:
@@ -425,7 +488,7 @@ class _Relations(PlanMachine[Held]):
         track, at = step.attr("to"), step.attr("at")
         if not isinstance(track, str) or track not in self.plan.tracks:
             raise RecordError(f"send to {track!r}")
-        own = dict(zip(self.plan.tracks[rank.track].axes, rank.at, strict=True))
+        own = coordinates(self.plan, rank)
         ends = (
             at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[track].axes)
         )
@@ -448,46 +511,9 @@ class _Relations(PlanMachine[Held]):
         return heads[0] if heads else None
 
 
-def _piece(held: Held, dim: int, lo: int, hi: int) -> Held:
-    indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in held.relation.terms}
-    shape = list(held.type.shape)
-    shape[dim] = hi - lo
-    return Held(TensorType(tuple(shape), held.type.dtype), narrowed(held.relation, dim, indexes))
-
-
 def _step_words(step: Op | None) -> tuple[str, str]:
     if step is None:
         return "supplied", ""
     source = next((str(value) for key, value in step.note if key == "source"), "")
     key = f" key={step.attr('key')}" if step.op == "recv" else ""
     return where(step).split(" at ")[0] + key, source
-
-
-def completed(found: Flow) -> list[Json]:
-    """The completed claims of one walk, rank by rank, in order of production, as a certificate has them."""
-    rows: list[Json] = []
-    for rank, table in found.relations.items():
-        for name, relation in table.items():
-            terms = _terms(relation, found)
-            if terms is not None:
-                rows.append([str(rank), str(name), terms])
-    return rows
-
-
-def _terms(relation: Relation, found: Flow) -> list[Json] | None:
-    rows: list[Json] = []
-    for term in relation.terms:
-        label = found.logical.labels.get(term.node)
-        if label is None:
-            return None
-        rows.append(_row(term, label))
-    return rows
-
-
-def _row(term: Term, label: str) -> Json:
-    share: Json = None
-    if term.share is not None:
-        runs: list[Json] = [list(run) for run in term.share.index]
-        share = [term.share.letter, runs]
-    region: list[Json] = [[list(run) for run in index] for index in term.region]
-    return [f"{term.coef.numerator}/{term.coef.denominator}", label, region, share]

@@ -1,19 +1,19 @@
-"""The logical values of one invocation, each known by how it is made, and the engine that derives relations.
+"""The logical values of one invocation, and the engine that derives what a step on parts of them gives.
 
-Values are found by congruence: the same op with the same attributes on the same operands is the same
-value, whatever its name and wherever it stands. Copies, slices and boxes make no new values, only
-regions. `Logical` first takes the Program's own steps (each makes a value), then answers, for a
-step on parts, which parts of which values come out. A step that fits no value of the Program makes a
-*ghost*: a value of its own, equal only to itself.
+`Logical` first takes the Program's own steps (each makes values), then answers, for a step on parts, which
+parts of which values come out. Copies, slices and boxes make no new values, only regions; factors and sums
+are the business of `Values`. An addend passes through ops that are linear in it. A step that fits no
+value of the Program makes one of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
+from tensure.errors import TensureError
 from tensure.program import (
     Arg,
     Cat,
@@ -21,68 +21,49 @@ from tensure.program import (
     Program,
     Ref,
     TensorType,
-    bind_op,
     box_type,
     expand,
     infer_step,
     joined_type,
     leaves,
-    lookup,
 )
 
-from ._index import Index, Region, cut, joined, relative, shape_of, whole_region
-from ._movement import slice_of
-from ._relation import ONE, Relation, Term, combined, narrowed, plain
-from ._rules import Derived, derive
+from ._index import Index, Region, free_index, relative, shape_of, whole_region
+from ._limit import Limit, limited
+from ._linear import alone, together
+from ._movement import viewed_whole
+from ._pieces import Pieces
+from ._relation import ONE, Relation, Term, plain, total
+from ._repeats import repeating
+from ._rules import derive
+from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
+from ._training import Derived
+from ._values import Value, is_part, number
 
-Number: TypeAlias = "int | float | bool | None"
-Key: TypeAlias = tuple[object, ...]
-FLOATS: Final = frozenset({"f64", "f32", "f16", "bf16"})
 COMMUTATIVE: Final = frozenset({"add", "mul", "maximum", "minimum"})
-LINEAR: Final = frozenset({"add", "sub", "rsub", "add_n", "neg", "mul", "div"})
+VIEWS: Final = frozenset(["view", "reshape", "flatten"])
+MAX_TERMS: Final = 16
+"""Terms of a sum that a linear op is led through one by one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A tensor as the engine carries it: its type and its relation to logical values."""
+class Logical(Pieces):
+    """Every value of one invocation of a Program, and every one met since."""
 
-    type: TensorType
-    relation: Relation
-
-
-Operand: TypeAlias = "Held | Number"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One logical value: how it is made. `operands` are (value, region) pairs and numbers."""
-
-    op: str
-    given: Mapping[str, Any]
-    operands: tuple[object, ...]
-    out: int
-    type: TensorType
-    form: Mapping[int, Fraction] | None = None
-    """As a linear combination of values that are none themselves."""
-
-
-class Logical:
-    """Every value of one invocation of a Program, and every ghost met since."""
-
-    def __init__(self, program: Program, entry: str, env: Mapping[str, int]) -> None:
-        self.values: list[Value] = []
+    def __init__(
+        self, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False
+    ) -> None:
+        """Take the Program's steps; `targets`: assume that no class of a loss is the one to be ignored."""
+        super().__init__()
+        self.targets = targets
         self.names: dict[str, Held] = {}
-        self.labels: dict[int, str] = {}
-        self._by_key: dict[Key, int] = {}
-        self._candidates: dict[Key, list[int]] = {}
-        self._forms: dict[Key, int] = {}
+        self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
-            node = self._value("leaf", {"name": label}, (), 0, want, ("leaf", label))
+            node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
             self._name(label, Held(want, plain(node, whole_region(want.shape))))
         for step in expand(program.blocks, program.entry(entry).body, env):
             operands = [self.operand(arg, self.named) for arg in step.args]
-            types = infer_step(step, [_type(operand) for operand in operands])
-            made = self._define(step, operands, types)
+            types = infer_step(step, [type_of(operand) for operand in operands])
+            made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
                 self._name(str(out), held)
 
@@ -98,30 +79,17 @@ class Logical:
             held = get(arg)
             if not arg.box:
                 return held
-            found, relation = box_type(arg, held.type), held.relation
+            found = box_type(arg, held.type)
             for dim, lo, hi in arg.box:
                 assert isinstance(lo, int) and isinstance(hi, int)
-                indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in relation.terms}
-                relation = narrowed(relation, dim, indexes)
-            return Held(found, relation)
+                held = self.piece(held, dim, lo, hi)
+            return Held(found, held.relation)
         if isinstance(arg, Cat):
             parts = [self.operand(part, get) for part in arg.parts]
-            found = joined_type(arg, [_type(part) for part in parts])
+            found = joined_type(arg, [type_of(part) for part in parts])
             return Held(found, self.join([part for part in parts if isinstance(part, Held)], arg.dim))
         assert arg is None or isinstance(arg, (bool, int, float))
         return arg
-
-    def join(self, parts: list[Held], dim: int) -> Relation:
-        """Tensors one after another along a dim: a region again where they are parts of one value."""
-        merged = merge(parts, dim)
-        if merged is not None:
-            return merged
-        step = Op("cat", (), (), (("dim", dim),))
-        types = [part.type for part in parts]
-        shape = list(types[0].shape)
-        shape[dim] = sum(found.shape[dim] for found in types)
-        want = TensorType(tuple(shape), types[0].dtype)
-        return self.apply(step, list(parts), [want])[0].relation
 
     # steps -------------------------------------------------------------------------------------------
 
@@ -129,311 +97,247 @@ class Logical:
         self, step: Op, operands: list[Operand], types: list[TensorType], want: Relation | None = None
     ) -> list[Held]:
         """What a step's results are in logical values; `want` chooses where several answers are right."""
-        given = _given(step, operands)
-        passed = self._passes(step, given, operands, types)
-        if passed is not None:
-            return passed
-        if all(not isinstance(item, Held) or item.relation.simple for item in operands):
-            found = self._derived(step.op, given, [self._simple(item) for item in operands], types, want)
+        return self.made(Call(step, bound(step, operands), operands, types, want, False))
+
+    def made(self, call: Call) -> list[Held]:
+        if call.step.op in VIEWS:  # one op in one spelling
+            shape = call.types[0].shape
+            step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
+            call = replace(call, step=step, given={"size": shape})
+        for way in (self.passes, self.constant, self.linear):
+            found = way(call)
             if found is not None:
-                return found
-        if step.op in LINEAR and types[0].dtype in FLOATS:
-            parts = _linear_parts(step.op, given, operands, types[0])
-            summed = None if parts is None else combined(parts)
-            if summed is not None:
-                return [Held(types[0], self.resolve(summed))]
-        found = self._derived(step.op, given, [self._simple(operand) for operand in operands], types, want)
-        return found if found is not None else self._define(step, operands, types)
+                return [Held(call.types[0], found)]
+        if self.targets and call.step.op in ("nll_loss_forward", "nll_loss_backward"):
+            return self.mean_loss(call)
+        return self.general(call)
 
-    def resolve(self, relation: Relation) -> Relation:
-        """A sum of values written as the one value it is, where there is one."""
-        region = relation.terms[0].region
-        if relation.simple or any(term.share is not None or term.region != region for term in relation.terms):
-            return relation
-        node = self._forms.get(_form_key(self._expand(relation)))
-        return relation if node is None else plain(node, region)
-
-    def ghost(self, key: Key, found: TensorType) -> Relation:
-        """A value equal only to itself: what is none of the Program's."""
-        node = self._value("ghost", {}, (), 0, found, ("ghost", *key))
-        return plain(node, whole_region(found.shape))
-
-    def same(self, one: Relation, other: Relation) -> bool:
-        """Are two relations the same sum? Sums of sums are opened first."""
-        return one == other or self._open(one) == self._open(other)
-
-    # helpers -----------------------------------------------------------------------------------------
-
-    def _name(self, label: str, held: Held) -> None:
-        self.names[label] = held
-        term = held.relation.terms[0]
-        if held.relation.simple is not None and term.region == whole_region(
-            self.values[term.node].type.shape
-        ):
-            self.labels.setdefault(term.node, label)
-
-    def _value(
-        self,
-        op: str,
-        given: Mapping[str, Any],
-        operands: tuple[object, ...],
-        out: int,
-        found: TensorType,
-        key: Key,
-        form: Mapping[int, Fraction] | None = None,
-    ) -> int:
-        if key in self._by_key:
-            return self._by_key[key]
-        node = len(self.values)
-        self.values.append(Value(op, given, operands, out, found, form))
-        self._by_key[key] = node
-        if out == 0:
-            self._candidates.setdefault((op, *map(_base, operands)), []).append(node)
-        if form is not None:
-            self._forms.setdefault(_form_key(form), node)
-        return node
-
-    def _define(self, step: Op, operands: list[Operand], types: list[TensorType]) -> list[Held]:
-        """Make the step's results values of their own (again, if it is the same step)."""
-        given = _given(step, operands)
-        passed = self._passes(step, given, operands, types)
-        if passed is not None:
-            return passed
-        terms = [self._simple(operand) for operand in operands]
-        pairs = tuple((item.node, item.region) if isinstance(item, Term) else _number(item) for item in terms)
-        form = self._form(step, given, operands, types[0])
+    def general(self, call: Call) -> list[Held]:
+        """A step by the rule for its op, on single terms; a sum is led through term by term."""
+        many = [
+            at
+            for at, item in enumerate(call.operands)
+            if isinstance(item, Held) and item.relation.single is None
+        ]
+        if len(many) == 1 and self._leads_through(call, many[0]):
+            (at,) = many
+            held = call.operands[at]
+            assert isinstance(held, Held)
+            rows = [
+                self.general(
+                    replace(call, operands=_with(call.operands, at, Held(held.type, Relation((term,)))))
+                )
+                for term in held.relation.terms
+            ]
+            sums = [total([(ONE, row[out].relation) for row in rows]) for out in range(len(call.types))]
+            if all(item is not None for item in sums):
+                return [
+                    Held(t, self.resolve(s)) for t, s in zip(call.types, sums, strict=True) if s is not None
+                ]
+        terms = [self._single(item) for item in call.operands]
+        factor, core, limits = self._parted(call, terms)
+        found = self._match(call, core) or self._new(call, core)
+        node, derived, order = found
+        through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
-        for out, found in enumerate(types):
-            key = (step.op, repr(sorted(given.items())), pairs, out, len(types))
-            node = self._value(step.op, given, pairs, out, found, key, form if out == 0 else None)
-            made.append(Held(found, plain(node, whole_region(found.shape))))
+        for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
+            region = self.spelled(node + out, part.region)
+            term = Term(node + out, region, factor * part.coef, limited(part.shares, through))
+            made.append(Held(want, Relation((term,))))
         return made
 
-    def _passes(
-        self, step: Op, given: dict[str, Any], operands: list[Operand], types: list[TensorType]
-    ) -> list[Held] | None:
-        """Steps that make no new value: copies, and slices of a dim."""
-        first = operands[0] if operands else None
-        if not isinstance(first, Held):
-            return None
-        if step.op == "copy" or (step.op == "_to_copy" and types[0].dtype == first.type.dtype):
-            return [Held(types[0], first.relation)]
-        if step.op == "slice" and first.type.shape:
-            terms = [(term, slice_of(given, term.region)) for term in first.relation.terms]
-            kept = tuple(replace(term, region=region) for term, region in terms if region is not None)
-            fits = len(kept) == len(terms) and shape_of(kept[0].region) == types[0].shape
-            return [Held(types[0], Relation(kept))] if fits else None
-        parts = [item for item in operands if isinstance(item, Held)]
-        if step.op == "cat" and len({item.type.dtype for item in parts}) == 1:
-            merged = merge(parts, given["dim"] % len(types[0].shape))
-            return None if merged is None else [Held(types[0], merged)]
-        return None
+    def _leads_through(self, call: Call, at: int) -> bool:
+        held = call.operands[at]
+        assert isinstance(held, Held)
+        return (
+            held.relation.limited
+            and len(held.relation.terms) <= MAX_TERMS
+            and at in alone(call.step.op, call.given, call.operands)
+            and all_float(call, [at])
+        )
 
-    def _simple(self, operand: Operand) -> Term | Number:
-        """One plain term for an operand: sums are looked up, and what is none becomes a ghost."""
+    def _single(self, operand: Operand) -> Term | Number:
+        """One term for an operand: sums become values, and what is none becomes a ghost."""
         if not isinstance(operand, Held):
             return operand
         found = self.resolve(operand.relation)
-        if found.simple is not None:
-            return found.simple
+        if found.single is not None:
+            return found.single
+        region = self.aligned(found)
+        if region is not None and not found.limited:
+            terms = [
+                replace(t, region=self.spelled(t.node, self._all_of(t.node, region))) for t in found.terms
+            ]
+            shape = tuple(
+                max(t.region[dim][-1][1] if t.region[dim] else 0 for t in terms) for dim in range(len(region))
+            )
+            made = self.sum_of(Relation(tuple(terms)), TensorType(shape, operand.type.dtype))
+            if made.single is not None:
+                return replace(made.single, region=self.spelled(made.single.node, region))
         return self.ghost(("sum", found.terms), operand.type).terms[0]
 
-    def _form(
-        self, step: Op, given: dict[str, Any], operands: list[Operand], found: TensorType
-    ) -> dict[int, Fraction] | None:
-        """The linear form of a value made by a linear step on whole values of its own shape."""
-        if step.op not in LINEAR or found.dtype not in FLOATS:
-            return None
-        parts = _linear_parts(step.op, given, operands, found)
-        if parts is None:
-            return None
-        for _, relation in parts:
-            for term in relation.terms:
-                if term.share is not None or term.region != whole_region(self.values[term.node].type.shape):
-                    return None
-        summed = combined(parts)
-        return None if summed is None else self._expand(summed)
+    def _all_of(self, node: int, region: Region) -> Region:
+        value = self.values[node]
+        full = whole_region(value.type.shape)
+        return tuple(region[dim] if dim in value.free else full[dim] for dim in range(len(region)))
 
-    def _expand(self, relation: Relation) -> dict[int, Fraction]:
-        sums: dict[int, Fraction] = {}
-        for term in relation.terms:
-            for node, coef in (self.values[term.node].form or {term.node: ONE}).items():
-                sums[node] = sums.get(node, Fraction(0)) + coef * term.coef
-        return {node: coef for node, coef in sums.items() if coef}
+    def _parted(
+        self, call: Call, terms: list[Term | Number]
+    ) -> tuple[Fraction, list[Term | Number], dict[int, Limit]]:
+        """The factor that comes out, what the op is done on, and the limits that go through it."""
+        op, given = call.step.op, call.given
+        one = alone(op, given, call.operands)
+        all_ = together(op, given, call.operands)
+        factor, core, limits = ONE, list(terms), dict[int, Limit]()
+        held = {at: item for at, item in enumerate(terms) if isinstance(item, Term)}
+        for at in sorted(one & held.keys()):
+            term = held[at]
+            if term.coef != 1 and all_float(call, [at]):
+                factor *= term.coef
+                core[at] = replace(term, coef=ONE)
+        if all_ and all_ <= held.keys() and all_float(call, sorted(all_)):
+            coefs = {held[at].coef for at in all_}
+            if len(coefs) == 1:
+                factor *= coefs.pop()
+                for at in all_:
+                    core[at] = replace(held[at], coef=ONE)
+        addends = {at: item for at, item in held.items() if item.limit is not None}
+        left = [core[at] for at in addends]
+        alike = all(isinstance(item, Term) and item.coef == 1 for item in left)
+        passes = (len(addends) == 1 and addends.keys() <= one) or (bool(all_) and addends.keys() == all_)
+        passes = passes and alike and all_float(call, sorted(addends))
+        for at, item in addends.items():
+            whole = call.operands[at]
+            assert isinstance(whole, Held) and item.limit is not None
+            if passes:
+                limits[at] = item.limit
+                core[at] = Term(item.node, item.region)
+            else:
+                core[at] = self.ghost(("addend", item), whole.type).terms[0]
+        return factor, core, limits
 
-    def _open(self, relation: Relation) -> Relation | None:
-        return combined(
-            (
-                term.coef,
-                Relation(
-                    tuple(
-                        Term(node, term.region, coef)
-                        for node, coef in (self.values[term.node].form or {term.node: ONE}).items()
-                    )
-                )
-                if term.share is None
-                else Relation((replace(term, coef=ONE),)),
-            )
-            for term in relation.terms
+    # values ------------------------------------------------------------------------------------------
+
+    def _name(self, label: str, held: Held) -> None:
+        self.names[label] = held
+        term = held.relation.single
+        if term is not None and self.is_whole(term.node, term.region):
+            self.labels.setdefault(term.node, (label, term.coef))
+
+    def _new(self, call: Call, terms: list[Term | Number]) -> tuple[int, list[Derived], tuple[int, ...]]:
+        """Make the step's results values of their own: of whole operands if its rule then tells the part."""
+        order = tuple(range(len(terms)))
+        parts = [item for item in terms if isinstance(item, Term)]
+        if not call.own and any(not self.is_whole(item.node, item.region) for item in parts):
+            whole = [
+                replace(t, region=self._all_of(t.node, t.region)) if isinstance(t, Term) else t for t in terms
+            ]
+            types = [
+                TensorType(shape_of(t.region), self.values[t.node].type.dtype) if isinstance(t, Term) else t
+                for t in whole
+            ]
+            lifted = self._lifted(call, parts)
+            try:
+                found = infer_step(replace(call.step, attrs=tuple(lifted.items())), types)
+            except TensureError:
+                found = []
+            if found:
+                node = self._put(replace(call, given=lifted), whole, found)
+                derived = self._fits(call, terms, node)
+                if derived is not None:
+                    return node, derived, order
+        node = self._put(call, terms, call.types)
+        return node, [Derived(whole_region(found.shape)) for found in call.types], order
+
+    def _lifted(self, call: Call, parts: list[Term]) -> dict[str, Any]:
+        """The attributes that the step would have on whole operands, as far as they tell a shape."""
+        if call.step.op != "view":
+            return call.given
+        shape = viewed_whole(parts[0].region, self.values[parts[0].node].type.shape, call.types[0].shape)
+        return call.given if shape is None else {"size": shape}
+
+    def _put(self, call: Call, terms: list[Term | Number], types: list[TensorType]) -> int:
+        op, given = call.step.op, call.given
+        pairs = tuple(
+            (item.node, self.spelled(item.node, item.region), item.coef)
+            if isinstance(item, Term)
+            else number(item)
+            for item in terms
         )
-
-    def _derived(
-        self,
-        op: str,
-        given: dict[str, Any],
-        terms: list[Term | Number],
-        types: list[TensorType],
-        want: Relation | None,
-    ) -> list[Held] | None:
-        found = self._match(op, given, terms, types, want)
-        if found is None:
-            return None
-        node, derived = found
-        return [
-            Held(want_type, Relation((Term(node + out, part.region, part.coef, part.share),)))
-            for out, (part, want_type) in enumerate(zip(derived, types, strict=True))
-        ]
+        held = [(self.values[t.node], shape_of(t.region)) if isinstance(t, Term) else None for t in terms]
+        told = {"rank": len(given["size"])} if op == "expand" else given
+        nodes: list[int] = []
+        for out, found in enumerate(types):
+            free = (
+                repeating(op, given, held, found.shape) if out == 0 and len(types) == 1 else frozenset[int]()
+            )
+            key = (op, repr(sorted(told.items())), pairs, out, len(types))
+            nodes.append(self.put(Value(op, given, pairs, out, found, None, free), key))
+        return nodes[0]
 
     def _match(
-        self,
-        op: str,
-        given: dict[str, Any],
-        terms: list[Term | Number],
-        types: list[TensorType],
-        want: Relation | None,
-    ) -> tuple[int, list[Derived]] | None:
+        self, call: Call, terms: list[Term | Number]
+    ) -> tuple[int, list[Derived], tuple[int, ...]] | None:
         """A value this op's results are parts of, by its rule; the wanted one if that is among them."""
-        best: tuple[int, list[Derived]] | None = None
+        if call.own:
+            return None
+        op, want = call.step.op, call.want
+        best: tuple[int, list[Derived], tuple[int, ...]] | None = None
         orders = [tuple(range(len(terms)))]
-        if op in COMMUTATIVE and len(terms) == 2 and given.get("alpha", 1) == 1:
+        if op in COMMUTATIVE and len(terms) == 2 and call.given.get("alpha", 1) == 1:
             orders.append((1, 0))
         for order in orders:
             placed = [terms[at] for at in order]
-            bases = tuple(item.node if isinstance(item, Term) else _number(item) for item in placed)
-            for node in self._candidates.get((op, *bases), ()):
-                derived = self._fits(op, given, placed, node, types)
+            bases = tuple((t.node, t.coef) if isinstance(t, Term) else number(t) for t in placed)
+            for node in self.candidates.get((op, *bases), ()):
+                derived = self._fits(call, placed, node)
                 if derived is None:
                     continue
                 if want is not None and any(term.node == node for term in want.terms):
-                    return node, derived
-                best = best or (node, derived)
+                    return node, derived, order
+                best = best or (node, derived, order)
         return best
 
-    def _fits(
-        self, op: str, given: dict[str, Any], terms: list[Term | Number], node: int, types: list[TensorType]
-    ) -> list[Derived] | None:
+    def _fits(self, call: Call, terms: list[Term | Number], node: int) -> list[Derived] | None:
         value = self.values[node]
         parts: list[Region | None] = []
         shapes: list[tuple[int, ...] | None] = []
         for term, operand in zip(terms, value.operands, strict=True):
-            if not isinstance(term, Term):
+            if not isinstance(term, Term) or not isinstance(operand, tuple) or not is_part(operand):
                 parts.append(None)
                 shapes.append(None)
                 continue
-            outer = operand[1] if isinstance(operand, tuple) else ()
-            places: list[Index] = []
-            for mine, theirs in zip(term.region, outer, strict=True):
-                place = relative(mine, theirs)
-                if place is None:
-                    return None
-                places.append(place)
-            parts.append(tuple(places))
-            shapes.append(shape_of(outer))
-        if any(node + out >= len(self.values) for out in range(len(types))):
+            places = self._within(term, operand[1])
+            if places is None:
+                return None
+            parts.append(places)
+            shapes.append(shape_of(operand[1]))
+        if any(node + out >= len(self.values) for out in range(len(call.types))):
             return None
-        outs = [self.values[node + out] for out in range(len(types))]
-        if any(item.op != op or item.out != out for out, item in enumerate(outs)):
+        outs = [self.values[node + out] for out in range(len(call.types))]
+        if any(item.op != call.step.op or item.out != out for out, item in enumerate(outs)):
             return None
-        derived = derive(op, given, dict(value.given), shapes, parts, [item.type.shape for item in outs])
+        derived = derive(
+            call.step.op, call.given, dict(value.given), shapes, parts, [item.type.shape for item in outs]
+        )
         if derived is None or any(
             shape_of(part.region) != found.shape or item.type.dtype != found.dtype
-            for part, found, item in zip(derived, types, outs, strict=True)
+            for part, found, item in zip(derived, call.types, outs, strict=True)
         ):
             return None
         return derived
 
-
-def merge(parts: list[Held], dim: int) -> Relation | None:
-    """Tensors one after another as regions of the same values, or None."""
-    parts = [part for part in parts if part.type.shape[dim]] or parts[:1]
-    first = parts[0].relation
-    if any(len(part.relation.terms) != len(first.terms) for part in parts):
-        return None
-    columns = list(zip(*(part.relation.terms for part in parts), strict=True))
-    if any(len({_but(term, dim) for term in column}) != 1 for column in columns):
-        return None
-    return Relation(
-        tuple(
-            replace(
-                column[0],
-                region=(
-                    *column[0].region[:dim],
-                    joined(term.region[dim] for term in column),
-                    *column[0].region[dim + 1 :],
-                ),
-            )
-            for column in columns
-        )
-    )
+    def _within(self, term: Term, outer: Region) -> Region | None:
+        """Where the region a step reads stands in the one the value was made from."""
+        free = self.values[term.node].free
+        places: list[Index] = []
+        for dim, (mine, theirs) in enumerate(zip(term.region, outer, strict=True)):
+            place = free_index(mine) if dim in free else relative(mine, theirs)
+            if place is None:
+                return None
+            places.append(place)
+        return tuple(places)
 
 
-def _given(step: Op, operands: list[Operand]) -> dict[str, Any]:
-    return bind_op(lookup(step.op), [_type(operand) for operand in operands], dict(step.attrs))
-
-
-def _type(operand: Operand) -> Any:
-    return operand.type if isinstance(operand, Held) else operand
-
-
-def _number(value: Number) -> Key:
-    """Numbers are equal when their kind is too: 1, 1.0 and True are three."""
-    return ("number", type(value).__name__, repr(value))
-
-
-def _base(operand: object) -> object:
-    return operand[0] if isinstance(operand, tuple) and operand[0] != "number" else operand
-
-
-def _but(term: Term, dim: int) -> tuple[object, ...]:
-    return (term.node, term.coef, term.share, term.region[:dim], term.region[dim + 1 :])
-
-
-def _form_key(form: Mapping[int, Fraction]) -> Key:
-    return tuple(sorted(form.items()))
-
-
-def _linear_parts(
-    op: str, given: dict[str, Any], operands: list[Operand], found: TensorType
-) -> list[tuple[Fraction, Relation]] | None:
-    """Coefficients and relations of a linear step; None where it is not one (a bias, a broadcast)."""
-    tensors = [item for item in operands if isinstance(item, Held)]
-    if any(item.type != found for item in tensors) or not tensors:
-        return None
-    if op in ("mul", "div"):
-        factor = operands[1] if isinstance(operands[0], Held) else operands[0]
-        if len(tensors) != 1 or isinstance(factor, (Held, bool)) or factor is None:
-            return None
-        if op == "div" and (given.get("rounding_mode") is not None or not isinstance(operands[0], Held)):
-            return None
-        exact = _exact(factor)
-        if exact is None or (op == "div" and not exact):
-            return None
-        return [(1 / exact if op == "div" else exact, tensors[0].relation)]
-    if len(tensors) != len(operands):
-        return None
-    alpha = _exact(given.get("alpha", 1))
-    if alpha is None:
-        return None
-    signs: Iterable[Fraction] = {
-        "add": (ONE, alpha),
-        "sub": (ONE, -alpha),
-        "rsub": (-alpha, ONE),
-        "neg": (-ONE,),
-    }.get(op, (ONE,) * len(tensors))
-    return list(zip(signs, (item.relation for item in tensors), strict=True))
-
-
-def _exact(value: object) -> Fraction | None:
-    if isinstance(value, (int, float)) and value == value and abs(value) < 1e300:
-        return Fraction(value)
-    return None
+def _with(operands: list[Operand], at: int, item: Operand) -> list[Operand]:
+    return [*operands[:at], item, *operands[at + 1 :]]

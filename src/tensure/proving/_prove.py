@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any, Final
 from tensure.bundle import Counterexample, Json, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import (
+    For,
+    Op,
     Program,
     bind_entry,
     corner_params,
@@ -32,10 +35,12 @@ from tensure.program import (
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
+from ._completed import completed
 from ._field import Field
-from ._flow import Doubt, Flow, completed, flow
+from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
+from ._suspects import Suspect
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -61,11 +66,14 @@ class _Unit:
     entry: str
     params: Mapping[str, int]
     doubts: tuple[Doubt, ...]
-    claims: list[Json] | None
+    claims: tuple[list[Json], list[Json]] | None
     reads: Sequence[Json]
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    suspects: Mapping[tuple[str, str], Suspect]
+    targets: bool
+    """Whether it holds where no class of a mean loss is the one to be ignored."""
 
 
 def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
@@ -144,6 +152,11 @@ def _unit_of_text(texts: tuple[str, str], invocation: tuple[str, dict[str, int]]
 def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -> _Unit:
     env = bind_entry(program, entry, params)
     found: Flow = flow(plan, program, entry, env)
+    targets = False
+    if found.doubts and found.ended and _has_mean_loss(program):
+        counted = flow(plan, program, entry, env, targets=True)
+        if not counted.doubts:  # doubts are told without the assumption
+            found, targets = counted, True
     clashing = None
     if plan.pools and found.ended and too_large(plan) is None:
         clashing = clash(plan, program, entry, env, found.types, found.supplied)
@@ -156,7 +169,24 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        dict(found.suspects),
+        targets,
     )
+
+
+def _has_mean_loss(program: Program) -> bool:
+    bodies = [
+        *(entry.body for entry in program.entries.values()),
+        *(block.body for block in program.blocks.values()),
+    ]
+    todo = [item for body in bodies for item in body]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, For):
+            todo.extend(item.body)
+        elif isinstance(item, Op) and item.op == "nll_loss_forward":
+            return True
+    return False
 
 
 def _plain(parts: Any) -> list[Json]:
@@ -193,7 +223,7 @@ def _values(
         return Verdict("unknown", "relations", reason=reason), None
     if error:
         return Verdict("probable", "relations and field", error=error), None
-    covered = [Covered(unit.entry, unit.params, unit.claims or []) for unit in units]
+    covered = [Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], []))) for unit in units]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
     report = check_certificate(certificate, plan, program)
     if not report.accepted:
@@ -214,7 +244,9 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
             return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; too large to replay")
         if seen.wrong:
             return Verdict(
-                "refuted", "relations and replay", counterexample=_counter(unit, seen.wrong[0], at)
+                "refuted",
+                "relations and replay",
+                counterexample=_counter(unit, _earliest(unit, seen.wrong), at),
             )
         if seen.error is not None:
             stuck = unit.doubts[-1]
@@ -246,6 +278,16 @@ def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str)
     return Verdict("probable", "field", error=domain.error)
 
 
+def _earliest(unit: _Unit, wrong: Sequence[Wrong]) -> Wrong:
+    """Of the claims that a replay found broken, the one that went astray first."""
+
+    def begin(item: Wrong) -> tuple[float, int]:
+        seen = unit.suspects.get((str(item.rank), str(item.name)))
+        return (math.inf if seen is None else seen.order, item.order)
+
+    return min(wrong, key=begin)
+
+
 def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     """The first claim that a replay found broken, in the words of the doubt about it if there is one."""
     same = next((d for d in unit.doubts if d.rank == str(wrong.rank) and d.local == str(wrong.name)), None)
@@ -254,14 +296,13 @@ def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     words = same.step if same else "supplied" if step is None else f"{made}{step.op}(...)"
     source = "" if step is None else next((str(v) for k, v in step.note if k == "source"), "")
     claim = same.claim if same else str(wrong.claim.of)
+    source = same.source if same else source
+    first = unit.suspects.get((str(wrong.rank), str(wrong.name)))
+    if first is not None:
+        words = f"first astray on {first.rank}: {first.step}: {first.why}"
+        source = first.source or source
     return Counterexample(
-        str(wrong.rank),
-        str(wrong.name),
-        claim,
-        wrong.index,
-        words + at,
-        same.source if same else source,
-        True,
+        str(wrong.rank), str(wrong.name), claim, wrong.index, words + at, source, confirmed=True
     )
 
 

@@ -15,7 +15,7 @@ from . import (
     _shapes,
 )
 from ._communication import collective, infer_collective
-from ._table import OpDef, bind_op, evaluate_op, infer_op, listed, lookup
+from ._table import OpDef, bind_op, evaluate_op, infer_op, is_listed, listed, lookup
 
 __all__ = [
     "OpDef",
@@ -24,6 +24,7 @@ __all__ = [
     "evaluate_op",
     "infer_collective",
     "infer_op",
+    "is_listed",
     "listed",
     "lookup",
 ]

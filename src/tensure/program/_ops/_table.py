@@ -146,6 +146,11 @@ def listed() -> Mapping[str, OpDef]:
     return dict(sorted(_TABLE.items()))
 
 
+def is_listed(name: str) -> bool:
+    """Whether the table has an op of this name."""
+    return name in _TABLE
+
+
 def bind_op(definition: OpDef, args: list[Any], attrs: Mapping[str, Any]) -> Given:
     """Check operand count and kinds and attribute names and types; return attributes with defaults filled.
 

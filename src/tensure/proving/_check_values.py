@@ -1,0 +1,366 @@
+"""The checker's logical values: how an op makes them, and what is no value of its own.
+
+Factors of operands in which an op is linear stand before a class; a sum is known by its direction. Views
+say their whole shape, and a view of a view is one of what was viewed. Written apart from the prover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tensure.program import Op, Program, expand, leaves, rational
+
+from ._check_linear import every, signs, single, value
+from ._check_ops import FLOATS, MAX_MOVED, MOVES, clean, dtype_of, repeats, shapes_of
+from ._check_piece import Reg, Shape, whole
+from ._check_sums import (
+    ONE,
+    CheckSums,
+    Def,
+    Rel,
+    Term,
+    but,
+    is_part,
+    is_rel,
+    need,
+    size,
+    sliced,
+    spread,
+    times,
+)
+
+
+class CheckValues(CheckSums):
+    """The Program's values, and those a certificate defines besides."""
+
+    def __init__(self, program: Program, entry: str, env: Mapping[str, int], targets: bool) -> None:
+        self.targets = targets
+        super().__init__()
+        self.names: dict[str, Rel] = {}
+        self._keys: dict[Any, int] = {}
+        self._program, self._entry, self._env = program, entry, env
+
+    def read_program(self, operands_of: Any) -> None:
+        """Take every step of the Program; `operands_of(step, named)` reads its operands."""
+        for label, want, _ in leaves(self._program, self._entry, self._env):
+            node = self._put(Def("leaf", {"name": label}, (), 0, want.shape, want.dtype))
+            self.names[label] = ((ONE, node, whole(want.shape), None),)
+        for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
+            for out, rel in zip(step.outs, self.make(step, operands_of(step, self.named)), strict=True):
+                self.names[str(out)] = rel
+
+    def named(self, label: str) -> Rel:
+        """A value by name."""
+        need(label in self.names, f"there is no value {label[:80]}")
+        return self.names[label]
+
+    # making ------------------------------------------------------------------------------------------
+
+    def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
+        """What an op makes of whole parts of values: relations, numbers and None."""
+        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        rel = self.passed(op, attrs, operands)
+        if rel is None:
+            rel = self.linear(op, attrs, operands, True)
+            rel = None if rel is None else self.gathered(rel)
+        if rel is not None:
+            return [rel]
+        counted = self.counted(op, attrs, operands)
+        if counted is not None:
+            by, summed, args = counted
+            rels = self._made(op, summed, args)
+            return [
+                times(rels[0] or (), 1 / by),
+                *([self.filled(float(by), (), "f32")] if len(rels) > 1 else []),
+            ]
+        return self._made(op, attrs, operands, len(step.outs))
+
+    def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
+        """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
+        if op not in ("view", "reshape", "flatten") or not operands or not is_rel(operands[0]):
+            return op, attrs, operands
+        (shape,) = shapes_of(op, attrs, [size(operands[0][0][2])]) or ((),)
+        rel = operands[0]
+        while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
+            rel = (back,)
+        return "view", {"size": shape}, [rel]
+
+    def _unviewed(self, term: Term) -> Term | None:
+        """A part of a view as a part of what was viewed, where it is one."""
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        if item.op != "view" or math.prod(item.shape) > MAX_MOVED or not math.prod(size(reg)):
+            return None
+        inner, outer, by = item.operands[0]
+        flat = np.arange(math.prod(item.shape)).reshape(item.shape)[np.ix_(*reg)].ravel()
+        numbers = np.arange(math.prod(item.shape)).reshape(size(outer))
+        spots = [tuple(dict.fromkeys(at.tolist())) for at in np.unravel_index(flat, numbers.shape)]
+        if not np.array_equal(numbers[np.ix_(*spots)].ravel(), flat):
+            return None
+        part = tuple(tuple(index[i] for i in at) for index, at in zip(outer, spots, strict=True))
+        left = None if limit is None else dict(limit[1]).get(0)
+        return coef * by, inner, self.spelled(inner, part), left
+
+    def counted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """A mean loss of which every sample counts: its count, and attributes and operands of its sum."""
+        if not self.targets or op not in ("nll_loss_forward", "nll_loss_backward") or attrs["reduction"] != 1:
+            return None
+        at = 1 if op == "nll_loss_forward" else 2
+        target = operands[at]
+        if operands[at + 1] is not None or target is None or len(target[0][2]) != 1 or not target[0][2][0]:
+            return None
+        summed = {**attrs, "reduction": 2}
+        if op == "nll_loss_forward":
+            return Fraction(len(target[0][2][0])), summed, operands
+        by = self._number(operands[4]) if is_rel(operands[4]) else None
+        if not by:
+            return None
+        dtype = self.defs[operands[4][0][1]].dtype
+        return by, summed, [*operands[:4], self.filled(1.0, (), dtype)]
+
+    def _made(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], results: int = 0) -> list[Rel]:
+        for item in operands:
+            need(not is_rel(item) or len(item) == 1, f"{op} of a sum that is no value")
+            need(not is_rel(item) or item[0][3] is None, f"a value made of an addend by {op}")
+        coef, parts = self._parted(op, attrs, operands)
+        shapes = [size(part[1]) if is_part(part) else None for part in parts]
+        outs = shapes_of(op, attrs, shapes)
+        need(outs is not None, f"the checker has no rule for {op}")
+        found = outs or ()
+        need(not results or results == len(found), f"{op} has {len(found)} results")
+        dtypes = [self.defs[part[0]].dtype if is_part(part) else None for part in parts]
+        made: list[Rel] = []
+        for out, shape in enumerate(found):
+            frees = [self.defs[part[0]].free if is_part(part) else frozenset[int]() for part in parts]
+            free = repeats(op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
+            told = {"rank": len(shape)} if op == "expand" else attrs
+            key = (op, repr(sorted(told.items())), parts, out)
+            item = Def(op, attrs, parts, out, shape, dtype_of(op, attrs, dtypes), None, free)
+            node = self._put(item, key)
+            made.append(((coef, node, self.spelled(node, whole(shape)), None),))
+        return made
+
+    def passed(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+        """Copies, slices, parts put together again, numbers everywhere; None for any other step."""
+        rels = [item for item in operands if is_rel(item)]
+        if op == "full":
+            number, dtype = attrs["fill_value"], attrs.get("dtype")
+            kind = {bool: "bool", int: "i64", float: "f32"}[type(number)]
+            return self.filled(number, tuple(attrs["size"]), dtype or kind)
+        if not rels or len(rels) < len([item for item in operands if item is not None]):
+            return None
+        if op == "_to_copy" and {self.defs[n].dtype for _, n, _, _ in rels[0]} == {attrs.get("dtype")}:
+            return _same(rels[0])
+        if op in ("view", "expand") and tuple(attrs["size"]) == size(rels[0][0][2]):
+            return _same(rels[0])
+        if op == "view" and len(rels[0]) == 1 and (back := self._viewed(rels[0][0], tuple(attrs["size"]))):
+            return back
+        if op in ("copy", "slice"):
+            moved = [(c, n, r if op == "copy" else sliced(attrs, r), lim) for c, n, r, lim in rels[0]]
+            return self.tidy(tuple(moved))
+        if op == "cat" and (known := self.joined(rels, attrs.get("dim", 0) % len(rels[0][0][2]))):
+            return known
+        first = rels[0][0]
+        item = self.defs[first[1]]
+        if item.op == "full" and op in MOVES and all(len(r) == 1 and r[0][:2] == first[:2] for r in rels):
+            (shape,) = shapes_of(op, attrs, [size(rel[0][2]) for rel in rels]) or ((),)
+            ((coef, node, reg, _),) = self.filled(item.attrs["fill_value"], shape, item.dtype) or (first,)
+            return ((coef * first[0], node, reg, None),)
+        return None
+
+    def _viewed(self, term: Term, shape: Shape) -> Rel:
+        """A view of parts joined outermost, where it is the same parts joined along a dim further in."""
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        through = {} if limit is None else dict(limit[1])
+        if item.op != "cat" or not self.is_whole(node, reg) or len(shape) != len(item.shape):
+            return None
+        at = item.attrs.get("dim", 0) % len(shape)
+        inner_dim = next((d for d, n in enumerate(shape) if n != 1), 0)
+        rels: list[Rel] = []
+        for place, (part_node, outer, by) in enumerate(item.operands):
+            if but(size(outer), inner_dim) != but(shape, inner_dim) or set(item.shape[:at]) - {1}:
+                return None
+            rels.append(((coef * by, part_node, outer, through.get(place)),))
+        return self.joined(rels, inner_dim)
+
+    def filled(self, number: Any, shape: Shape, dtype: str) -> Rel:
+        """One number in every element: for floats a multiple of ones."""
+        factor = value(number) if dtype in FLOATS else None
+        if factor is not None:
+            number = 1.0 if factor else 0.0
+        key = ("full", len(shape), dtype, type(number).__name__, repr(number))
+        every_dim = frozenset(range(len(shape)))
+        item = Def("full", {"fill_value": number}, (), 0, (1,) * len(shape), dtype, None, every_dim)
+        return ((factor or ONE, self._put(item, key), whole(shape), None),)
+
+    def linear(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], own: bool) -> Rel:
+        """A sum, difference or multiple of floats, or a product with a bias, term by term; else None."""
+        rels = [item for item in operands if is_rel(item)]
+        if not rels:
+            return None
+        if op in ("addmm", "baddbmm") or (op == "linear" and len(rels) == 3):
+            return self._biased(op, attrs, operands) if own else None
+        shapes = [size(rel[0][2]) for rel in rels]
+        dtypes = {self.defs[n].dtype for rel in rels for _, n, _, _ in rel}
+        if len(dtypes) != 1 or not dtypes <= FLOATS or attrs.get("rounding_mode") is not None:
+            return None
+        (dtype,) = dtypes
+        if op in ("mul", "div") and len(operands) == 2:
+            for one, other in ((0, 1), (1, 0))[: 1 if op == "div" else 2]:
+                by = self._number(operands[other])
+                if is_rel(operands[one]) and by and size(operands[one][0][2]) == spread(shapes):
+                    return times(operands[one], 1 / by if op == "div" else by)
+            return None
+        coefs = signs(op, attrs, len(operands))
+        shape = spread(shapes)
+        if coefs is None or shape is None:
+            return None
+        flat: list[Term] = []
+        for by, item in zip(coefs, operands, strict=True):
+            wide = self._widened(item, shape, dtype)
+            if wide is None:
+                return None
+            flat.extend(times(wide, by))
+        kept = [term for term in flat if not self.zero(term[1])]
+        return tuple(kept or flat)
+
+    def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
+        """What of a claim is left for the product when the bias is taken off: (op, operands, terms)."""
+        if op not in ("addmm", "baddbmm") and (op != "linear" or len(operands) < 3 or operands[2] is None):
+            return None
+        order = (0, 1, 2) if op == "linear" else (1, 2, 0)
+        one, other, bias = (operands[at] for at in order)
+        alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
+        if not alpha or not beta or not is_rel(bias):
+            return None
+        wide = self._widened(bias, size(claim[0][2]), self.defs[bias[0][1]].dtype)
+        if wide is None or self.defs[bias[0][1]].dtype not in FLOATS:
+            return None
+        sums: dict[Any, Fraction] = {}
+        for coef, *key in (*self.opened(claim), *times(self.opened(wide), -beta)):
+            sums[tuple(key)] = sums.get(tuple(key), Fraction(0)) + coef
+        left = tuple((coef / alpha, *key) for key, coef in sums.items() if coef)
+        kind = {"addmm": "mm", "baddbmm": "bmm", "linear": "linear"}[op]
+        return kind, [one, other, None] if op == "linear" else [one, other], left
+
+    def _biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+        order = (0, 1, 2) if op == "linear" else (1, 2, 0)
+        one, other, bias = (operands[at] for at in order)
+        alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
+        kind = {"addmm": "mm", "baddbmm": "bmm", "linear": "linear"}[op]
+        if not alpha or not beta or any(len(rel) != 1 or rel[0][3] is not None for rel in (one, other)):
+            return None
+        args = [one, other, None] if op == "linear" else [one, other]
+        (product,) = self.make(Op(kind, (), (), ()), args)
+        if product is None or self.defs[product[0][1]].dtype not in FLOATS:
+            return None
+        wide = self._widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
+        return None if wide is None else (*times(wide, beta), *times(product, alpha))
+
+    def _widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
+        if not is_rel(item):
+            return self.filled(item, shape, dtype) if value(item) is not None else None
+        if any(self.defs[node].dtype != dtype for _, node, _, _ in item):
+            return None
+        if size(item[0][2]) == shape:
+            return tuple(item)
+        if len(item) != 1 or item[0][3] is not None:
+            return None
+        # Of all of the value, so that parts of it are parts of one and the same spread value.
+        ((coef, node, reg, _),) = item
+        full = tuple(
+            reg[d] if d in self.defs[node].free else at for d, at in enumerate(whole(self.defs[node].shape))
+        )
+        skip = len(shape) - len(reg)
+        kept = [d >= skip and len(reg[d - skip]) == n for d, n in enumerate(shape)]
+        if any(d >= skip and not same and len(full[d - skip]) != 1 for d, same in enumerate(kept)):
+            return None
+        wide = tuple(
+            len(full[d - skip]) if same else n for d, (same, n) in enumerate(zip(kept, shape, strict=True))
+        )
+        (rel,) = self.make(Op("expand", (), (), (("size", wide),)), [((coef, node, full, None),)])
+        if rel is None:
+            return None
+        ((by, made, spread, _),) = rel
+        part = tuple(reg[d - skip] if same else spread[d] for d, same in enumerate(kept))
+        return ((by, made, self.spelled(made, part), None),)
+
+    def _number(self, item: Any) -> Fraction | None:
+        if not is_rel(item):
+            return value(item)
+        coef, node, _, limit = item[0]
+        known = self.defs[node]
+        if len(item) != 1 or limit is not None or known.op != "full" or known.dtype not in FLOATS:
+            return None
+        found: Fraction = coef * rational(known.attrs["fill_value"])
+        return found
+
+    def _parted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[Fraction, Any]:
+        """The factors that come out, and what is left of the operands."""
+        coef, parts = ONE, list[Any]()
+        together = every(op, operands)
+        alike = {operands[at][0][0] if is_rel(operands[at]) else 0 for at in together}
+        floats = all(self.defs[item[0][1]].dtype in FLOATS for item in operands if is_rel(item))
+        for at, item in enumerate(operands):
+            if not is_rel(item):
+                parts.append(None if item is None else ("number", type(item).__name__, repr(item)))
+                continue
+            ((by, node, reg, _),) = item
+            is_float = self.defs[node].dtype in FLOATS
+            shared = at in together and len(alike) == 1 and 0 not in alike and floats
+            if is_float and (single(op, attrs, operands, at) or shared):
+                coef = by if shared else coef * by
+                by = ONE
+            parts.append((node, self.spelled(node, reg), by))
+        return coef, tuple(parts)
+
+    def gathered(self, rel: tuple[Term, ...]) -> Rel:
+        """A sum of whole values as a class of its own direction; None when it is no such sum."""
+        sums: dict[int, Fraction] = {}
+        reg = self._common(rel)
+        for coef, node, part, limit in rel:
+            if limit is not None or not self.is_whole(node, part) or reg is None:
+                return rel if len(rel) == 1 else None
+            for key, by in (self.defs[node].form or {node: ONE}).items():
+                sums[key] = sums.get(key, Fraction(0)) + coef * by
+        form = {node: coef for node, coef in sums.items() if coef}
+        if not form or reg is None:
+            return None
+        if len(form) == 1:
+            ((node, coef),) = form.items()
+            return ((coef, node, self.spelled(node, reg), None),)
+        lead = form[min(form)]
+        known = ("+", tuple(sorted((node, coef / lead) for node, coef in form.items())))
+        shape = size(reg)
+        free = frozenset.intersection(*(self.defs[node].free for node in form))
+        dtype = self.defs[min(form)].dtype
+        node = self._put(Def("+", {}, (), 0, shape, dtype, form, free), known)
+        by = lead / (self.defs[node].form or form)[min(form)]
+        return ((by, node, self.spelled(node, reg), None),)
+
+    def _common(self, rel: tuple[Term, ...]) -> Reg | None:
+        """The one region of all terms, but for dims along which some only repeat."""
+        found: list[tuple[int, ...]] = []
+        for dim in range(len(rel[0][2])):
+            held = {reg[dim] for _, node, reg, _ in rel if dim not in self.defs[node].free}
+            if len(held) > 1:
+                return None
+            found.append(held.pop() if held else rel[0][2][dim])
+        return tuple(found)
+
+    def _put(self, item: Def, key: Any = None) -> int:
+        key = key or (item.op, repr(sorted(item.attrs.items())), item.operands, item.out)
+        if key not in self._keys:
+            self._keys[key] = len(self.defs)
+            self.defs.append(item)
+        return self._keys[key]
+
+
+def _same(rel: Any) -> Rel:
+    return tuple(rel)
