@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tensure.capture import capture_model, capture_parallel
-from tensure.program import Op
-
-from .steps import captured_plan, plan_differences, wrong_claims
+from .steps import captured_plan, wrong_claims
 from .whole_models import RIGHT, WRONG
 
 
@@ -21,8 +14,15 @@ def test_a_right_step_has_no_wrong_claim(name: str) -> None:
     case = RIGHT[name]
     captured, plan = captured_plan(case.model, case.parallel, case.mesh)
     assert wrong_claims(captured, plan) == []
-    claimed = {str(local.place.of) for track in plan.tracks.values() for local in track.locals.values() if local.place}
-    assert claimed >= {str(out) for out in captured.program.entries["step"].outputs}, "every output is claimed"
+    claimed = {
+        str(local.place.of)
+        for track in plan.tracks.values()
+        for local in track.locals.values()
+        if local.place
+    }
+    assert claimed >= {str(out) for out in captured.program.entries["step"].outputs}, (
+        "every output is claimed"
+    )
 
 
 @pytest.mark.parametrize("fault", WRONG)

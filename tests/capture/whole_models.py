@@ -36,7 +36,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = (
-            layer(x).view(batch, length, -1, DIM // HEADS).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            layer(x).view(batch, length, -1, DIM // HEADS).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
         )
         made = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o(made.transpose(1, 2).reshape(batch, length, -1))
@@ -308,7 +309,8 @@ def gathered(module: Any, mesh: DeviceMesh) -> ParallelStep:
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         whole = {
-            name: fc.all_gather_single_autograd(shard, 0, group) / 1 for name, shard in holder.named_parameters()
+            name: fc.all_gather_single_autograd(shard, 0, group) / 1
+            for name, shard in holder.named_parameters()
         }
         loss: Tensor = torch.func.functional_call(module, whole, (x, y))
         (loss / size).backward()

@@ -218,7 +218,8 @@ class Tape:
     def unset(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor whose memory nobody has written yet."""
         shape, dtype = tuple(tensor.shape), dtype_word(tensor.dtype)
-        fill: Any = _UNSET if dtype[0] in "fb" and dtype != "bool" else dtype != "bool" and -1
+        fill: Any = _UNSET if dtype[0] in "fb" else 255 if dtype == "u8" else -1
+        fill = False if dtype == "bool" else fill
         self.add(tensor, self.step("full", (), note, size=shape, fill_value=fill, dtype=dtype))
 
     def _known(self, tensor: torch.Tensor) -> _Seen:

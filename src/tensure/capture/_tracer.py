@@ -27,7 +27,7 @@ from tensure.program import Attrs, Ref, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
-from ._sources import Sources
+from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
 
 __all__ = ["Tracer"]
@@ -69,7 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace, _, word = name.partition("::")
         if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
-        if _is_real(args, given):
+        if _is_real(args, given) and asked_by_distributed():
             with torch._subclasses.fake_tensor.unset_fake_temporarily():
                 return func(*args, **given)  # the numbers of a mesh, say: no part of the step
         note = self.sources.note()
