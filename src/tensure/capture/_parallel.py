@@ -147,11 +147,13 @@ class _Rank:
         """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
         shape, local = self.captured.shapes.get(label), local_of(tensor)
         if shape is None:
-            if label in whole or self.tape.knows(local):
+            is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
+            if label in whole or (self.tape.knows(local) and not is_trained):
                 return  # nothing on the single device depends on it
             raise InputError(
                 f"parameter {label} of the parallel module",
                 wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
+                next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
             )
         if isinstance(tensor, DTensor):
             placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))

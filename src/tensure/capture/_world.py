@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 import torch.distributed.tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -118,7 +118,10 @@ def _real_meshes() -> Iterator[None]:
 
     @functools.wraps(DeviceMesh.__init__)
     def create(self: DeviceMesh, *args: Any, **kwargs: Any) -> None:
-        kept["__init__"](self, *args, **kwargs)
+        with unset_fake_temporarily(), torch.utils._python_dispatch._disable_current_modes():
+            if isinstance(kwargs.get("_rank_map"), FakeTensor):  # init_device_mesh counts the ranks
+                kwargs["_rank_map"] = torch.arange(kwargs["_rank_map"].numel(), dtype=torch.int)
+            kept["__init__"](self, *args, **kwargs)
         self._thread_id, self._hash = world, None  # part of what makes meshes equal
 
     DeviceMesh.__init__ = create  # type: ignore[method-assign]
