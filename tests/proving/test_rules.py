@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -35,6 +35,8 @@ class Case:
     shapes: tuple[tuple[int, ...] | None, ...]
     parts: tuple[Region | None, ...]
     dtype: str = "f64"
+    classes: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Operands that are indices, and below what."""
 
 
 def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None:
@@ -43,7 +45,7 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
     wholes: list[Any] = [_drawn(rng, shape, case, at) for at, shape in enumerate(case.shapes)]
     parts = [_taken(array, part) for array, part in zip(wholes, case.parts, strict=True)]
     try:
-        want = evaluate_op(case.op, wholes, dict(case.theirs))
+        every = evaluate_op(case.op, wholes, dict(case.theirs))
         have = evaluate_op(case.op, parts, dict(case.mine))
     except TensureError:
         return None
@@ -52,12 +54,11 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
         bind_op(definition, [_typed(array) for array in arrays], dict(attrs))
         for arrays, attrs in ((parts, case.mine), (wholes, case.theirs))
     ]
-    answer = derive(case.op, *given, case.shapes, case.parts, [array.shape for array in want])
+    answer = derive(case.op, *given, case.shapes, case.parts, [array.shape for array in every])
     if answer is None:
         return None
     for out, (found, array) in enumerate(zip(answer, have, strict=True)):
-        if found.shares:
-            want = _addend(case, wholes, found.shares)
+        want = _addend(case, wholes, found.shares) if found.shares else every
         if any(
             hi > size for index, size in zip(found.region, want[out].shape, strict=True) for _, hi in index
         ):
@@ -71,8 +72,12 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
 def checker_holds(case: Case) -> bool:
     """Where the prover's rule answers, the checker's agrees, and refuses the region next to it."""
     definition = lookup(case.op)
-    types = [None if s is None else TensorType(s, case.dtype) for s in case.shapes]
-    held = [None if p is None else TensorType(tuple(map(length, p)), case.dtype) for p in case.parts]
+    dtypes = ["i64" if at in case.classes else case.dtype for at in range(len(case.shapes))]
+    types = [None if s is None else TensorType(s, d) for s, d in zip(case.shapes, dtypes, strict=True)]
+    held = [
+        None if p is None else TensorType(tuple(map(length, p)), d)
+        for p, d in zip(case.parts, dtypes, strict=True)
+    ]
     try:
         outs = infer_op(case.op, types, dict(case.theirs))
         infer_op(case.op, held, dict(case.mine))
@@ -120,19 +125,27 @@ def _checker_agrees(case: Case, parts: Any, shape: tuple[int, ...], found: Any, 
 def _drawn(rng: Any, shape: tuple[int, ...] | None, case: Case, at: int) -> Any:
     if shape is None:
         return None
+    if at in case.classes:
+        return rng.integers(0, case.classes[at], shape)
     if case.op == "embedding" and at == 1:
         return rng.integers(0, 3, shape)
     if case.dtype == "f64":
-        return rng.standard_normal(shape)
+        return np.asarray(rng.standard_normal(shape))
     return rng.integers(-90, 90, shape).astype({"i8": np.int8, "i32": np.int32}[case.dtype])
 
 
 def _taken(array: Any, part: Region | None) -> Any:
-    return None if array is None or part is None else array[np.ix_(*(members(index) for index in part))]
+    if array is None or part is None:
+        return None
+    return np.asarray(array[np.ix_(*(members(index) for index in part))])
 
 
 def _typed(array: Any) -> Any:
-    return None if array is None else TensorType(array.shape, {"f": "f64", "i": "i8"}[array.dtype.kind])
+    return None if array is None else TensorType(array.shape, _dtype(array))
+
+
+def _dtype(array: Array) -> str:
+    return {np.dtype(np.int64): "i64", np.dtype(np.float64): "f64"}.get(array.dtype, "i8")
 
 
 def _addend(case: Case, wholes: Sequence[Any], shares: Sequence[Any]) -> list[Array]:
@@ -140,6 +153,9 @@ def _addend(case: Case, wholes: Sequence[Any], shares: Sequence[Any]) -> list[Ar
     from tensure.proving._contraction import TERMS, terms_of
 
     operands = list(wholes)
+    if case.op == "nll_loss_forward":  # a sample's own weight counts as well: take the samples themselves
+        rows = members(shares[0].index)
+        return evaluate_op(case.op, [wholes[0][rows], wholes[1][rows], None], dict(case.theirs))
     for share in shares:
         if case.op in TERMS:
             ranks = [array.ndim for array in wholes if array is not None]
@@ -150,10 +166,11 @@ def _addend(case: Case, wholes: Sequence[Any], shares: Sequence[Any]) -> list[Ar
         else:
             at, dim = 0, {"c": 1, "n": 0}.get(share.letter, -1)
             dim = int(share.letter.lstrip("dim")) if dim < 0 else dim
-        masked = np.zeros_like(operands[at])
-        spot = (slice(None),) * dim + (members(share.index),)
-        masked[spot] = operands[at][spot]
-        operands[at] = masked
+        for which in (0, 1) if case.op == "mse_loss" else (at,):
+            masked = np.zeros_like(operands[which])
+            spot = (slice(None),) * dim + (members(share.index),)
+            masked[spot] = operands[which][spot]
+            operands[which] = masked
     return evaluate_op(case.op, operands, dict(case.theirs))
 
 

@@ -20,6 +20,8 @@ from ._check_sums import Refused, need
 from ._check_walk import Walk
 
 MAX_VALUES: Final = 64
+_BROKEN: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a certificate that makes no sense may run into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def check_certificate(certificate: bytes, plan: Plan, program: Program) -> Check
         return CheckReport(False, str(refused), count)
     except (LimitError, FormatError):
         raise
-    except (TensureError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+    except (TensureError, *_BROKEN) as error:
         return CheckReport(False, f"a step that cannot be taken: {error}", count)
     span = "; ".join(f"{key}: {_span(program, key, n)}" for key, n in covered.items())
     if any(item.targets for item in given):

@@ -46,6 +46,7 @@ PRODUCTS: Final = {
 }
 CONTRACTIONS: Final = frozenset([*PRODUCTS, "einsum", "linear", "integer_linear", "matmul"])
 NORMS: Final = frozenset(["rms_norm", "layer_norm"])
+AWARE: Final = ELEMENTWISE | REDUCTIONS | CONTRACTIONS | frozenset(["expand"])
 WINDOWS: Final = frozenset(["convolution", "integer_convolution", "max_pool2d"])
 OF_FIRST: Final = frozenset(
     "embedding gather index index_select constant_pad_nd slice_backward select_backward rms_norm layer_norm "
@@ -73,7 +74,7 @@ MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "flatten": lambda x, a: x[0].reshape(_flat(x[0].shape, a)),
     "squeeze": lambda x, a: x[0].squeeze(tuple(d for d in a["dim"] if x[0].shape[d] == 1)),
     "flip": lambda x, a: np.flip(x[0], a["dims"]),
-    "repeat": lambda x, a: np.tile(x[0], a["repeats"]),
+    "repeat": lambda x, a: _tiled(x[0], a["repeats"]),
 }
 DEFAULTS: Final[dict[str, Any]] = {
     "alpha": 1,
@@ -169,7 +170,7 @@ def repeats(
                 made.add(dim)
     elif not any(free for _, free in tensors):
         return frozenset()
-    elif op in ELEMENTWISE:
+    elif op in ELEMENTWISE and op != "requantize":  # whose factors may go along a dim
         for dim, n in enumerate(out):
             own = [(shape, free, dim - len(out) + len(shape)) for shape, free in tensors]
             if all(d < 0 or d in free or (shape[d] == 1 and n != 1) for shape, free, d in own):
@@ -209,10 +210,15 @@ def follows(p: Piece) -> Fraction | None:
             return Fraction(1)  # one function of the same operands
     if p.op == "expand":
         return _holds(not p.shares and _expand_fits(p))
+    if p.op not in AWARE and any(isinstance(index, range) for part in p.parts for index in part or ()):
+        # What only repeats stands anywhere: at the start, or where the result or another operand does.
+        places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, tuple)}
+        tries = (follows(_standing(p, place)) for place in ((), *sorted(places)))
+        return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
-        return _holds(not p.shares and _move_fits(_standing(p)))
+        return _holds(not p.shares and _move_fits(p))
     if p.op in TRAINING:
-        return TRAINING[p.op].follows(_standing(p))
+        return TRAINING[p.op].follows(p)
     if not _same(p.mine, p.theirs, _FREE if p.op in WINDOWS else frozenset()):
         return None
     if p.op in CONTRACTIONS:
@@ -223,7 +229,6 @@ def follows(p: Piece) -> Fraction | None:
         plain = not p.shares and (p.op != "requantize" or p.theirs.get("axis") is None)
         pairs = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
         return _holds(plain and all(_agree(part, _demand(shape, p.out, p.reg)) for part, shape in pairs))
-    p = _standing(p)
     if p.op in WINDOWS:
         return _holds(_window_fits(p))
     if p.shares:
@@ -242,9 +247,17 @@ def follows(p: Piece) -> Fraction | None:
     return None
 
 
-def _standing(p: Piece) -> Piece:
-    """Parts that stand anywhere put at the start, where a rule wants to know where."""
-    parts = [None if part is None else tuple(map(tuple, part)) for part in p.parts]
+def _standing(p: Piece, place: tuple[int, ...]) -> Piece:
+    """Parts that stand anywhere put at a place of their length, or at the start."""
+    parts = [
+        None
+        if part is None
+        else tuple(
+            index if isinstance(index, tuple) else place if len(place) == len(index) else tuple(index)
+            for index in part
+        )
+        for part in p.parts
+    ]
     return replace(p, parts=parts)
 
 
@@ -328,7 +341,7 @@ def _reduction_fits(p: Piece) -> Fraction | None:
     for dim in dims:
         held, n = part[dim], size[dim]
         if isinstance(held, range):
-            if p.op not in ("sum", "mean", "amax", "amin") or not n:
+            if p.op not in ("sum", "mean", "amax", "amin") or not n or not held:
                 return None
             coef *= Fraction(len(held), n) if p.op == "sum" else 1
             continue
@@ -438,6 +451,12 @@ def _window_fits(p: Piece) -> bool:
 def _flat(shape: Shape, attrs: dict[str, Any]) -> Shape:
     start, end = attrs.get("start_dim", 0) % max(len(shape), 1), attrs.get("end_dim", -1) % max(len(shape), 1)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+
+
+def _tiled(array: Any, repeats: Sequence[int]) -> Any:
+    if array.size * math.prod(repeats) > MAX_MOVED:
+        raise ValueError("a repetition too large")
+    return np.tile(array, repeats)
 
 
 def _filled(size: Sequence[int], shape: Shape) -> Shape:

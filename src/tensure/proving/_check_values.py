@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from ._check_sums import (
     spread,
     times,
 )
+
+MAX_DIM: Final = 1 << 24
+"""Indices of one dim of a value; they are held one by one."""
 
 
 class CheckValues(CheckSums):
@@ -136,6 +139,7 @@ class CheckValues(CheckSums):
         dtypes = [self.defs[part[0]].dtype if is_part(part) else None for part in parts]
         made: list[Rel] = []
         for out, shape in enumerate(found):
+            need(max(shape, default=0) <= MAX_DIM, f"{op} makes a dim of {max(shape, default=0)}")
             frees = [self.defs[part[0]].free if is_part(part) else frozenset[int]() for part in parts]
             free = repeats(op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
             told = {"rank": len(shape)} if op == "expand" else attrs
@@ -194,6 +198,7 @@ class CheckValues(CheckSums):
         factor = value(number) if dtype in FLOATS else None
         if factor is not None:
             number = 1.0 if factor else 0.0
+        need(max(shape, default=0) <= MAX_DIM, f"a dim of {max(shape, default=0)}")
         key = ("full", len(shape), dtype, type(number).__name__, repr(number))
         every_dim = frozenset(range(len(shape)))
         item = Def("full", {"fill_value": number}, (), 0, (1,) * len(shape), dtype, None, every_dim)

@@ -298,12 +298,12 @@ def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     claim = same.claim if same else str(wrong.claim.of)
     source = same.source if same else source
     first = unit.suspects.get((str(wrong.rank), str(wrong.name)))
+    words += at
     if first is not None:
-        words = f"first astray on {first.rank}: {first.step}: {first.why}"
-        source = first.source or source
-    return Counterexample(
-        str(wrong.rank), str(wrong.name), claim, wrong.index, words + at, source, confirmed=True
-    )
+        again = (first.rank, first.step) == (str(wrong.rank), words)
+        words += f": {first.why}" if again else f"; first astray on {first.rank}: {first.step}: {first.why}"
+        source = source or first.source
+    return Counterexample(str(wrong.rank), str(wrong.name), claim, wrong.index, words, source, True)
 
 
 def _stuck(doubt: Doubt, at: str, error: TensureError | None) -> Counterexample:
