@@ -24,7 +24,7 @@ from ._flat import apart
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._model import Captured
 from ._placements import Part, part_of, whole_part
-from ._sources import Sources
+from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 from ._tape import Tape
 from ._tracer import Tracer
@@ -57,7 +57,8 @@ def capture_parallel(
         progress: told (ranks done, ranks in all).
 
     Raises:
-        InputError: parameters that the model does not have, or tensors whose place nobody said.
+        InputError: parameters that the model does not have, tensors whose place nobody said, or whatever
+            the code itself raises.
         LimitError: more ranks than are traced one by one.
         UnsupportedError: an op, group or placement without a rule.
     """
@@ -109,14 +110,16 @@ class _Rank:
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
                     self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            with Tracer(self.tape, Sources(net), ranks):
-                given = as_step(parallel(net, mesh), net)
+            with their_errors("the parallel function"), Tracer(self.tape, Sources(net), ranks):
+                found = parallel(net, mesh)
+            given = as_step(found, net)
             module = given.module if given.module is not None else net
             for label, tensor in leaves(module):
                 self._leaf(label, tensor, whole, given)
             local = self._inputs(inputs, given)
             sources = Sources(module)
-            with sources.watching(), Tracer(self.tape, sources, ranks):
+            step = f"the step of rank {self.rank}"
+            with their_errors(step), sources.watching(), Tracer(self.tape, sources, ranks):
                 returned = returned_by(given.step(*local))
             self._results(returned, module, local, given)
         steps = apart(self.tape.steps, self._leaf_types(), self.mesh)
