@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import textwrap
@@ -31,7 +32,7 @@ def refused(parallel: Any, says: str, kind: type[TensureError] = InputError) -> 
     captured = capture_model(net)
     with pytest.raises(kind, match=says) as caught:
         capture_parallel(net, parallel, {"tp": 2}, captured)
-    assert caught.value.wanted
+    assert caught.value.wanted or "raises" in str(caught.value)
     return caught.value
 
 
@@ -180,6 +181,21 @@ def test_a_value_read_on_one_rank_names_its_line() -> None:
 
     error = refused(parallel, "reads a value", UnsupportedError)
     assert "test_parallel.py:" in str(error.place)
+
+
+def test_what_the_step_itself_raises_names_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Shapes that do not fit, say; torch's own traceback of it is not printed."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(caplog.handler)
+    try:
+        error = refused(
+            lambda module, mesh: lambda x, y: module(x[:, 1:], y), "the step of rank 0 raises RuntimeError"
+        )
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "whole_models.py:" in str(error.place)
+    assert isinstance(error.__cause__, RuntimeError)
+    assert not caplog.records
 
 
 def test_dropout_on_ranks_is_refused() -> None:
