@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as fc
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -196,6 +198,55 @@ def test_what_the_step_itself_raises_names_its_line(caplog: pytest.LogCaptureFix
     assert "whole_models.py:" in str(error.place)
     assert isinstance(error.__cause__, RuntimeError)
     assert not caplog.records
+
+
+class Columns(nn.Module):
+    """Layers made anew at their local size, as model-parallel libraries make them."""
+
+    def __init__(self, size: int, group: Any) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(DIM, 2 * DIM // size), nn.Linear(2 * DIM // size, DIM)
+        nn.init.trunc_normal_(self.up.weight, std=0.02)
+        nn.init.normal_(self.down.weight)
+        nn.init.zeros_(self.up.bias)
+        self.group = group
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        made = F.linear(F.gelu(self.up(x)), self.down.weight)
+        made = fc.all_reduce(made, "sum", self.group) if self.group is not None else made
+        return F.mse_loss(made + self.down.bias, y)
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_a_module_made_anew_at_its_local_size(is_placed: bool) -> None:
+    """Its random numbers stand for the model's parameters, where these are placed."""
+    columns, rows = {"tp": Shard(0)}, {"tp": Shard(1)}
+
+    def parallel(module: Any, mesh: DeviceMesh) -> ParallelStep:
+        local = Columns(2, mesh.get_group("tp"))
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                return local(x, y)  # type: ignore[no-any-return]
+
+        parameters = {"up.weight": columns, "up.bias": columns, "down.weight": rows}
+        return ParallelStep(step, module=local, parameters=parameters if is_placed else {})
+
+    if is_placed:
+        # up.bias was set to zeros, and is placed
+        captured, plan = captured_plan(net, parallel, {"tp": 2})
+        assert wrong_claims(captured, plan) == []
+    else:
+        refused(parallel, "up.weight")
+
+
+def test_random_numbers_that_are_no_parameters_are_refused() -> None:
+    def parallel(module: Any, mesh: DeviceMesh) -> Callable[..., Tensor]:
+        noise = torch.randn(DIM)
+        return lambda x, y: backward(module, x + noise, y)
+
+    error = refused(parallel, "random numbers drawn by the parallel function", UnsupportedError)
+    assert "test_parallel.py:" in str(error.place)
 
 
 def test_dropout_on_ranks_is_refused() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tensure.bundle import Plan
-from tensure.errors import InputError, LimitError
+from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Name, Op, Ref, TensorType, digest
 
 from ._collectives import Collectives
@@ -26,7 +26,7 @@ from ._model import Captured
 from ._placements import Part, part_of, whole_part
 from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
-from ._tape import Tape
+from ._tape import DRAWN, Tape
 from ._tracer import Tracer
 from ._tracks import RankTrace, live_steps, reread, tracks_of
 from ._world import fake_rank
@@ -84,7 +84,15 @@ def capture_parallel(
     finally:
         if not was_frozen:
             gc.unfreeze()
-    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live_steps(traces), mesh))
+    live = live_steps(traces)
+    for step in (step for trace in live for step in trace.steps):
+        if any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
+            raise UnsupportedError(
+                "random numbers drawn by the parallel function are read in the step",
+                place=", ".join(str(value) for _, value in step.note) or None,
+                wanted="random numbers for parameters alone, whose place is known",
+            )
+    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live, mesh))
 
 
 @dataclass
@@ -110,7 +118,8 @@ class _Rank:
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
                     self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            with their_errors("the parallel function"), Tracer(self.tape, Sources(net), ranks):
+            building = Tracer(self.tape, Sources(net), ranks, building=True)
+            with their_errors("the parallel function"), building:
                 found = parallel(net, mesh)
             given = as_step(found, net)
             module = given.module if given.module is not None else net
@@ -163,7 +172,7 @@ class _Rank:
             found = self._part(shape, placements, f"parameter {label}")
         elif label in given.parameters:
             found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif self.tape.knows(local):
+        elif self.tape.knows(local) and not self.tape.is_drawn(local):
             cut = self._cut(local, label, shape)
             if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)

@@ -86,9 +86,27 @@ def no_bytes() -> Iterator[None]:
     with ExitStack() as stack:
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_modules_convert(mode))
+        stack.enter_context(_normal_init())
         stack.enter_context(_no_logged_tracebacks())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def _normal_init() -> Iterator[None]:
+    """Let parameters be truncated normals: torch draws until all numbers fit, and here it can see none."""
+    init: Any = torch.nn.init
+    truncated = init._no_grad_trunc_normal_
+
+    def normal(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return tensor.normal_()
+
+    init._no_grad_trunc_normal_ = normal
+    try:
+        yield
+    finally:
+        init._no_grad_trunc_normal_ = truncated
 
 
 @contextmanager
