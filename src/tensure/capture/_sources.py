@@ -24,7 +24,8 @@ from tensure.program import Attrs
 __all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_OURS: Final = os.path.dirname(__file__) + os.sep
+_HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
+_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("capture", "api", "cli")))
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
 _PLUMBING: Final = tuple(
@@ -128,7 +129,7 @@ def _line() -> tuple[str, bool]:
         path = frame.f_code.co_filename
         if path == _BACKWARD:
             backward = True
-        if not path.startswith((_TORCH, _OURS)) and not path.startswith("<"):
+        if not path.startswith(_SKIPPED) and not path.startswith("<"):
             return f"{os.path.basename(path)}:{frame.f_lineno}", backward
         frame = frame.f_back
     return "", backward

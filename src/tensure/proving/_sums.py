@@ -15,7 +15,7 @@ from tensure.program import Op, TensorType
 from ._index import whole_region
 from ._linear import exact
 from ._relation import ONE, Relation, Term, scaled, total
-from ._steps import Call, Held, Number, Operand, bound, type_of
+from ._steps import Call, Held, Number, Operand, bound
 from ._values import FLOATS, Value, Values, number
 
 
@@ -158,7 +158,7 @@ class Sums(Values):
         return [Held(made.type, scaled(made.relation, Fraction(1, count)))]
 
     def loss(self, call: Call) -> list[Held]:
-        """A summed loss is the sum of its samples', a mean one that over their number if each of them counts."""
+        """A summed loss is the sum of its samples', a mean one that over their number if each counts."""
         x, target, weight = call.operands[:3]
         assert isinstance(x, Held) and isinstance(target, Held)
         reduction, count = call.given["reduction"], math.prod(target.type.shape)
