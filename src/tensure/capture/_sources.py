@@ -24,6 +24,7 @@ from tensure.program import Attrs
 __all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
+_CAPTURE: Final = os.path.dirname(__file__) + os.sep
 _HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
 _SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("capture", "api", "cli")))
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -82,7 +83,7 @@ class Sources:
 def asked_by_distributed() -> bool:
     """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_OURS, "<", *_PLUMBING)):
+    while frame is not None and frame.f_code.co_filename.startswith((_CAPTURE, "<", *_PLUMBING)):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
 
