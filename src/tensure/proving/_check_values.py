@@ -66,7 +66,7 @@ class CheckValues(CheckSums):
 
     def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
         """What an op makes of whole parts of values: relations, numbers and None."""
-        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         rel = self.passed(op, attrs, operands)
         if rel is None:
             rel = self.linear(op, attrs, operands, True)
@@ -99,7 +99,9 @@ class CheckValues(CheckSums):
         if op == "mean" and floats and "dtype" not in attrs:
             count = math.prod(len(rel[0][2][dim]) for dim in attrs["dim"])
             return (Fraction(count), [("sum", attrs, lambda made: made)]) if count else None
-        if op not in ("nll_loss_forward", "nll_loss_backward") or attrs["reduction"] == 0:
+        if op not in ("nll_loss_forward", "nll_loss_backward"):
+            return None
+        if op == "nll_loss_forward" and attrs["reduction"] == 0:
             return None
         at = 1 if op == "nll_loss_forward" else 2
         target, weight = operands[at : at + 2]
@@ -116,6 +118,8 @@ class CheckValues(CheckSums):
         if not by or not floats:
             return None
         one = self.filled(1.0, (), self.defs[operands[4][0][1]].dtype)
+        if attrs["reduction"] == 0:
+            return None if operands[4] == one else (by, [(op, each, lambda _: [*operands[:4], one])])
         wide = self._widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
