@@ -63,6 +63,31 @@ class Pieces(Sums):
         step = Op("permute", call.step.args, call.step.outs, (("dims", dims),), call.step.note)
         return replace(call, step=step, given={"dims": dims}, operands=[held])
 
+    def stacking(self, call: Call) -> Call:
+        """A stack as a join of the same tensors with a dim of size 1 more."""
+        shape = call.types[0].shape
+        dim = call.given["dim"] % len(shape)
+        thin = (*shape[:dim], 1, *shape[dim + 1 :])
+        parts = [self._as(item, thin, call.own) for item in call.operands if isinstance(item, Held)]
+        step = Op("cat", call.step.args, call.step.outs, (("dim", dim),), call.step.note)
+        return replace(call, step=step, given={"dim": dim}, operands=list(parts))
+
+    def selecting(self, call: Call) -> Call:
+        """One index of a dim as a slice seen without that dim."""
+        (held,) = call.operands
+        assert isinstance(held, Held)
+        dim, at = call.given["dim"] % len(held.type.shape), call.given["index"]
+        at = at + held.type.shape[dim] if at < 0 else at
+        shape = call.types[0].shape
+        step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
+        return replace(call, step=step, given={"size": shape}, operands=[self.piece(held, dim, at, at + 1)])
+
+    def _as(self, held: Held, shape: Shape, own: bool) -> Held:
+        """The same elements in another shape."""
+        step = Op("view", (), (), (("size", shape),))
+        found = TensorType(shape, held.type.dtype)
+        return self.made(Call(step, bound(step, [held]), [held], [found], None, own))[0]
+
     def piece(self, held: Held, dim: int, lo: int, hi: int) -> Held:
         """Members lo..hi of a dim."""
         indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in held.relation.terms}
