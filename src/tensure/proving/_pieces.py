@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from tensure.program import Op, TensorType
 
-from ._index import Shape, cut, joined, select, shape_of
-from ._movement import regrouped, slice_of
+from ._index import Shape, cut, joined, select, shape_of, whole_region
+from ._limit import limited
+from ._movement import regrouped, slice_of, viewed_whole
 from ._relation import Relation, Term, narrowed
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
@@ -183,6 +184,17 @@ class Pieces(Sums):
         inner = Held(TensorType(shape_of(region), held.type.dtype), relation)
         if inner.type.shape == found.shape:
             return relation
+        lifted = viewed_whole(term.region, value.type.shape, found.shape)
+        again = None if lifted is None else regrouped(term.region, value.type.shape, lifted)
+        full = whole_region(shape_of(outer))
+        if again is not None and lifted is not None and outer == full and shape_of(again) == found.shape:
+            # The whole seen in the shape that this part of it suggests.
+            all_of = Held(TensorType(shape_of(outer), held.type.dtype), Relation((Term(node, outer),)))
+            seen = self._as(all_of, lifted, True).relation.single
+            if seen is not None and self.values[seen.node].op == "view":
+                through = limited((), [] if limit is None else [(0, limit)])
+                part = self.spelled(seen.node, again)
+                return Relation((Term(seen.node, part, term.coef * coef * seen.coef, through),))
         step = Op("view", (), (), (("size", found.shape),))
         own = self.is_whole(node, region)
         return self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
