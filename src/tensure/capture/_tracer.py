@@ -27,7 +27,7 @@ from tensure.program import Attrs, Ref, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
-from ._sources import Sources
+from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
 
 __all__ = ["Tracer"]
@@ -48,11 +48,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape: where the steps go.
         sources: says where a call comes from.
         collectives: what a call among ranks is; None where there is one device.
+        building: modules are being made, so random numbers may be drawn for parameters.
     """
 
-    def __init__(self, tape: Tape, sources: Sources, collectives: Collectives | None) -> None:
+    def __init__(
+        self, tape: Tape, sources: Sources, collectives: Collectives | None, *, building: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.sources, self.collectives = tape, sources, collectives
+        self.tape, self.sources, self.collectives, self.building = tape, sources, collectives, building
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -69,7 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace, _, word = name.partition("::")
         if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
-        if _is_real(args, given):
+        if _is_real(args, given) and asked_by_distributed():
             with torch._subclasses.fake_tensor.unset_fake_temporarily():
                 return func(*args, **given)  # the numbers of a mesh, say: no part of the step
         note = self.sources.note()
@@ -97,7 +100,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
         schema = func._schema
-        if torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs):
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs)
+        if self.building and is_random:
+            result = func(*args, **kwargs)
+            for item in result if isinstance(result, (tuple, list)) else (result,):
+                self.tape.draw(item, note)
+            return result
+        if is_random:
             raise UnsupportedError(
                 f"aten.{word} draws random numbers", wanted="a step without dropout or noise"
             )
@@ -121,6 +130,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"aten.{word} has no rule",
                 wanted="an op of the op table (docs/ops.md), or one that torch takes apart into them",
             )
+        if torch.Tag.inplace_view in func.tags:
+            with self:
+                view = getattr(torch.ops.aten, plain)(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.tape.add_view(args[0], view, None, self.tape.read(view, note))
+            return result
         result = func(*args, **kwargs)
         self._record(func, word, plain, writes, args, kwargs, result, note)
         return result

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from ._field import Field
 from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
+from ._suspects import Suspect
+from ._tensors import Doubted, TensorVerdict, tensor_verdicts
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -49,12 +52,13 @@ ACCEPT: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """The Proof, the bytes of its certificate when values are proved, and what it is a proof of."""
+    """The Proof, the certificate when values are proved, what it is a proof of, and each output's verdict."""
 
     proof: Proof
     certificate: bytes | None
     plan: Plan
     program: Program
+    tensors: tuple[TensorVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,13 @@ class _Unit:
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    suspects: Mapping[tuple[str, str], Suspect]
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
+
+    def suspected(self, doubt: Doubted) -> Suspect | None:
+        """The step where what is doubted first went astray."""
+        return self.suspects.get((doubt.rank, doubt.local))
 
 
 def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
@@ -98,9 +107,16 @@ def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = A
     invocations, open_entries = _invocations(program)
     units = _walked(plan, program, invocations, jobs)
     storage = _storage(plan, program, units)
-    values, certificate = _values(plan, program, units, open_entries, accept)
+    wrong: set[str] = set()
+    values, certificate = _values(plan, program, units, open_entries, accept, wrong)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
-    return ProofResult(Proof(*digests, values, storage, named), certificate, plan, program)
+    return ProofResult(
+        Proof(*digests, values, storage, named),
+        certificate,
+        plan,
+        program,
+        tensor_verdicts(plan, program, units, values, wrong),
+    )
 
 
 def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
@@ -166,6 +182,7 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        dict(found.suspects),
         targets,
     )
 
@@ -194,14 +211,20 @@ def _plain(parts: Any) -> list[Json]:
 
 
 def _values(
-    plan: Plan, program: Program, units: Sequence[_Unit], open_entries: Sequence[str], accept: float
+    plan: Plan,
+    program: Program,
+    units: Sequence[_Unit],
+    open_entries: Sequence[str],
+    accept: float,
+    wrong: set[str],
 ) -> tuple[Verdict, bytes | None]:
+    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
     error = 0.0
     reason = ""
     for unit in units:
         if not unit.doubts:
             continue
-        verdict = _decided(plan, program, unit, accept)
+        verdict = _decided(plan, program, unit, accept, wrong)
         if verdict.status == "refuted":
             return verdict, None
         if verdict.status == "unknown":
@@ -227,7 +250,7 @@ def _values(
     return Verdict("proved", f"relations; {report.coverage}"), certificate
 
 
-def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdict:
+def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: set[str]) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = _at(unit)
@@ -235,12 +258,15 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
         try:
             seen = replay(plan, program, unit.entry, unit.params, seed)
         except (LimitError, UnsupportedError, RecordError) as failed:
-            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; no replay: {failed}")
+            return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; no replay: {failed}")
         if seen is None:
-            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; too large to replay")
+            return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too large to replay")
         if seen.wrong:
+            wrong.update(item.claim.of.base for item in seen.wrong)
             return Verdict(
-                "refuted", "relations and replay", counterexample=_counter(unit, seen.wrong[0], at)
+                "refuted",
+                "relations and replay",
+                counterexample=_counter(unit, _earliest(unit, seen.wrong), at),
             )
         if seen.error is not None:
             stuck = unit.doubts[-1]
@@ -250,9 +276,9 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
         return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, None))
     if not unit.ended:
         return Verdict(
-            "unknown", "relations", reason=f"{_words(unit.doubts[-1])}{at}; a replay comes to its end"
+            "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
         )
-    return _field(plan, program, unit, accept, f"{_words(first)}{at}")
+    return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
 
 
 def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str) -> Verdict:
@@ -272,6 +298,16 @@ def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str)
     return Verdict("probable", "field", error=domain.error)
 
 
+def _earliest(unit: _Unit, wrong: Sequence[Wrong]) -> Wrong:
+    """Of the claims that a replay found broken, the one that went astray first."""
+
+    def begin(item: Wrong) -> tuple[float, int]:
+        seen = unit.suspects.get((str(item.rank), str(item.name)))
+        return (math.inf if seen is None else seen.order, item.order)
+
+    return min(wrong, key=begin)
+
+
 def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     """The first claim that a replay found broken, in the words of the doubt about it if there is one."""
     same = next((d for d in unit.doubts if d.rank == str(wrong.rank) and d.local == str(wrong.name)), None)
@@ -280,15 +316,14 @@ def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     words = same.step if same else "supplied" if step is None else f"{made}{step.op}(...)"
     source = "" if step is None else next((str(v) for k, v in step.note if k == "source"), "")
     claim = same.claim if same else str(wrong.claim.of)
-    return Counterexample(
-        str(wrong.rank),
-        str(wrong.name),
-        claim,
-        wrong.index,
-        words + at,
-        same.source if same else source,
-        True,
-    )
+    source = same.source if same else source
+    first = unit.suspects.get((str(wrong.rank), str(wrong.name)))
+    words += at
+    if first is not None:
+        again = (first.rank, first.step) == (str(wrong.rank), words)
+        words += f": {first.why}" if again else f"; first astray on {first.rank}: {first.step}: {first.why}"
+        source = source or first.source
+    return Counterexample(str(wrong.rank), str(wrong.name), claim, wrong.index, words, source, True)
 
 
 def _stuck(doubt: Doubt, at: str, error: TensureError | None) -> Counterexample:
@@ -311,13 +346,16 @@ def _lost_states(program: Program, units: Sequence[_Unit]) -> str:
     return ""
 
 
-def _words(doubt: Doubt) -> str:
+def _words(doubt: Doubt, unit: _Unit) -> str:
     where = (
         f"{doubt.rank}: {doubt.local} is not derived as {doubt.claim}, {doubt.why}"
         if doubt.rank
         else doubt.why
     )
-    return f"{where}{f' at {doubt.source}' if doubt.source else ''}"
+    first = unit.suspected(doubt)
+    begun = "" if first is None else f"; first astray on {first.rank}: {first.step}: {first.why}"
+    source = doubt.source or ("" if first is None else first.source)
+    return f"{where}{begun}{f' at {source}' if source else ''}"
 
 
 def _at(unit: _Unit) -> str:
