@@ -23,6 +23,7 @@ from tensure.program import (
     TensorType,
     box_type,
     expand,
+    infer_op,
     infer_step,
     joined_type,
     leaves,
@@ -108,6 +109,10 @@ class Logical(Pieces):
             call = replace(call, step=step, given={"size": shape})
         elif call.step.op in PERMUTES:
             call = self.permuting(call)
+        elif call.step.op == "stack":
+            call = self.stacking(call)
+        elif call.step.op == "select":
+            call = self.selecting(call)
         elif call.step.op in REDUCTIONS and "dim" in call.given and isinstance(call.operands[0], Held):
             dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
             call = replace(call, given={**call.given, "dim": dims})
@@ -269,7 +274,7 @@ class Logical(Pieces):
             ]
             lifted = self._lifted(call, parts)
             try:
-                found = infer_step(replace(call.step, attrs=tuple(lifted.items())), types)
+                found = infer_op(call.step.op, types, lifted)
             except TensureError:
                 found = []
             if found:
