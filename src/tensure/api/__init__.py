@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ._cache import SealedOnce, default_output, plan_in_bundle, seal_once
 from ._examine import examine
-from ._inspect import diff, inspect, names_code, watch
+from ._inspect import diff, inspect, watch
+from ._inspect_what import names_code
 from ._known import KNOWN, KnownModel
 from ._load import load
 from ._not_yet import build, guard, quantize
