@@ -35,13 +35,14 @@ from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
-from ._rules import derive
+from ._rules import REDUCTIONS, derive, reduced_dims
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._training import Derived
 from ._values import Value, is_part, number
 
 COMMUTATIVE: Final = frozenset({"add", "mul", "maximum", "minimum"})
-VIEWS: Final = frozenset(["view", "reshape", "flatten"])
+VIEWS: Final = frozenset(["view", "reshape", "flatten", "unsqueeze", "squeeze"])
+PERMUTES: Final = frozenset(["permute", "transpose", "t"])
 MAX_TERMS: Final = 16
 """Terms of a sum that a linear op is led through one by one."""
 
@@ -104,13 +105,17 @@ class Logical(Pieces):
             shape = call.types[0].shape
             step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
             call = replace(call, step=step, given={"size": shape})
+        elif call.step.op in PERMUTES:
+            call = self.permuting(call)
+        elif call.step.op in REDUCTIONS and "dim" in call.given and isinstance(call.operands[0], Held):
+            dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
+            call = replace(call, given={**call.given, "dim": dims})
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found)]
-        if self.targets and call.step.op in ("nll_loss_forward", "nll_loss_backward"):
-            return self.mean_loss(call)
-        return self.general(call)
+        written = {"mean": self.mean, "nll_loss_forward": self.loss, "nll_loss_backward": self.loss_backward}
+        return written.get(call.step.op, self.general)(call)
 
     def general(self, call: Call) -> list[Held]:
         """A step by the rule for its op, on single terms; a sum is led through term by term."""
@@ -196,22 +201,21 @@ class Logical(Pieces):
                 factor *= term.coef
                 core[at] = replace(term, coef=ONE)
         if all_ and all_ <= held.keys() and all_float(call, sorted(all_)):
-            coefs = {held[at].coef for at in all_}
-            if len(coefs) == 1:
-                factor *= coefs.pop()
-                for at in all_:
-                    core[at] = replace(held[at], coef=ONE)
+            common = held[min(all_)].coef  # of a sum of operands: what is left tells their proportion
+            factor *= common
+            for at in all_:
+                core[at] = replace(held[at], coef=held[at].coef / common)
         addends = {at: item for at, item in held.items() if item.limit is not None}
-        left = [core[at] for at in addends]
-        alike = all(isinstance(item, Term) and item.coef == 1 for item in left)
         passes = (len(addends) == 1 and addends.keys() <= one) or (bool(all_) and addends.keys() == all_)
-        passes = passes and alike and all_float(call, sorted(addends))
+        passes = passes and all_float(call, sorted(addends))
         for at, item in addends.items():
             whole = call.operands[at]
             assert isinstance(whole, Held) and item.limit is not None
             if passes:
                 limits[at] = item.limit
-                core[at] = Term(item.node, item.region)
+                kept = core[at]
+                assert isinstance(kept, Term)
+                core[at] = replace(kept, limit=None)
             else:
                 core[at] = self.ghost(("addend", item), whole.type).terms[0]
         return factor, core, limits
