@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as fc
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
@@ -181,6 +182,27 @@ def fsdp(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
     return ParallelStep(step, inputs=[DATA, DATA], outputs=[MEAN])
 
 
+def uneven_fsdp(module: Any, mesh: DeviceMesh) -> None:
+    """No dim is a multiple of three; every rank sees all rows, so that gradients are their own mean."""
+    for part in (module.up, module.down):
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def hybrid_fsdp(module: Any, mesh: DeviceMesh) -> ParallelStep:
+    """Shards along one axis, replicas along the other."""
+    fully_shard(module, mesh=mesh)
+    rows, mean = dict.fromkeys(("a", "b"), Shard(0)), dict.fromkeys(("a", "b"), Partial("avg"))
+    return ParallelStep(lambda x, y: backward(module, x, y), inputs=[rows, rows], outputs=[mean])
+
+
+def checkpointed(module: Any, mesh: DeviceMesh) -> None:
+    """Recomputed in the backward pass, by wrappers that change parameters' paths, and compiled."""
+    tensor_parallel(module, mesh)
+    module.attention = checkpoint_wrapper(module.attention)
+    module.mlp = torch.compile(checkpoint_wrapper(module.mlp), backend="eager")
+
+
 def tensor_parallel_fsdp(module: Any, mesh: DeviceMesh) -> ParallelStep:
     tensor_parallel(module, mesh["tp"])
     for part in (module.attention, module.mlp):
@@ -336,7 +358,7 @@ def wrapped(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
             losses.append(loss.detach())
         return losses[0] + losses[1]
 
-    return ParallelStep(step, inputs=[DATA, DATA], outputs=[MEAN])
+    return ParallelStep(step, module=wrapper, inputs=[DATA, DATA], outputs=[MEAN])
 
 
 class _Stage(nn.Module):
@@ -440,6 +462,9 @@ RIGHT: dict[str, Whole] = {
     "sequence parallel": Whole(block, sequence_parallel, {"tp": 2}),
     "fsdp": Whole(block, fsdp, {"dp": 2}),
     "fsdp of 4": Whole(block, fsdp, {"dp": 4}),
+    "fsdp of uneven parts": Whole(net, uneven_fsdp, {"dp": 3}),
+    "fsdp with replicas": Whole(net, hybrid_fsdp, {"a": 2, "b": 2}),
+    "tensor parallel, checkpointed and compiled": Whole(block, checkpointed, {"tp": 2}),
     "tensor parallel and fsdp": Whole(block, tensor_parallel_fsdp, {"dp": 2, "tp": 2}),
     "data parallel": Whole(net, data_parallel, {"dp": 2}),
     "sliced by hand": Whole(net, sliced_by_hand, {"tp": 4}),
