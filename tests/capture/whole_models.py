@@ -200,7 +200,8 @@ def checkpointed(module: Any, mesh: DeviceMesh) -> None:
     """Recomputed in the backward pass, by wrappers that change parameters' paths, and compiled."""
     tensor_parallel(module, mesh)
     module.attention = checkpoint_wrapper(module.attention)
-    module.mlp = torch.compile(checkpoint_wrapper(module.mlp), backend="eager")
+    module.mlp = checkpoint_wrapper(module.mlp)
+    module.mlp.compile(backend="eager")
 
 
 def tensor_parallel_fsdp(module: Any, mesh: DeviceMesh) -> ParallelStep:
