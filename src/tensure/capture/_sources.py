@@ -24,7 +24,9 @@ from tensure.program import Attrs
 __all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_OURS: Final = os.path.dirname(__file__) + os.sep
+_CAPTURE: Final = os.path.dirname(__file__) + os.sep
+_HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
+_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("capture", "api", "cli")))
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
 _PLUMBING: Final = tuple(
@@ -81,7 +83,7 @@ class Sources:
 def asked_by_distributed() -> bool:
     """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_OURS, "<", *_PLUMBING)):
+    while frame is not None and frame.f_code.co_filename.startswith((_CAPTURE, "<", *_PLUMBING)):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
 
@@ -128,7 +130,7 @@ def _line() -> tuple[str, bool]:
         path = frame.f_code.co_filename
         if path == _BACKWARD:
             backward = True
-        if not path.startswith((_TORCH, _OURS)) and not path.startswith("<"):
+        if not path.startswith(_SKIPPED) and not path.startswith("<"):
             return f"{os.path.basename(path)}:{frame.f_lineno}", backward
         frame = frame.f_back
     return "", backward

@@ -13,6 +13,7 @@ from typing import Any, Final
 from tensure.program import Cat, Op, Ref
 
 from ._check_linear import every, single
+from ._check_masked import masked_lookup
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
@@ -33,7 +34,7 @@ class CheckSteps(CheckValues):
             for arg, item in zip(step.args, operands, strict=True)
         ):
             return False
-        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         moved = self.passed(op, attrs, operands)
         if moved is not None and self.equal(claim, moved):
             return True
@@ -44,6 +45,8 @@ class CheckSteps(CheckValues):
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
+        if len(claim) == 1 and masked_lookup(self, op, operands, claim[0]):
+            return True
         ways = self.ways(op, attrs, operands)
         if ways is not None and at == 1:
             return self._total_follows(op, attrs, operands, claim)

@@ -66,7 +66,7 @@ class CheckValues(CheckSums):
 
     def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
         """What an op makes of whole parts of values: relations, numbers and None."""
-        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         rel = self.passed(op, attrs, operands)
         if rel is None:
             rel = self.linear(op, attrs, operands, True)
@@ -99,7 +99,9 @@ class CheckValues(CheckSums):
         if op == "mean" and floats and "dtype" not in attrs:
             count = math.prod(len(rel[0][2][dim]) for dim in attrs["dim"])
             return (Fraction(count), [("sum", attrs, lambda made: made)]) if count else None
-        if op not in ("nll_loss_forward", "nll_loss_backward") or attrs["reduction"] == 0:
+        if op not in ("nll_loss_forward", "nll_loss_backward"):
+            return None
+        if op == "nll_loss_forward" and attrs["reduction"] == 0:
             return None
         at = 1 if op == "nll_loss_forward" else 2
         target, weight = operands[at : at + 2]
@@ -116,6 +118,8 @@ class CheckValues(CheckSums):
         if not by or not floats:
             return None
         one = self.filled(1.0, (), self.defs[operands[4][0][1]].dtype)
+        if attrs["reduction"] == 0:
+            return None if operands[4] == one else (by, [(op, each, lambda _: [*operands[:4], one])])
         wide = self._widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
@@ -123,6 +127,15 @@ class CheckValues(CheckSums):
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
         if not operands or not is_rel(operands[0]):
             return op, attrs, operands
+        if op == "select":
+            dim, at = attrs["dim"] % len(operands[0][0][2]), attrs["index"]
+            one = {"dim": dim, "start": at, "end": at + 1 or None}
+            cut = self.tidy(tuple((c, n, sliced(one, r), lim) for c, n, r, lim in operands[0]))
+            op, attrs, operands = "squeeze", {"dim": (dim,)}, [cut]
+        if op == "stack":
+            dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
+            thin = [self._thin(rel, dim) if is_rel(rel) else None for rel in operands]
+            return ("cat", {"dim": dim}, thin) if all(thin) else (op, attrs, operands)
         if op in REDUCTIONS:
             rank = len(operands[0][0][2])
             dims = tuple(sorted(d % rank for d in _dims_of(attrs, rank)))
@@ -136,6 +149,25 @@ class CheckValues(CheckSums):
         while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
             rel = (back,)
         return "view", {"size": shape}, [rel]
+
+    def _thin(self, rel: Any, dim: int) -> Rel:
+        """The same tensor with a dim of size 1 more."""
+        made: list[Term] = []
+        for coef, node, reg, limit in rel:
+            item = self.defs[node]
+            full = tuple(reg[d] if d in item.free else at for d, at in enumerate(whole(item.shape)))
+            shape = (*size(full)[:dim], 1, *size(full)[dim:])
+            (seen,) = self.make(Op("view", (), (), (("size", shape),)), [((ONE, node, full, None),)])
+            if seen is None or size(seen[0][2]) != shape:
+                return None
+            part = (*reg[:dim], (0,), *reg[dim:])
+            view = self.defs[seen[0][1]]
+            if limit is not None and view.op == "view" and view.operands[0][0] == node:
+                limit = ((), ((0, limit),))
+            elif limit is not None and not (item.op == view.op == "view" and item.operands == view.operands):
+                return None
+            made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
+        return tuple(made)
 
     def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
         """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""

@@ -15,7 +15,7 @@ from tensure.program import Op, TensorType
 from ._index import whole_region
 from ._linear import exact
 from ._relation import ONE, Relation, Term, scaled, total
-from ._steps import Call, Held, Number, Operand, bound, type_of
+from ._steps import Call, Held, Number, Operand, bound
 from ._values import FLOATS, Value, Values, number
 
 
@@ -158,7 +158,7 @@ class Sums(Values):
         return [Held(made.type, scaled(made.relation, Fraction(1, count)))]
 
     def loss(self, call: Call) -> list[Held]:
-        """A summed loss is the sum of its samples', a mean one that over their number if each of them counts."""
+        """A summed loss is the sum of its samples', a mean one that over their number, if all count."""
         x, target, weight = call.operands[:3]
         assert isinstance(x, Held) and isinstance(target, Held)
         reduction, count = call.given["reduction"], math.prod(target.type.shape)
@@ -180,12 +180,14 @@ class Sums(Values):
         grad, _, target, weight, total = call.operands
         assert isinstance(grad, Held) and isinstance(target, Held) and isinstance(total, Held)
         reduction, factor = call.given["reduction"], self.factor(total)
-        counts = reduction == 2 or (reduction == 1 and self.targets and weight is None and factor)
+        counts = reduction in (0, 2) or (reduction == 1 and self.targets and weight is None and factor)
         if not counts or len(target.type.shape) != 1:
             return self.general(call)
         each = TensorType(target.type.shape, grad.type.dtype)
-        step = Op("expand", (), (), (("size", each.shape),))
-        (wide,) = self.made(Call(step, bound(step, [grad]), [grad], [each], None, call.own))
+        wide = grad
+        if reduction:
+            step = Op("expand", (), (), (("size", each.shape),))
+            (wide,) = self.made(Call(step, bound(step, [grad]), [grad], [each], None, call.own))
         one = Held(total.type, self.filled(1.0, total.type))
         operands = [wide, *call.operands[1:4], one]
         made = self.general(replace(call, given={**call.given, "reduction": 0}, operands=operands))
