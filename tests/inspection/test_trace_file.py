@@ -200,7 +200,7 @@ def test_nothing_is_overwritten_unasked(recording: Recording, tmp_path: Path) ->
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_what_a_link_names_is_never_written(recording: Recording, tmp_path: Path, replace: bool) -> None:
-    """Rows 23 and 24: whoever plants a link where a file will be saved does not choose what is overwritten."""
+    """Rows 23 and 24: who plants a link where a file will be saved does not choose what is overwritten."""
     precious, link = tmp_path / "precious", tmp_path / "a.trace"
     precious.write_bytes(b"mine")
     link.symlink_to(precious)
