@@ -65,7 +65,7 @@ class CheckSums:
     def _tidied(self, term: Term) -> Term:
         coef, node, reg, limit = term
         item = self.defs[node]
-        if item.op != "cat":
+        if item.op != "cat" or held_itself(limit):
             return (coef, node, self.spelled(node, reg), limit)
         dim, start = item.attrs.get("dim", 0) % len(reg), 0
         for at, (inner, outer, by) in enumerate(item.operands):
@@ -207,6 +207,11 @@ def is_rel(item: Any) -> bool:
 def is_part(item: Any) -> bool:
     """A (class, region, factor) operand."""
     return isinstance(item, tuple) and item[0] != "number"
+
+
+def held_itself(limit: Limit) -> bool:
+    """Is a value's own op held to slices, so that no operand of it says as much?"""
+    return limit is not None and bool(limit[0])
 
 
 def size(reg: Reg) -> Shape:

@@ -26,6 +26,7 @@ from ._check_sums import (
     Rel,
     Term,
     but,
+    held_itself,
     is_part,
     is_rel,
     need,
@@ -165,7 +166,9 @@ class CheckValues(CheckSums):
             view = self.defs[seen[0][1]]
             if limit is not None and view.op == "view" and view.operands[0][0] == node:
                 limit = ((), ((0, limit),))
-            elif limit is not None and not (item.op == view.op == "view" and item.operands == view.operands):
+            elif limit is not None and (
+                held_itself(limit) or not (item.op == view.op == "view" and item.operands == view.operands)
+            ):
                 return None
             made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
         return tuple(made)
@@ -177,6 +180,8 @@ class CheckValues(CheckSums):
         dims = tuple(n - 2 for n in order)
         while len(rel) == 1 and (item := self.defs[rel[0][1]]).op == "permute":
             coef, _, reg, limit = rel[0]
+            if held_itself(limit):
+                break
             inner, outer, by = item.operands[0]
             before: tuple[int, ...] = item.attrs["dims"]
             part = tuple(tuple(index[i] for i in reg[before.index(dim)]) for dim, index in enumerate(outer))
@@ -189,7 +194,7 @@ class CheckValues(CheckSums):
         """A part of a view as a part of what was viewed, where it is one."""
         coef, node, reg, limit = term
         item = self.defs[node]
-        if item.op != "view" or not math.prod(size(reg)):
+        if item.op != "view" or held_itself(limit) or not math.prod(size(reg)):
             return None
         inner, outer, by = item.operands[0]
         spots = regrouped(reg, item.shape, size(outer))
@@ -257,7 +262,9 @@ class CheckValues(CheckSums):
         coef, node, reg, limit = term
         item = self.defs[node]
         through = {} if limit is None else dict(limit[1])
-        if item.op != "cat" or not self.is_whole(node, reg) or len(shape) != len(item.shape):
+        if item.op != "cat" or held_itself(limit) or len(shape) != len(item.shape):
+            return None
+        if not self.is_whole(node, reg):
             return None
         at = item.attrs.get("dim", 0) % len(shape)
         inner_dim = next((d for d, n in enumerate(shape) if n != 1), 0)

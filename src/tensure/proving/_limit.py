@@ -78,6 +78,11 @@ def limited(shares: Iterable[Share], through: Iterable[tuple[int, Limit]]) -> Li
     return found if found.shares or found.through else None
 
 
+def held_itself(limit: Limit | None) -> bool:
+    """Whether a value's own op was held to slices, so that no operand of it says as much."""
+    return limit is not None and bool(limit.shares)
+
+
 def fold(limits: Sequence[Limit]) -> Folded | None:
     """What addends of one value with these limits add up to, where that is one addend (or all) again.
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from tensure.program import Op, TensorType
 
 from ._index import Region, Shape, cut, joined, select, shape_of, whole_region
-from ._limit import limited
+from ._limit import held_itself, limited
 from ._movement import regrouped, slice_of, viewed_whole
 from ._relation import ONE, Relation, Term, narrowed
 from ._repeats import order_of
@@ -52,6 +52,8 @@ class Pieces(Sums):
         assert isinstance(held, Held)
         dims = tuple(order_of(call.given, len(held.type.shape)))
         while (term := held.relation.single) is not None and self.values[term.node].op == "permute":
+            if held_itself(term.limit):
+                break
             value = self.values[term.node]
             (operand,) = value.operands
             assert isinstance(operand, tuple)
@@ -176,7 +178,7 @@ class Pieces(Sums):
         return Relation(tuple(self._tidied(term) for term in relation.terms))
 
     def _tidied(self, term: Term) -> Term:
-        while (value := self.values[term.node]).op == "cat":
+        while (value := self.values[term.node]).op == "cat" and not held_itself(term.limit):
             dim, start = value.given["dim"] % len(term.region), 0
             for at, operand in enumerate(value.operands):
                 assert isinstance(operand, tuple)
@@ -201,9 +203,11 @@ class Pieces(Sums):
     def _viewed_back(self, held: Held, found: TensorType) -> Relation | None:
         """A view of a view, as what was viewed first or as a view of that."""
         term = held.relation.single
-        if term is not None and self.values[term.node].op == "cat":
+        if term is None or held_itself(term.limit):
+            return None
+        if self.values[term.node].op == "cat":
             return self._viewed_cat(term, found)
-        if term is None or self.values[term.node].op != "view":
+        if self.values[term.node].op != "view":
             return None
         value = self.values[term.node]
         (operand,) = value.operands
