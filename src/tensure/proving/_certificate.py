@@ -30,17 +30,38 @@ FORMAT: Final = "tensure-certificate"
 MAX_BYTES: Final = 64 << 20
 MAX_MEMBERS: Final = 1 << 26
 Members: TypeAlias = tuple[int, ...]
-Term: TypeAlias = "tuple[Fraction, str, tuple[Members, ...], tuple[str, Members] | None]"
-"""Coefficient, logical name, indices of each dim, addend: (contracted letter, indices of it)."""
+Limit: TypeAlias = "tuple[tuple[tuple[str, Members], ...], tuple[tuple[int | str, Limit], ...]]"
+"""An addend: (contracted letter, indices of it); limits of operands by position, of a sum's parts by name."""
+Term: TypeAlias = "tuple[Fraction, str, tuple[Members, ...], Limit | None]"
+"""Coefficient, name of a value, indices of each dim, addend."""
+MAX_VALUES: Final = 1 << 18
+MAX_DIGITS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """One invocation, to be written: rows of (rank, local, terms)."""
+    """One invocation, to be written: rows that define values, and rows of (rank, local, terms)."""
 
     entry: str
     params: Mapping[str, int]
+    values: Sequence[Json]
     locals: Sequence[Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """A value that the Program does not name: result `out` of an op on parts of others.
+
+    Operands are Terms, None, or (kind, text) of a number; shape and dtype are what was inferred.
+    """
+
+    label: str
+    op: str
+    attrs: Mapping[str, object]
+    operands: tuple[Term | tuple[str, str] | None, ...]
+    out: int
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +70,23 @@ class Invocation:
 
     entry: str
     params: Mapping[str, int]
+    values: Sequence[Defined]
     locals: Mapping[tuple[str, str], tuple[Term, ...]]
 
 
 def write_certificate(program: str, plan: str, invocations: Sequence[Covered]) -> bytes:
     """The certificate's bytes, from digests and completed claims."""
     rows: list[Json] = [
-        {"entry": item.entry, "params": dict(item.params), "locals": list(item.locals)}
+        {
+            "entry": item.entry,
+            "params": dict(item.params),
+            "values": list(item.values),
+            "locals": list(item.locals),
+        }
         for item in invocations
     ]
     return canonical_json(
-        {"format": FORMAT, "version": 1, "program": program, "plan": plan, "invocations": rows}
+        {"format": FORMAT, "version": 2, "program": program, "plan": plan, "invocations": rows}
     )
 
 
@@ -71,8 +98,8 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
     """
     row = expect_object(parse_canonical(data, max_bytes=MAX_BYTES), "certificate")
     expect_keys(row, "certificate", ("format", "version", "program", "plan", "invocations"))
-    if row["format"] != FORMAT or row["version"] != 1 or isinstance(row["version"], bool):
-        raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 1")
+    if row["format"] != FORMAT or row["version"] != 2 or isinstance(row["version"], bool):
+        raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 2")
     budget = [MAX_MEMBERS]
     items = expect_list(row["invocations"], "invocations", max_items=1 << 16)
     invocations = [_invocation(item, budget) for item in items]
@@ -81,7 +108,8 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
 
 def _invocation(row: Json, budget: list[int]) -> Invocation:
     part = expect_object(row, "invocation")
-    expect_keys(part, "invocation", ("entry", "params", "locals"))
+    expect_keys(part, "invocation", ("entry", "params", "values", "locals"))
+    values = [_defined(item, budget) for item in expect_list(part["values"], "values", max_items=MAX_VALUES)]
     params = {
         key: expect_int(value, "params", least=-(1 << 62))
         for key, value in expect_object(part["params"], "params").items()
@@ -93,12 +121,61 @@ def _invocation(row: Json, budget: list[int]) -> Invocation:
         if key in found:
             raise FormatError(f"{key[0]}: {key[1]} stands twice")
         found[key] = tuple(_term(term, budget) for term in expect_list(terms, "terms", max_items=1 << 12))
-    return Invocation(expect_str(part["entry"], "entry"), params, found)
+    return Invocation(expect_str(part["entry"], "entry"), params, values, found)
+
+
+def _defined(row: Json, budget: list[int]) -> Defined:
+    label, op, given, operands, out, shape, dtype = _fixed(row, 7)
+    attrs: dict[str, object] = {}
+    for item in expect_list(given, "attributes", max_items=64):
+        key, value = _fixed(item, 2)
+        attrs[expect_str(key, "attribute")] = _attr(value, 8)
+    return Defined(
+        expect_str(label, "value"),
+        expect_str(op, "op"),
+        attrs,
+        tuple(_operand(item, budget) for item in expect_list(operands, "operands", max_items=1 << 12)),
+        expect_int(out, "result", most=8),
+        tuple(expect_int(size, "size") for size in expect_list(shape, "shape", max_items=8)),
+        expect_str(dtype, "dtype", max_chars=8),
+    )
+
+
+def _operand(row: Json, budget: list[int]) -> Term | tuple[str, str] | None:
+    if row is None:
+        return None
+    items = expect_list(row, "operand", max_items=4)
+    if len(items) == 4:
+        return _term(items, budget)
+    kind, text = _fixed(row, 2)
+    return expect_str(kind, "kind", max_chars=8), expect_str(text, "number", max_chars=400)
+
+
+def _attr(row: Json, deep: int) -> object:
+    """None, or (kind, text) of a number or string, or ("tuple", items)."""
+    if row is None:
+        return None
+    kind, value = _fixed(row, 2)
+    if kind == "tuple" and deep:
+        return tuple(_attr(item, deep - 1) for item in expect_list(value, "attribute", max_items=1 << 16))
+    text = expect_str(value, "attribute")
+    try:
+        if kind == "str":
+            return text
+        if kind == "bool" and text in ("True", "False"):
+            return text == "True"
+        if kind == "int" and len(text) < 400:
+            return int(text)
+        if kind == "float":
+            return float(text)
+    except ValueError:
+        pass
+    raise FormatError(f"attribute {kind!r}", wanted="a number, a string, a list or nothing")
 
 
 def _term(row: Json, budget: list[int]) -> Term:
     coef, label, region, share = _fixed(row, 4)
-    text = expect_str(coef, "coefficient", max_chars=200)
+    text = expect_str(coef, "coefficient", max_chars=MAX_DIGITS)
     top, _, bottom = text.partition("/")
     if not (top.removeprefix("-").isdecimal() and bottom.isdecimal() and int(bottom)):
         raise FormatError(f"coefficient {text!r}", wanted="a fraction")
@@ -106,10 +183,35 @@ def _term(row: Json, budget: list[int]) -> Term:
     if f"{value.numerator}/{value.denominator}" != text or not value:
         raise FormatError(f"coefficient {text!r}", wanted="a reduced fraction other than 0")
     dims = tuple(_runs(runs, budget) for runs in expect_list(region, "region", max_items=8))
-    if share is None:
-        return value, expect_str(label, "value"), dims, None
-    letter, runs = _fixed(share, 2)
-    return value, expect_str(label, "value"), dims, (expect_str(letter, "letter"), _runs(runs, budget))
+    limit = None if share is None else _limit(share, budget)
+    return value, expect_str(label, "value"), dims, limit
+
+
+def _limit(row: Json, budget: list[int]) -> Limit:
+    """Rows of one limit, each after those it names by their numbers; the last is the whole of it."""
+    made: list[Limit] = []
+    used: set[int] = set()  # a tree: each row is named once, so that reading it stays as small as its text
+    for item in expect_list(row, "limit", max_items=1 << 14):
+        shares, through = _fixed(item, 2)
+        own: list[tuple[str, Members]] = []
+        for share in expect_list(shares, "shares", max_items=16):
+            letter, runs = _fixed(share, 2)
+            own.append((expect_str(letter, "letter"), _runs(runs, budget)))
+        inner: list[tuple[int | str, Limit]] = []
+        for pair in expect_list(through, "limits", max_items=1 << 12):
+            key, at = _fixed(pair, 2)
+            place = key if isinstance(key, str) else expect_int(key, "operand", most=1 << 12)
+            number = expect_int(at, "limit", most=len(made) - 1)
+            if number in used:
+                raise FormatError("a limit named twice")
+            used.add(number)
+            inner.append((place, made[number]))
+        if len({letter for letter, _ in own}) < len(own) or not (own or inner):
+            raise FormatError("a limit of nothing, or of one letter twice")
+        made.append((tuple(own), tuple(inner)))
+    if len(used) != len(made) - 1:
+        raise FormatError("a limit of rows that nothing names")
+    return made[-1]
 
 
 def _runs(value: Json, budget: list[int]) -> Members:

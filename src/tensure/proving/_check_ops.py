@@ -1,8 +1,9 @@
 """The checker's own op rules, backwards: what must operands be for a result to be this part of a value?
 
-`shape_of` gives the shape of a logical result; `follows` says whether an op on the given parts of logical
-operands makes the claimed region (or addend) of it. Written apart from the prover's rules on purpose:
-elementwise and contracted dims by demand, windows tap by tap, moves on the numbers of the elements.
+`shapes_of` gives the shapes of logical results; `follows` says whether an op on the given parts of logical
+operands makes the claimed region (or addend) of one. Written apart from the prover's rules on purpose:
+elementwise and contracted dims by demand, windows tap by tap, moves on the numbers of the elements. A
+part of a dim along which an operand only repeats is a `range`: it says how many, and stands anywhere.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
-Reg: TypeAlias = tuple[tuple[int, ...], ...]
-Shape: TypeAlias = tuple[int, ...]
+from ._check_piece import Piece, Reg, Shape
+from ._check_piece import holds as _holds
+from ._check_piece import whole as _whole
+from ._check_training import TRAINING
+
 MAX_MOVED: Final = 1 << 22
 FLOATS: Final = frozenset({"f64", "f32", "f16", "bf16"})
 ELEMENTWISE: Final = frozenset(
-    "abs add add_n addcmul addcdiv ceil clamp cos div eq erf exp expm1 floor gelu gelu_backward ge gt "
-    "hardsigmoid hardswish hardtanh integer_add le leaky_relu log log1p log2 logical_and logical_not "
-    "logical_or lt masked_fill maximum minimum mul ne neg pow reciprocal relu requantize round rsqrt rsub "
-    "sigmoid sigmoid_backward sign silu silu_backward sin softplus sqrt square sub tan tanh tanh_backward "
-    "threshold_backward where _to_copy".split()
+    "abs acos add add_n addcmul addcdiv asin atan bitwise_and bitwise_not bitwise_or ceil clamp cos cosh div "
+    "eq erf exp expm1 floor floor_divide fmod gelu gelu_backward ge gt hardsigmoid hardswish hardtanh "
+    "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not logical_or "
+    "logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder requantize round "
+    "rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus sqrt square sub tan tanh "
+    "tanh_backward threshold_backward trunc where _to_copy".split()
 )
-REDUCTIONS: Final = frozenset(["sum", "mean", "amax", "amin", "logsumexp", "var"])
+REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all".split())
 ROWS: Final = frozenset(
-    ["softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "_softmax_backward_data"]
+    "softmax log_softmax _softmax _log_softmax cumsum _softmax_backward_data _log_softmax_backward_data".split()
 )
 PRODUCTS: Final = {
     "mm": "mk,kn->mn",
@@ -41,9 +46,15 @@ PRODUCTS: Final = {
 CONTRACTIONS: Final = frozenset([*PRODUCTS, "einsum", "linear", "integer_linear", "matmul"])
 NORMS: Final = frozenset(["rms_norm", "layer_norm"])
 WINDOWS: Final = frozenset(["convolution", "integer_convolution", "max_pool2d"])
-SUMS: Final = frozenset(["add", "sub", "rsub", "add_n", "neg", "mul", "div"])
+OF_FIRST: Final = frozenset(
+    "embedding gather index index_select constant_pad_nd slice_backward select_backward rms_norm layer_norm "
+    "native_layer_norm embedding_dense_backward nll_loss_backward convolution convolution_backward tril triu "
+    "scaled_dot_product_attention softmax log_softmax _softmax _log_softmax cumsum logsumexp var mse_loss "
+    "_softmax_backward_data _log_softmax_backward_data".split()
+)
 OTHER_DTYPE: Final = frozenset(
-    "eq ge gt le lt ne logical_and logical_not logical_or _to_copy requantize integer_add".split()
+    "bitwise_and bitwise_not bitwise_or eq ge gt isnan le lt ne logical_and logical_not logical_or logical_xor "
+    "_to_copy requantize integer_add".split()
 )
 KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset(["sum", "mean", "amax", "amin"])
 MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
@@ -58,79 +69,165 @@ MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "stack": lambda x, a: np.stack(x, axis=a.get("dim", 0)),
     "expand": lambda x, a: np.broadcast_to(x[0], _filled(a["size"], x[0].shape)),
     "slice_scatter": lambda x, a: _scattered(x[0], x[1], a),
+    "flatten": lambda x, a: x[0].reshape(_flat(x[0].shape, a)),
+    "squeeze": lambda x, a: x[0].squeeze(tuple(d for d in a["dim"] if x[0].shape[d] == 1)),
+    "flip": lambda x, a: np.flip(x[0], a["dims"]),
+    "repeat": lambda x, a: np.tile(x[0], a["repeats"]),
 }
-DEFAULTS: Final = {"alpha": 1, "keepdim": False, "rounding_mode": None, "groups": 1, "input_zero_point": 0}
+DEFAULTS: Final[dict[str, Any]] = {
+    "alpha": 1,
+    "beta": 1,
+    "keepdim": False,
+    "rounding_mode": None,
+    "groups": 1,
+    "input_zero_point": 0,
+    "dtype": None,
+    "implicit": False,
+    "sparse": False,
+    "sparse_grad": False,
+    "transposed": False,
+    "half_to_float": False,
+    "approximate": "none",
+    "output_padding": (0,),
+    "dilation": (1,),
+    "step": 1,
+    "cudnn_enable": True,
+    "enable_gqa": False,
+    "is_causal": False,
+    "dropout_p": 0.0,
+    "scale": None,
+}
 _FREE: Final = frozenset(["stride", "padding", "dilation", "groups"])
 
 
-def shape_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) -> Shape | None:
-    """The shape of a logical result; None for an op without a rule."""
+def clean(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Attributes without those that say what is meant anyway."""
+    return {key: at for key, at in attrs.items() if key not in DEFAULTS or repr(DEFAULTS[key]) != repr(at)}
+
+
+def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) -> list[Shape] | None:
+    """The shapes of a logical op's results; None for an op without a rule."""
+    if op in TRAINING:
+        return TRAINING[op].shapes(attrs, shapes)
     tensors = [shape for shape in shapes if shape is not None]
     if not tensors:
         return None
     first = tensors[0]
     if op in ELEMENTWISE:
-        return np.broadcast_shapes(*tensors)
+        return [np.broadcast_shapes(*tensors)]
     if op in ROWS or op in NORMS:
-        return first
+        return [first]
     if op in REDUCTIONS:
         dims = _dims(attrs.get("dim"), len(first))
         keep = attrs.get("keepdim", False)
-        return tuple(1 if d in dims else n for d, n in enumerate(first) if keep or d not in dims)
+        return [tuple(1 if d in dims else n for d, n in enumerate(first) if keep or d not in dims)]
     if op in CONTRACTIONS:
         terms, out = letters(op, attrs, tensors)
         sizes = {
             c: n for term, shape in zip(terms, tensors, strict=True) for c, n in zip(term, shape, strict=True)
         }
-        return tuple(sizes[c] for c in out)
+        return [tuple(sizes[c] for c in out)]
     if op in WINDOWS:
         walks = _walks(op, attrs, tensors)
         lead = first[: len(first) - len(walks)] if op == "max_pool2d" else (first[0], tensors[1][0])
-        return (*lead, *(_count(walk, n) for walk, n in zip(walks, first[-len(walks) :], strict=True)))
+        return [(*lead, *(_count(walk, n) for walk, n in zip(walks, first[-len(walks) :], strict=True)))]
     if op == "embedding":
-        return (*tensors[1], first[1])
+        return [(*tensors[1], first[1])]
+    if op == "expand":
+        return [_filled(attrs["size"], first)]
     if op in MOVES:
-        return tuple(_moved(op, attrs, shapes, [_whole(shape) for shape in tensors]).shape)
+        return [tuple(_moved(op, attrs, shapes, [_whole(shape) for shape in tensors]).shape)]
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A local op beside the logical op it is claimed to be a piece of.
+def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None]) -> str:
+    """The dtype of an op's results, "?" where the checker does not need to know."""
+    held = [dtype for dtype in dtypes if dtype is not None]
+    if isinstance(attrs.get("dtype"), str):
+        return str(attrs["dtype"])
+    if op in ("where", "nll_loss_forward") or (op == "masked_fill" and held):
+        held = held[1:] if op == "where" else held[:1]
+        return held[0] if len(set(held)) == 1 else "?"
+    if op in OF_FIRST and held:
+        return held[0] if held[0] in FLOATS else "?"
+    keeps = op in KEEPS_DTYPE or op in MOVES
+    return held[0] if keeps and len(set(held)) == 1 else "?"
 
-    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `reg` the region of
-    the logical result (of shape `out`) it is to make, `share` the addend: (contracted letter, slice of it).
-    """
 
-    op: str
-    mine: dict[str, Any]
-    theirs: dict[str, Any]
-    shapes: Sequence[Any]
-    parts: Sequence[Any]
-    out: Shape
-    reg: Reg
-    share: tuple[str, tuple[int, ...]] | None
+def repeats(
+    op: str, attrs: dict[str, Any], shapes: Sequence[Any], frees: Sequence[frozenset[int]], out: Shape
+) -> frozenset[int]:
+    """Along which dims a result only repeats, when its operands do along `frees`."""
+    tensors = [(shape, free) for shape, free in zip(shapes, frees, strict=True) if shape is not None]
+    made: set[int] = set()
+    if op == "expand":
+        shape, free = tensors[0]
+        skip = len(out) - len(shape)
+        for dim, n in enumerate(out):
+            if dim < skip or dim - skip in free or (shape[dim - skip] == 1 and n != 1):
+                made.add(dim)
+    elif not any(free for _, free in tensors):
+        return frozenset()
+    elif op in ELEMENTWISE:
+        for dim, n in enumerate(out):
+            own = [(shape, free, dim - len(out) + len(shape)) for shape, free in tensors]
+            if all(d < 0 or d in free or (shape[d] == 1 and n != 1) for shape, free, d in own):
+                made.add(dim)
+    elif op in CONTRACTIONS and (op != "linear" or len(tensors) == 2):
+        terms, letters_out = letters(op, attrs, [shape for shape, _ in tensors])
+        for dim, letter in enumerate(letters_out):
+            places = [
+                (free, at)
+                for term, (_, free) in zip(terms, tensors, strict=True)
+                for at, c in enumerate(term)
+                if c == letter
+            ]
+            if all(at in free for free, at in places):
+                made.add(dim)
+    elif op in ("transpose", "t", "permute", "unsqueeze"):
+        (shape, free) = tensors[0]
+        rank = len(shape)
+        made |= _moved_dims(op, attrs, rank, free)
+    return frozenset(made)
+
+
+def _moved_dims(op: str, attrs: dict[str, Any], rank: int, free: frozenset[int]) -> set[int]:
+    """Where free dims go: a tensor with strides of 0 along them is moved, and shows them again."""
+    shape = tuple(2 for _ in range(rank))
+    strides = tuple(0 if dim in free else 1 for dim in range(rank))
+    probe = np.lib.stride_tricks.as_strided(np.zeros(1 << rank, np.int8), shape, strides)
+    moved = MOVES[op]([probe], attrs)
+    return {dim for dim in range(moved.ndim) if moved.shape[dim] == 2 and moved.strides[dim] == 0}
 
 
 def follows(p: Piece) -> Fraction | None:
     """The coefficient with which the op on the parts is that region (or addend); None when it is not."""
+    parts = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
+    if not p.shares and p.reg == _whole(p.out) and all(part == _whole(shape) for part, shape in parts):
+        if _same(p.mine, p.theirs, frozenset()):
+            return Fraction(1)  # one function of the same operands
+    if p.op == "expand":
+        return _holds(not p.shares and _expand_fits(p))
     if p.op in MOVES:
-        return _holds(p.share is None and _move_fits(p))
+        return _holds(not p.shares and _move_fits(_standing(p)))
+    if p.op in TRAINING:
+        return TRAINING[p.op].follows(_standing(p))
     if not _same(p.mine, p.theirs, _FREE if p.op in WINDOWS else frozenset()):
         return None
-    if p.op in WINDOWS:
-        return _holds(_window_fits(p))
     if p.op in CONTRACTIONS:
-        return _holds(_contraction_fits(p))
+        return _contraction_fits(p)
     if p.op in REDUCTIONS:
         return _reduction_fits(p)
-    if p.share is not None:
+    if p.op in ELEMENTWISE:
+        plain = not p.shares and (p.op != "requantize" or p.theirs.get("axis") is None)
+        pairs = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
+        return _holds(plain and all(_agree(part, _demand(shape, p.out, p.reg)) for part, shape in pairs))
+    p = _standing(p)
+    if p.op in WINDOWS:
+        return _holds(_window_fits(p))
+    if p.shares:
         return None
     first, size = p.parts[0], p.shapes[0]
-    if p.op in ELEMENTWISE:
-        plain = p.op != "requantize" or p.theirs.get("axis") is None
-        pairs = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
-        return _holds(plain and all(part == _demand(shape, p.out, p.reg) for part, shape in pairs))
     if p.op in ROWS:
         (dim,) = _dims(p.theirs["dim"], len(size))
         return _holds(all(part == p.reg for part in p.parts) and p.reg[dim] == tuple(range(size[dim])))
@@ -144,29 +241,31 @@ def follows(p: Piece) -> Fraction | None:
     return None
 
 
-def signs(op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> list[Fraction] | None:
-    """The coefficients of a linear op's tensors; None where it is none."""
-    tensors = [item for item in operands if is_tensor(item)]
-    if op not in SUMS or not tensors:
-        return None
-    if op in ("mul", "div"):
-        number = next((_value(item) for item in operands if not is_tensor(item)), None)
-        if len(tensors) != 1 or number is None or attrs.get("rounding_mode") is not None:
-            return None
-        if op == "div":
-            return [1 / number] if is_tensor(operands[0]) and number else None
-        return [number]
-    alpha = _value(attrs.get("alpha", 1))
-    if len(tensors) != len(operands) or alpha is None:
-        return None
-    one = Fraction(1)
-    known = {"add": [one, alpha], "sub": [one, -alpha], "rsub": [-alpha, one], "neg": [-one]}
-    return known.get(op, [one] * len(tensors))
+def _standing(p: Piece) -> Piece:
+    """Parts that stand anywhere put at the start, where a rule wants to know where."""
+    parts = [None if part is None else tuple(map(tuple, part)) for part in p.parts]
+    return replace(p, parts=parts)
 
 
-def is_tensor(item: Any) -> bool:
-    """A relation or a (class, region) pair, and not a number."""
-    return isinstance(item, tuple) and item[0] != "number"
+def _agree(part: Reg, wanted: Reg) -> bool:
+    return len(part) == len(wanted) and all(
+        len(one) == len(other) if isinstance(one, range) else one == other
+        for one, other in zip(part, wanted, strict=True)
+    )
+
+
+def _expand_fits(p: Piece) -> bool:
+    part, shape = p.parts[0], p.shapes[0]
+    skip, made = len(p.out) - len(shape), _filled(p.mine["size"], tuple(map(len, part)))
+    if len(made) != len(p.out) or tuple(map(len, p.reg)) != made:
+        return False
+    for dim, index in enumerate(p.reg):
+        if dim >= skip and shape[dim - skip] == p.out[dim]:
+            if not _agree((part[dim - skip],), (index,)):
+                return False
+        elif dim >= skip and tuple(part[dim - skip]) != (0,):
+            return False
+    return True
 
 
 def letters(op: str, attrs: dict[str, Any], shapes: Sequence[Any]) -> tuple[list[str], str]:
@@ -181,37 +280,27 @@ def letters(op: str, attrs: dict[str, Any], shapes: Sequence[Any]) -> tuple[list
     return [f"{rows}k", f"{stack}kn"], f"{rows}n"
 
 
-def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape], letter: str) -> int | None:
+def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], letter: str) -> int | None:
     """The size of a dim that a value's op sums over; None when it has no such dim."""
-    if op in ("sum", "mean") and letter in [f"dim{d}" for d in _dims(attrs.get("dim"), len(shapes[0]))]:
-        return shapes[0][int(letter[3:])]
-    if op == "convolution" and letter == "c" and attrs.get("groups", 1) == 1:
-        return shapes[0][1]
-    if op in CONTRACTIONS and len(letter) == 1:
-        terms, out = letters(op, attrs, shapes)
-        if letter not in out:
-            return next((s[t.index(letter)] for t, s in zip(terms, shapes, strict=True) if letter in t), None)
+    if op in TRAINING:
+        return TRAINING[op].letters(attrs, shapes).get(letter)
+    tensors = [shape for shape in shapes if shape is not None]
+    if op in ("sum", "mean") and letter in [f"dim{d}" for d in _dims(attrs.get("dim"), len(tensors[0]))]:
+        return tensors[0][int(letter[3:])]
+    if op == "convolution" and letter == "c" and attrs.get("groups", 1) == 1 and len(tensors) == 2:
+        return tensors[0][1]
+    if op in CONTRACTIONS and len(letter) == 1 and not (op == "linear" and len(tensors) == 3):
+        terms, out = letters(op, attrs, tensors)
+        if letter not in out and op != "integer_linear":
+            return next(
+                (s[t.index(letter)] for t, s in zip(terms, tensors, strict=True) if letter in t), None
+            )
     return None
-
-
-def _holds(so: bool) -> Fraction | None:
-    return Fraction(1) if so else None
-
-
-def _value(item: Any) -> Fraction | None:
-    if isinstance(item, tuple) and item[:1] == ("number",) and item[1] in ("int", "float"):
-        item = float(item[2]) if item[1] == "float" else int(item[2])
-    number = isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item)
-    return Fraction(item) if number else None
 
 
 def _same(mine: dict[str, Any], theirs: dict[str, Any], free: frozenset[str]) -> bool:
     one, other = ({**DEFAULTS, **attrs, **dict.fromkeys(free)} for attrs in (mine, theirs))
     return repr(sorted(one.items())) == repr(sorted(other.items()))
-
-
-def _whole(shape: Shape) -> Reg:
-    return tuple(tuple(range(n)) for n in shape)
 
 
 def _dims(dim: Any, rank: int) -> list[int]:
@@ -229,33 +318,62 @@ def _demand(shape: Shape, out: Shape, reg: Reg) -> Reg:
 def _reduction_fits(p: Piece) -> Fraction | None:
     part, size = p.parts[0], p.shapes[0]
     dims, keep = _dims(p.theirs.get("dim"), len(size)), p.theirs.get("keepdim", False)
-    if p.reg != tuple((0,) if d in dims else index for d, index in enumerate(part) if keep or d not in dims):
+    made = tuple((0,) if d in dims else index for d, index in enumerate(part) if keep or d not in dims)
+    if not _agree(made, p.reg) or any(
+        isinstance(m, range) and r != tuple(m) for m, r in zip(made, p.reg, strict=True)
+    ):
         return None
-    rest, coef = {f"dim{d}": (part[d], size[d]) for d in dims}, Fraction(1)
-    if p.share is not None:
-        index, whole = rest.pop(p.share[0], (None, 0))
-        if p.op not in ("sum", "mean") or index != p.share[1]:
+    coef, shares = Fraction(1), dict(p.shares)
+    for dim in dims:
+        held, n = part[dim], size[dim]
+        if isinstance(held, range):
+            if p.op not in ("sum", "mean", "amax", "amin") or not n:
+                return None
+            coef *= Fraction(len(held), n) if p.op == "sum" else 1
+            continue
+        cut = shares.pop(f"dim{dim}", None)
+        if cut is None:
+            if held != tuple(range(n)):
+                return None
+        elif p.op not in ("sum", "mean") or not held or sorted(held) != sorted(cut):
             return None
-        coef = Fraction(whole, len(index)) if p.op == "mean" else coef
-    return coef if all(index == tuple(range(n)) for index, n in rest.values()) else None
+        else:
+            coef *= Fraction(n, len(held)) if p.op == "mean" else 1
+    return coef if not shares else None
 
 
-def _contraction_fits(p: Piece) -> bool:
+def _contraction_fits(p: Piece) -> Fraction | None:
     pairs = [(shape, part) for shape, part in zip(p.shapes, p.parts, strict=True) if part is not None]
     terms, out = letters(p.op, p.theirs, [shape for shape, _ in pairs])
-    if p.share is not None and (p.op == "integer_linear" or (p.op == "linear" and len(pairs) == 3)):
-        return False
-    held = dict(zip(out, p.reg, strict=True))
+    plain = p.op == "integer_linear" or (p.op == "linear" and len(pairs) == 3)
+    wanted, sizes, anywhere = dict(zip(out, p.reg, strict=True)), dict[str, int](), dict[str, int]()
+    stands: dict[str, tuple[int, ...]] = {}
     for term, (shape, part) in zip(terms, pairs, strict=True):
-        for letter, size, index in zip(term, shape, part, strict=True):
-            if held.setdefault(letter, index) != index:
-                return False
-            cut = p.share is not None and letter == p.share[0]
-            if letter not in out and sorted(index) != (
-                sorted(p.share[1]) if cut and p.share else list(range(size))
-            ):
-                return False
-    return p.share is None or (p.share[0] in held and p.share[0] not in out)
+        for letter, n, index in zip(term, shape, part, strict=True):
+            if sizes.setdefault(letter, n) != n:
+                return None
+            if isinstance(index, range):
+                if anywhere.setdefault(letter, len(index)) != len(index):
+                    return None
+            elif stands.setdefault(letter, index) != index:
+                return None
+    coef, shares = Fraction(1), dict(p.shares)
+    for letter, n in sizes.items():
+        index = stands.get(letter, tuple(range(anywhere.get(letter, 0))))
+        if anywhere.get(letter, len(index)) != len(index):
+            return None
+        if letter in wanted:
+            if wanted[letter] != index:
+                return None
+            continue
+        cut = shares.pop(letter, None)
+        if letter not in stands:
+            coef *= Fraction(len(index), n)
+        elif sorted(index) != (list(range(n)) if cut is None else sorted(cut)):
+            return None
+        if cut is not None and (plain or letter not in stands):
+            return None
+    return None if shares or (plain and coef != 1) else coef
 
 
 def _walks(op: str, attrs: dict[str, Any], shapes: Sequence[Any]) -> list[tuple[int, int, int, int, int]]:
@@ -291,7 +409,7 @@ def _window_fits(p: Piece) -> bool:
             if (held[local] if 0 <= local < len(held) else None) != (whole if 0 <= whole < size else None):
                 return False
     if p.op == "max_pool2d":
-        return p.share is None and bool(x[:lead] == p.reg[:lead])
+        return not p.shares and bool(x[:lead] == p.reg[:lead])
     weight, bias = p.parts[1], p.parts[2] if len(p.parts) > 2 else None
     fits = (
         weight[2:] == _whole(p.shapes[1][2:])
@@ -300,20 +418,25 @@ def _window_fits(p: Piece) -> bool:
     )
     groups, mine = p.theirs.get("groups", 1), p.mine.get("groups", 1)
     if groups == 1:
-        whole = p.share is None and x[1] == tuple(range(full[1]))
-        addend = p.share == ("c", x[1]) and p.op == "convolution" and bias is None
+        whole = not p.shares and x[1] == tuple(range(full[1]))
+        addend = p.shares == {"c": tuple(sorted(x[1]))} and p.op == "convolution" and bias is None
         return bool(fits and mine == 1 and x[1] == weight[1] and (whole or addend))
     inside, made = full[1] // groups, p.out[1] // groups
     # Whole groups, in one order on both sides: group g of the local op is group of[g] of the logical one.
     of = [c // inside for c in x[1][::inside]]
     return bool(
         fits
-        and p.share is None
+        and not p.shares
         and weight[1] == tuple(range(p.shapes[1][1]))
         and len(of) == mine
         and x[1] == tuple(g * inside + c for g in of for c in range(inside))
         and p.reg[1] == tuple(g * made + c for g in of for c in range(made))
     )
+
+
+def _flat(shape: Shape, attrs: dict[str, Any]) -> Shape:
+    start, end = attrs.get("start_dim", 0) % max(len(shape), 1), attrs.get("end_dim", -1) % max(len(shape), 1)
+    return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
 
 
 def _filled(size: Sequence[int], shape: Shape) -> Shape:

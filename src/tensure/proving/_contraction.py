@@ -1,17 +1,18 @@
 """Sums of products by letters: einsum, and the products of matrices written as one.
 
 A letter that stands in the result indexes it; one that does not is contracted. Every operand must
-hold the same indices of a letter. One contracted letter may be cut: then the local result is the
-addend for that slice. Knows nothing of values.
+hold the same indices of a letter. Contracted letters may be cut: then the local result is the
+addend for these slices. Knows nothing of values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Final
 
-from ._index import Index, Region, Shape, partitions
-from ._relation import Share
+from ._index import Index, Region, Shape, is_free, length, members
+from ._limit import Share, share_of
 
 TERMS: Final = frozenset(["einsum", "mm", "bmm", "matmul", "mv", "dot", "outer", "linear", "integer_linear"])
 _LETTERS: Final = "abcdefg"
@@ -44,8 +45,8 @@ def terms_of(op: str, given: dict[str, Any], ranks: Sequence[int]) -> tuple[list
 
 def contract(
     op: str, given: dict[str, Any], shapes: Sequence[Shape | None], parts: Sequence[Region | None]
-) -> tuple[Region, Share | None] | None:
-    """The region of the result and the addend, if any."""
+) -> tuple[Region, tuple[Share, ...], Fraction] | None:
+    """The region of the result, the slices of contracted letters, and the factor of one that only repeats."""
     biased = op in ("linear", "integer_linear") and len(parts) == 3 and parts[2] is not None
     used = 3 if biased else 2 if op != "einsum" else len(parts)
     shapes, parts = shapes[:used], parts[:used]
@@ -55,21 +56,35 @@ def contract(
     if found is None:
         return None
     terms, out = found
-    index_of: dict[str, Index] = {}
+    held: dict[str, set[Index]] = {}
     size_of: dict[str, int] = {}
     for term, shape, part in zip(terms, shapes, parts, strict=True):
         for letter, size, index in zip(term, shape or (), part or (), strict=True):
-            if index_of.setdefault(letter, index) != index or size_of.setdefault(letter, size) != size:
+            held.setdefault(letter, set()).add(index)
+            if size_of.setdefault(letter, size) != size:
                 return None
-    cut = [
-        letter
-        for letter in index_of
-        if letter not in out and not partitions([index_of[letter]], size_of[letter])
-    ]
-    region = tuple(index_of[letter] for letter in out)
-    if not cut:
-        return region, None
-    if len(cut) > 1 or biased or op == "integer_linear":
+    index_of: dict[str, Index] = {}
+    for letter, indexes in held.items():
+        fixed = [index for index in indexes if not is_free(index)]
+        if len(fixed) > 1 or len({length(index) for index in indexes}) > 1:
+            return None
+        index_of[letter] = fixed[0] if fixed else next(iter(indexes))
+    shares: list[Share] = []
+    factor = Fraction(1)
+    for letter, index in index_of.items():
+        if letter in out:
+            continue
+        if is_free(index):
+            if not size_of[letter]:
+                return None
+            factor *= Fraction(length(index), size_of[letter])
+            continue
+        share = share_of(letter, size_of[letter], index)
+        if share is not None:
+            if len(set(members(index))) != length(index):
+                return None
+            shares.append(share)
+    if (shares or factor != 1) and (biased or op == "integer_linear"):
         return None
-    (letter,) = cut
-    return region, Share(letter, size_of[letter], index_of[letter])
+    region = tuple(((0, length(index_of[c])),) if is_free(index_of[c]) else index_of[c] for c in out)
+    return region, tuple(shares), factor

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Json, Placed, Plan, PlanMachine, Rank, coordinates, sum_group
+from tensure.bundle import Placed, Plan, PlanMachine, Rank, coordinates, sum_group
 from tensure.errors import LimitError, RecordError, TensureError
 from tensure.program import (
     Arg,
@@ -28,9 +28,11 @@ from tensure.program import (
 )
 
 from ._contraction import TERMS, terms_of
-from ._index import Region, covers, cut, index_of, length, select, shape_of, whole
-from ._logical import FLOATS, Held, Logical
-from ._relation import Relation, Share, Term, describe, narrowed, total
+from ._index import Region, covers, index_of, length, select, shape_of, whole
+from ._limit import Share, limited, share_of
+from ._logical import Held, Logical
+from ._relation import ONE, Relation, Term, describe, total
+from ._values import FLOATS, is_part
 
 MAX_LOCALS: Final = 1 << 20
 StatePart: TypeAlias = tuple[str, str, Region]
@@ -78,13 +80,18 @@ class Flow:
     ended: bool
 
 
-def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> Flow:
+def flow(
+    plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False
+) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
+
+    Args:
+        targets: assume that no class of a mean loss is the one to be ignored.
 
     Raises:
         TensureError: the Program itself cannot be expanded or typed.
     """
-    machine = _Relations(plan, program, entry, env, Logical(program, entry, env))
+    machine = _Relations(plan, program, entry, env, Logical(program, entry, env, targets=targets))
     ended = True
     try:
         machine.go()
@@ -219,17 +226,17 @@ class _Relations(PlanMachine[Held]):
             if dim >= len(region) or (indices and max(indices) >= length(region[dim])):
                 raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
             region[dim] = select(region[dim], index_of(indices))
-        share = None
+        shares: list[Share] = []
         if claim.over is not None:
-            share = Share(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
-        return Relation((Term(term.node, tuple(region), claim.scale, share),))
+            share = share_of(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
+            shares = [share] if share is not None else []
+        spelled = self.logical.spelled(term.node, tuple(region))
+        return Relation((Term(term.node, spelled, claim.scale * term.coef, limited(shares, ())),))
 
     def _extent(self, node: int, claim: Placed) -> int:
         """The size of the contracted letter an addend is cut along."""
         value = self.logical.values[node]
-        shapes = [
-            shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and item[0] != "number"
-        ]
+        shapes = [shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and is_part(item)]
         found = (
             terms_of(value.op, dict(value.given), [len(shape) for shape in shapes])
             if value.op in TERMS
@@ -272,7 +279,7 @@ class _Relations(PlanMachine[Held]):
             want = self._want(rank, name, claim)
             if want is None:
                 continue
-            summed = total([held.relation for *_, held in members])
+            summed = total((ONE, held.relation) for *_, held in members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
             elif summed is None or not self.logical.same(self.logical.resolve(summed), want):
@@ -390,7 +397,9 @@ class _Relations(PlanMachine[Held]):
             split, cat = attrs["split"] % rank, attrs["cat"] % rank
             size = members[0].type.shape[split] // len(members)
             return [
-                self.logical.join([_piece(item, split, to * size, (to + 1) * size) for item in members], cat)
+                self.logical.join(
+                    [self.logical.piece(item, split, to * size, (to + 1) * size) for item in members], cat
+                )
                 for to in range(len(members))
             ]
         kind = attrs.get("reduce", "sum")
@@ -405,14 +414,16 @@ class _Relations(PlanMachine[Held]):
         dim = attrs["dim"] % rank
         size = found.shape[dim] // len(members)
         held = Held(found, whole)
-        return [_piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))]
+        return [
+            self.logical.piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))
+        ]
 
     def _added(self, members: list[Held]) -> Relation | None:
         if members[0].type.dtype not in FLOATS and any(
-            term.share is None for member in members for term in member.relation.terms
+            term.limit is None for member in members for term in member.relation.terms
         ):
             return None  # integers wrap: only the addends of one exact sum are put together
-        return total([member.relation for member in members])
+        return total((ONE, member.relation) for member in members)
 
     def _watched(self, rank: Rank, steps: Iterator[Op]) -> Iterator[Op]:
         for step in steps:
@@ -448,46 +459,9 @@ class _Relations(PlanMachine[Held]):
         return heads[0] if heads else None
 
 
-def _piece(held: Held, dim: int, lo: int, hi: int) -> Held:
-    indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in held.relation.terms}
-    shape = list(held.type.shape)
-    shape[dim] = hi - lo
-    return Held(TensorType(tuple(shape), held.type.dtype), narrowed(held.relation, dim, indexes))
-
-
 def _step_words(step: Op | None) -> tuple[str, str]:
     if step is None:
         return "supplied", ""
     source = next((str(value) for key, value in step.note if key == "source"), "")
     key = f" key={step.attr('key')}" if step.op == "recv" else ""
     return where(step).split(" at ")[0] + key, source
-
-
-def completed(found: Flow) -> list[Json]:
-    """The completed claims of one walk, rank by rank, in order of production, as a certificate has them."""
-    rows: list[Json] = []
-    for rank, table in found.relations.items():
-        for name, relation in table.items():
-            terms = _terms(relation, found)
-            if terms is not None:
-                rows.append([str(rank), str(name), terms])
-    return rows
-
-
-def _terms(relation: Relation, found: Flow) -> list[Json] | None:
-    rows: list[Json] = []
-    for term in relation.terms:
-        label = found.logical.labels.get(term.node)
-        if label is None:
-            return None
-        rows.append(_row(term, label))
-    return rows
-
-
-def _row(term: Term, label: str) -> Json:
-    share: Json = None
-    if term.share is not None:
-        runs: list[Json] = [list(run) for run in term.share.index]
-        share = [term.share.letter, runs]
-    region: list[Json] = [[list(run) for run in index] for index in term.region]
-    return [f"{term.coef.numerator}/{term.coef.denominator}", label, region, share]

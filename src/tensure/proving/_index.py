@@ -22,6 +22,16 @@ def whole(size: int) -> Index:
     return ((0, size),) if size else ()
 
 
+def free_index(index: Index) -> Index:
+    """As many indices of a dim along which a value repeats, wherever they stand: no index of a tensor."""
+    return ((-length(index), 0),) if index else ()
+
+
+def is_free(index: Index) -> bool:
+    """Whether an Index says only how many."""
+    return bool(index) and index[0][0] < 0
+
+
 def whole_region(shape: Shape) -> Region:
     """All of a tensor."""
     return tuple(whole(size) for size in shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -43,6 +44,14 @@ def view(local: Given, logical: Given, shapes: Shapes, parts: Parts, out: Shape)
     mine = _sizes(size, held) if size is not None else _flat(local, shape_of(part))
     if mine is None or len(mine) != len(out) or not held:
         return None
+    region = regrouped(part, shape, out)
+    return region if region is not None and shape_of(region) == mine else None
+
+
+def regrouped(part: Region, shape: Shape, out: Shape) -> Region | None:
+    """A region of a tensor as one of the same elements in another shape; None where it is no region there."""
+    if math.prod(shape) != math.prod(out) or not math.prod(shape_of(part)):
+        return None
     region: list[Index] = []
     position = 0
     for before, after in _groups(shape, out):
@@ -51,9 +60,27 @@ def view(local: Given, logical: Given, shapes: Shapes, parts: Parts, out: Shape)
             return None
         region.extend(found)
         position = after[1]
-    if position != len(out) or shape_of(tuple(region)) != mine:
+    return tuple(region) if position == len(out) else None
+
+
+def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
+    """The shape of the whole that a view of a part, of shape `mine`, is most likely a part of.
+
+    Where dims are merged or split and one of them is cut, the outermost dim that comes of them is taken to be.
+    """
+    held = shape_of(part)
+    if math.prod(held) != math.prod(mine) or not math.prod(mine):
         return None
-    return tuple(region)
+    sizes = list(mine)
+    for before, after in _groups(held, mine):
+        more, rest = divmod(
+            math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]])
+        )
+        if rest or (more > 1 and before[0] == before[1]) or (more > 1 and after[0] == after[1]):
+            return None
+        if more > 1:
+            sizes[after[0]] *= more
+    return tuple(sizes)
 
 
 def _groups(one: Shape, other: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -79,6 +106,7 @@ def _groups(one: Shape, other: Shape) -> list[tuple[tuple[int, int], tuple[int, 
     return groups
 
 
+@lru_cache(1 << 14)
 def _regroup(part: Region, shape: Shape, out: Shape) -> Region | None:
     if part == whole_region(shape):
         return whole_region(out)
@@ -174,8 +202,8 @@ def expand(local: Given, logical: Given, shapes: Shapes, parts: Parts, out: Shap
             if size not in (-1, length(index)):
                 return None
             region.append(index)
-        elif size == out[dim] and (dim < new or part[dim - new] == whole(1)):
-            region.append(whole(size))
+        elif size > 0 and (dim < new or part[dim - new] == whole(1)):
+            region.append(whole(size))  # a dim that repeats may be of any size
         else:
             return None
     return tuple(region)

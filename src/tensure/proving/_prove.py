@@ -32,8 +32,9 @@ from tensure.program import (
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
+from ._completed import completed
 from ._field import Field
-from ._flow import Doubt, Flow, completed, flow
+from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
 
@@ -61,7 +62,7 @@ class _Unit:
     entry: str
     params: Mapping[str, int]
     doubts: tuple[Doubt, ...]
-    claims: list[Json] | None
+    claims: tuple[list[Json], list[Json]] | None
     reads: Sequence[Json]
     keeps: Sequence[Json]
     clash: Clash | None
@@ -193,7 +194,7 @@ def _values(
         return Verdict("unknown", "relations", reason=reason), None
     if error:
         return Verdict("probable", "relations and field", error=error), None
-    covered = [Covered(unit.entry, unit.params, unit.claims or []) for unit in units]
+    covered = [Covered(unit.entry, unit.params, *(unit.claims or ([], []))) for unit in units]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
     report = check_certificate(certificate, plan, program)
     if not report.accepted:

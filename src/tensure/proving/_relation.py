@@ -1,9 +1,8 @@
 """What a local tensor is, said in logical values: a sum of regions, each whole or an addend.
 
-A Relation is a linear combination of Terms of one shape. `2 * y[0:3] + z[0:3]` has two; most have
-one with coefficient 1. A Term with a Share is an addend: its value is the logical one computed with a
-contracted letter of its own op restricted to a slice; the addends of a partition of that letter add
-up to the whole. Equality is over the reals. Knows nothing of ops.
+A Relation is a linear combination of Terms of one shape. `2 * y[0:3] + z[0:3]` has two; most have one. A
+Term with a Limit is an addend: its value is the logical one made from slices of what is summed. Equality
+is over the reals. Knows nothing of ops.
 """
 
 from __future__ import annotations
@@ -12,24 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ._index import Index, Region, Shape, format_index, partitions, shape_of, whole
+from ._index import Index, Region, Shape, format_index, shape_of, whole
+from ._limit import Limit, Share, fold
 
 ONE = Fraction(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which addend.
-
-    Args:
-        letter: the contracted letter of the value's own op.
-        extent: its size.
-        index: the slice of it.
-    """
-
-    letter: str
-    extent: int
-    index: Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +24,12 @@ class Term:
     node: int
     region: Region
     coef: Fraction = ONE
-    share: Share | None = None
+    limit: Limit | None = None
 
     @property
     def plain(self) -> bool:
         """A region of the value itself."""
-        return self.coef == 1 and self.share is None
+        return self.coef == 1 and self.limit is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +44,14 @@ class Relation:
         return shape_of(self.terms[0].region)
 
     @property
-    def simple(self) -> Term | None:
-        """The one plain term, if that is all there is."""
-        return self.terms[0] if len(self.terms) == 1 and self.terms[0].plain else None
+    def single(self) -> Term | None:
+        """The one term, if that is all there is."""
+        return self.terms[0] if len(self.terms) == 1 else None
+
+    @property
+    def limited(self) -> bool:
+        """Whether any term is an addend."""
+        return any(term.limit is not None for term in self.terms)
 
 
 def plain(node: int, region: Region) -> Relation:
@@ -71,35 +61,42 @@ def plain(node: int, region: Region) -> Relation:
 
 def combined(parts: Iterable[tuple[Fraction, Relation]]) -> Relation | None:
     """A linear combination; None when everything cancels."""
-    sums: dict[tuple[int, Region, Share | None], Fraction] = {}
+    sums: dict[tuple[int, Region, Limit | None], Fraction] = {}
     for factor, part in parts:
         for term in part.terms:
-            key = (term.node, term.region, term.share)
+            key = (term.node, term.region, term.limit)
             sums[key] = sums.get(key, Fraction(0)) + factor * term.coef
-    terms = tuple(Term(node, region, coef, share) for (node, region, share), coef in sums.items() if coef)
-    return Relation(tuple(sorted(terms, key=_order))) if terms else None
+    terms = [Term(node, region, coef, limit) for (node, region, limit), coef in sums.items() if coef]
+    if len(terms) > 1:
+        terms.sort(key=_order)
+    return Relation(tuple(terms)) if terms else None
 
 
-def total(members: list[Relation]) -> Relation | None:
-    """The sum of all members of a group, with addends that partition a letter made whole."""
-    summed = combined((ONE, member) for member in members)
-    if summed is None:
-        return None
-    groups: dict[tuple[int, Region, Fraction, str], list[Share]] = {}
-    rest: list[Term] = []
-    for member in members:
-        for term in member.terms:
-            if term.share is None:
-                rest.append(term)
-            else:
-                key = (term.node, term.region, term.coef, term.share.letter)
-                groups.setdefault(key, []).append(term.share)
-    for (node, region, coef, _), shares in groups.items():
-        if partitions([share.index for share in shares], shares[0].extent):
-            rest.append(Term(node, region, coef))
+def total(parts: Iterable[tuple[Fraction, Relation]]) -> Relation | None:
+    """A linear combination with the addends of one value put together where they fit."""
+    summed = combined(parts)
+    if summed is None or not summed.limited or len(summed.terms) == 1:
+        return summed
+    groups: dict[object, list[Term]] = {}
+    rest: list[tuple[Fraction, Relation]] = []
+    for term in summed.terms:
+        if term.limit is None:
+            rest.append((ONE, Relation((term,))))
         else:
-            rest.extend(Term(node, region, coef, share) for share in shares)
-    return combined([(ONE, Relation((term,))) for term in rest])
+            key = (term.node, term.region, term.coef, term.limit.skeleton)
+            groups.setdefault(key, []).append(term)
+    for terms in groups.values():
+        made = fold([term.limit for term in terms if term.limit is not None])
+        if made is None:
+            rest.extend((ONE, Relation((term,))) for term in terms)
+        else:
+            rest.append((Fraction(made[0]), Relation((replace(terms[0], limit=made[1]),))))
+    return combined(rest)
+
+
+def scaled(relation: Relation, by: Fraction) -> Relation:
+    """A multiple, by anything but 0."""
+    return Relation(tuple(replace(term, coef=term.coef * by) for term in relation.terms))
 
 
 def narrowed(relation: Relation, dim: int, index_of: Mapping[Index, Index]) -> Relation:
@@ -115,29 +112,34 @@ def narrowed(relation: Relation, dim: int, index_of: Mapping[Index, Index]) -> R
     )
 
 
-def describe(relation: Relation, labels: Mapping[int, str], shapes: Mapping[int, Shape]) -> str:
-    """A relation in words: `addend (f 0:3) of i1[0] + ...`."""
+def describe(
+    relation: Relation, labels: Mapping[int, tuple[str, Fraction]], shapes: Mapping[int, Shape]
+) -> str:
+    """A relation in words: `addend (f 0:3) of i1[0] + ...`; labels are (name, multiple of the value)."""
     return " + ".join(_words(term, labels, shapes) for term in relation.terms)
 
 
-def _words(term: Term, labels: Mapping[int, str], shapes: Mapping[int, Shape]) -> str:
-    label = labels.get(term.node, "a value the program does not have")
+def _words(term: Term, labels: Mapping[int, tuple[str, Fraction]], shapes: Mapping[int, Shape]) -> str:
+    label, by = labels.get(term.node, ("a value the program does not have", ONE))
     dims = [
         f"d{dim} {format_index(index)}"
         for dim, (index, size) in enumerate(zip(term.region, shapes[term.node], strict=True))
         if index != whole(size)
     ]
     text = f"{label}{{{', '.join(dims)}}}" if dims else label
-    if term.share is not None:
-        text = f"the addend ({term.share.letter} {format_index(term.share.index)}) of {text}"
-    return text if term.coef == 1 else f"{term.coef} * {text}"
+    if term.limit is not None:
+        slices = ", ".join(f"{share.letter} {format_index(share.index)}" for share in _shares(term.limit))
+        text = f"the addend ({slices}) of {text}"
+    coef = term.coef / by
+    return text if coef == 1 else f"{coef} * {text}"
+
+
+def _shares(limit: Limit) -> list[Share]:
+    found = list(limit.shares)
+    for _, inner in limit.through:
+        found.extend(_shares(inner))
+    return found
 
 
 def _order(term: Term) -> tuple[object, ...]:
-    share = term.share
-    return (
-        term.node,
-        term.region,
-        () if share is None else (share.letter, share.index),
-        term.coef,
-    )
+    return (term.node, term.region, () if term.limit is None else term.limit.order(), term.coef)

@@ -9,15 +9,16 @@ and equal over the reals (reordered sums); they know no plan, no rank and no cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
 from ._contraction import TERMS, contract
-from ._index import Index, Region, Shape, length, whole, whole_region
+from ._index import Index, Region, Shape, is_free, length, members, whole, whole_region
+from ._limit import Share, share_of
 from ._movement import MOVES
-from ._relation import ONE, Share
+from ._relation import ONE
+from ._training import TRAINING, Derived, Rule
 from ._windows import WINDOWS
 
 Given: TypeAlias = dict[str, Any]
@@ -25,17 +26,8 @@ Parts: TypeAlias = Sequence[Region | None]
 Shapes: TypeAlias = Sequence[Shape | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """The region of the logical result, the addend, and a coefficient (a mean over fewer elements)."""
-
-    region: Region
-    share: Share | None = None
-    coef: Fraction = ONE
-
-
 ELEMENTWISE: Final = frozenset(
-    "_to_copy abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos div eq "
+    "_to_copy abs acos asin atan cosh sinh add addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos div eq "
     "erf exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
     "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not logical_or "
     "logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder round rsqrt rsub "
@@ -65,13 +57,18 @@ def derive(
     ):
         return [Derived(whole_region(shape)) for shape in out_shapes]  # one function, one input
     rule = RULES.get(op)
-    return rule(op, local, logical, shapes, parts, out_shapes) if rule is not None else None
+    if rule is None:
+        return None
+    if rule not in FREE_AWARE:
+        parts = [_stood(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return rule(op, local, logical, shapes, parts, out_shapes)
 
 
-Rule: TypeAlias = Callable[
-    [str, Given, Given, Shapes, Parts, Sequence[Shape]],
-    "list[Derived] | None",
-]
+def _stood(part: Region | None, shape: Shape | None) -> Region | None:
+    """Free parts at the start, where a rule wants to know where: there they are as good as anywhere."""
+    if part is None or shape is None or not any(map(is_free, part)):
+        return part
+    return tuple(((0, length(index)),) if is_free(index) else index for index in part)
 
 
 def elementwise(
@@ -107,16 +104,22 @@ def _broadcast(shapes: Shapes, parts: Parts, out: Shape) -> list[Derived] | None
     region: list[Index] = []
     for back in range(len(out), 0, -1):
         found: set[Index] = set()
+        free: set[Index] = set()
         for shape, part in zip(shapes, parts, strict=True):
             if shape is None or part is None or len(shape) < back:
                 continue
-            if shape[-back] == out[-back]:
+            if is_free(part[-back]):
+                free.add(part[-back])
+            elif shape[-back] == out[-back]:
                 found.add(part[-back])
             elif part[-back] != whole(1):
                 return None
-        if len(found) != 1:
+        if len(found) > 1 or len(free) > 1 or not (found or free):
             return None
-        region.append(found.pop())
+        many = length(next(iter(free))) if free else 0
+        if free and found and many not in (1, length(next(iter(found)))):
+            return None
+        region.append(found.pop() if found else ((0, many),))
     return [Derived(tuple(region))]
 
 
@@ -135,22 +138,29 @@ def reduction(
     if repr(local) != repr(logical) or shape is None or part is None:
         return None
     dims = reduced_dims(logical["dim"], len(shape))
-    cut_dims = [dim for dim in dims if part[dim] != whole(shape[dim])]
-    share, coef = None, ONE
-    if cut_dims:
-        if len(cut_dims) > 1 or op not in ("sum", "mean"):
-            return None
-        (dim,) = cut_dims
-        if op == "mean":
-            if not part[dim]:
+    shares: list[Share] = []
+    coef = ONE
+    for dim in dims:
+        held, size = part[dim], shape[dim]
+        if is_free(held):
+            coef *= Fraction(length(held), size) if op == "sum" else 1
+            if op not in ("sum", "mean", "amax", "amin"):
                 return None
-            coef = Fraction(shape[dim], length(part[dim]))
-        share = Share(f"dim{dim}", shape[dim], part[dim])
+        elif held != whole(size):
+            share = share_of(f"dim{dim}", size, held)
+            if op not in ("sum", "mean") or not held or len(set(members(held))) != length(held):
+                return None
+            if op == "mean":
+                coef *= Fraction(size, length(held))
+            if share is not None:
+                shares.append(share)
     keep = logical.get("keepdim", False)
     region = tuple(
-        whole(1) if dim in dims else index for dim, index in enumerate(part) if keep or dim not in dims
+        whole(1) if dim in dims else ((0, length(index)),) if is_free(index) else index
+        for dim, index in enumerate(part)
+        if keep or dim not in dims
     )
-    return [Derived(region, share, coef)]
+    return [Derived(region, tuple(shares), coef)]
 
 
 def rows(
@@ -227,7 +237,7 @@ def contraction(
     if repr(local) != repr(logical):
         return None
     found = contract(op, logical, shapes, parts)
-    return None if found is None else [Derived(found[0], found[1])]
+    return None if found is None else [Derived(*found)]
 
 
 def window(
@@ -235,7 +245,7 @@ def window(
 ) -> list[Derived] | None:
     """Convolution and pooling."""
     found = WINDOWS[op](op, local, logical, shapes, parts, outs[0])
-    return None if found is None else [Derived(found[0], found[1])]
+    return None if found is None else [Derived(found[0], () if found[1] is None else (found[1],))]
 
 
 def movement(
@@ -255,6 +265,8 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(TERMS, contraction),
     **dict.fromkeys(WINDOWS, window),
     **dict.fromkeys(MOVES, movement),
+    **TRAINING,
     "scaled_dot_product_attention": attention,
     "embedding": embedding,
 }
+FREE_AWARE: Final = frozenset([elementwise, reduction, contraction])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ._index import Index, Region, Shape, whole
-from ._relation import Share
+from ._limit import Share
 
 Given: TypeAlias = dict[str, Any]
 Found: TypeAlias = "tuple[Region, Share | None] | None"

@@ -1,0 +1,40 @@
+"""What the checker's op rules are asked about: a local op beside the logical op it is claimed to be a piece of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+Reg: TypeAlias = tuple[tuple[int, ...], ...]
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A local op beside the logical op it is claimed to be a piece of.
+
+    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `reg` the region of
+    the logical result `at` (of shape `out`) it is to make, `shares` the slices of contracted letters of which.
+    """
+
+    op: str
+    mine: dict[str, Any]
+    theirs: dict[str, Any]
+    shapes: Sequence[Any]
+    parts: Sequence[Any]
+    out: Shape
+    reg: Reg
+    shares: dict[str, tuple[int, ...]]
+    at: int = 0
+
+
+def whole(shape: Shape) -> Reg:
+    """All of a tensor."""
+    return tuple(tuple(range(n)) for n in shape)
+
+
+def holds(so: bool) -> Fraction | None:
+    """A coefficient of 1, or none."""
+    return Fraction(1) if so else None
