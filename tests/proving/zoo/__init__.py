@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from . import (
+    composed,
     context_parallel,
     data_parallel,
     expert_parallel,
+    gradient_norm,
     pipeline,
     sequence_parallel,
     tensor_parallel,
@@ -25,8 +27,10 @@ THEMES = (
     tensor_parallel,
     sequence_parallel,
     data_parallel,
+    composed,
     context_parallel,
     expert_parallel,
+    gradient_norm,
     pipeline,
 )
 

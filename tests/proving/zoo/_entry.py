@@ -19,8 +19,8 @@ class Site:
     """Where the bug shows, in the words that a correct report must use.
 
     Args:
-        wrong: results that differ from the single device: "loss", or a parameter's name, for its gradient.
-            Named are those nearest to the bug; others downstream may differ too.
+        wrong: results that differ from the single device: "loss", "output 1" and so on, or the name of a
+            parameter, for its gradient. These are nearest to the bug; others downstream may differ too.
         op: the kind of op that is missing, superfluous or wrong, as torch names it ("all_reduce", "mul").
         ranks: the ranks, counted over the mesh row by row, where it is; empty means all of them.
     """
@@ -36,7 +36,8 @@ class Entry:
 
     Args:
         name: unique, in snake case.
-        source: "TrainVerify bug 3", or the public issue whose failure this is in the form of.
+        source: "TrainVerify bug 3", or the public issue whose failure this is in the form of; the failure it
+            names is made anew in a few lines, not its code, and not every cause that it discusses.
         what: the bug, in one sentence.
         mesh: size of every mesh axis, by its name, outermost first.
         model: the step on a single device.

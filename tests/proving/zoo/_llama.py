@@ -63,11 +63,15 @@ class Attention(nn.Module):
         self.register_buffer("sin", sin)
         self.register_buffer("future", torch.ones(length, length, dtype=torch.bool).triu(1))
 
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines and sines of all positions, and which keys lie in the future of which query."""
+        return self.cos, self.sin, self.future
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.wq(x), self.wk(x), self.wv(x)
 
-    def rotate_both(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
+    def rotate_both(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return rotate(q, cos, sin), rotate(k, cos, sin)
 
     def enter_heads(self, x_BNSD: Tensor) -> Tensor:
         """Queries, keys and values pass here before the attention; a place for a twin's exchange."""
@@ -87,9 +91,10 @@ class Attention(nn.Module):
             self.enter_heads(projected.view(batch, length, -1, self.head_size).transpose(1, 2))
             for projected in self.project(x_BSH)
         )
-        q, k = self.rotate_both(q, k)
+        cos, sin, future = self.tables()
+        q, k = self.rotate_both(q, k, cos, sin)
         k, v = self.whole_sequence(k), self.whole_sequence(v)
-        scores = (torch.matmul(q, k.transpose(-1, -2)) * self.scale).masked_fill(self.future, float("-inf"))
+        scores = (torch.matmul(q, k.transpose(-1, -2)) * self.scale).masked_fill(future, float("-inf"))
         mixed = self.leave_heads(torch.matmul(scores.softmax(-1), v))
         return self.wo(mixed.transpose(1, 2).reshape(batch, length, -1))
 

@@ -26,6 +26,7 @@ __all__ = [
     "all_to_all",
     "data_parallel_step",
     "part",
+    "rank_at",
     "reduce_gradients",
     "reduce_scatter",
     "sharded",
@@ -154,6 +155,14 @@ def step_of(net: nn.Module) -> Callable[..., Tensor]:
         return loss.detach()
 
     return step
+
+
+def rank_at(mesh: DeviceMesh, **elsewhere: int) -> int:
+    """The rank whose place on the mesh is this one's, but for the named axes."""
+    rank = 0
+    for axis in mesh.mesh_dim_names or ():
+        rank = rank * mesh[axis].size() + elsewhere.get(axis, mesh.get_local_rank(axis))
+    return rank
 
 
 def reduce_gradients(net: nn.Module, group: Any) -> None:

@@ -42,9 +42,10 @@ def _cut_sequence(net: Llama, mesh: DeviceMesh) -> None:
     group = mesh.get_group("cp")
     for block in net.blocks:
         attention = block.attention
-        for name in ("cos", "sin", "future"):
-            table = getattr(attention, name)
-            setattr(attention, name, table.chunk(group.size())[group.rank()].clone())
+        whole = attention.tables()
+        attention.tables = lambda whole=whole: tuple(
+            table.chunk(group.size())[group.rank()] for table in whole
+        )
         attention.whole_sequence = lambda x: _GatherSequence.apply(x, 2, group)
 
 

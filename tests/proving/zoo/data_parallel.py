@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from tensure.capture import ParallelStep
 
@@ -135,6 +135,47 @@ def _partitioned(net: _Recurrent, mesh: DeviceMesh, accumulates: bool) -> Parall
     return data_parallel_step(net, mesh, step, gradients=own_rows)
 
 
+# --- a convolution of distributed tensors --------------------------------------------------------------
+
+
+class _Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3, padding=1)
+        self.second = nn.Conv2d(5, 2, 3)
+
+    def forward(self, x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
+        return (self.second(torch.tanh(self.first(x_NCHW))) - target_NCHW).pow(2).mean()
+
+
+def _convolution() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return _Convolution(), (torch.randn(4, 3, 8, 7), torch.randn(4, 2, 6, 5))
+
+
+def _batch_cut(net: _Convolution, mesh: DeviceMesh, weight_gradient: Any) -> ParallelStep:
+    """Images are cut along the batch, weights are replicated; their gradients stand as the argument says."""
+    for convolution in (net.first, net.second):
+        for name, parameter in list(convolution.named_parameters()):
+            whole = distribute_tensor(parameter.detach(), mesh, [Replicate()])
+            setattr(convolution, name, nn.Parameter(whole))
+
+    def convolved(x: DTensor, layer: nn.Conv2d) -> DTensor:
+        weight = layer.weight.to_local(grad_placements=weight_gradient)
+        bias = layer.bias.to_local(grad_placements=[Partial()])
+        y = F.conv2d(x.to_local(), weight, bias, layer.stride, layer.padding)
+        return DTensor.from_local(y, mesh, [Shard(0)])
+
+    def step(x: Tensor, target: Tensor) -> Tensor:
+        x, target = (DTensor.from_local(images, mesh, [Shard(0)]) for images in (x, target))
+        y = convolved(torch.tanh(convolved(x, net.first)), net.second)
+        loss = (y - target).pow(2).mean()
+        loss.backward()
+        return loss.detach()
+
+    rows = {"dp": Shard(0)}
+    return ParallelStep(step, inputs=[rows, rows])
+
+
 ENTRIES = (
     Entry(
         "replicas_drift",
@@ -165,5 +206,15 @@ ENTRIES = (
         partial(_partitioned, accumulates=True),
         partial(_partitioned, accumulates=False),
         Site(("layer.weight",), "add"),
+    ),
+    Entry(
+        "convolution_weight_gradient_taken_as_whole",
+        "pytorch#191926",
+        "With the batch cut, the gradient of a convolution's weight is partial and marked as replicated.",
+        DP,
+        _convolution,
+        partial(_batch_cut, weight_gradient=[Partial()]),
+        partial(_batch_cut, weight_gradient=[Replicate()]),
+        Site(("first.weight", "second.weight"), "all_reduce"),
     ),
 )

@@ -15,7 +15,7 @@ from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
 from ._llama import RMSNorm
-from ._parallel import CopyToGroup, Exchange, ReduceFromGroup, part
+from ._parallel import CopyToGroup, Exchange, ReduceFromGroup, data_parallel_step, part, reduce_gradients
 
 __all__ = ["ENTRIES"]
 
@@ -161,6 +161,51 @@ def _tokens_exchanged(net: _Experts, mesh: DeviceMesh, divided_by: tuple[str, ..
     return ParallelStep(step, inputs=[rows] * 3, outputs=[{axis: Partial() for axis in axes}], parameters=CUT)
 
 
+# --- a loss that balances the experts ------------------------------------------------------------------
+
+
+class _Balanced(_Experts):
+    """The same over unmasked tokens, and a loss that is least when all experts get as many of them."""
+
+    def losses(self, x_TH: Tensor, chosen_TE: Tensor, mask_T: Tensor, target_TH: Tensor) -> Tensor:
+        """The summed error of every unmasked token, divided by the hidden size."""
+        y_TH = x_TH + self.dispatched(self.norm(x_TH), chosen_TE)
+        return ((y_TH - target_TH).pow(2).mean(-1) * mask_T).sum()
+
+    def loads(self, x_TH: Tensor, chosen_TE: Tensor, mask_T: Tensor) -> tuple[Tensor, Tensor]:
+        """How many unmasked tokens go to every expert, and the sum of their shares."""
+        return mask_T @ chosen_TE, mask_T @ self.share(self.norm(x_TH))
+
+    def forward(self, x_TH: Tensor, chosen_TE: Tensor, mask_T: Tensor, target_TH: Tensor) -> Tensor:
+        count = mask_T.sum()
+        tokens_E, shares_E = self.loads(x_TH, chosen_TE, mask_T)
+        balance = (tokens_E / count * (shares_E / count)).sum() * EXPERTS
+        return self.losses(x_TH, chosen_TE, mask_T, target_TH) / count + balance
+
+
+def _balanced() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    _, (x, chosen, target) = _experts()
+    return _Balanced(), (x, chosen, (torch.rand(TOKENS) < 0.6).to(x.dtype), target)
+
+
+def _balanced_twin(net: _Balanced, mesh: DeviceMesh, overwritten: bool) -> ParallelStep:
+    """Tokens are cut. Overwritten: the balance counts all tokens, though it sums over unmasked ones."""
+    group = mesh.get_group("dp")
+
+    def step(x: Tensor, chosen: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        tokens, shares = net.loads(x, chosen, mask)
+        count = mask.sum()
+        for number in (tokens, count):
+            dist.all_reduce(number, group=group)
+        seen = mask.numel() * group.size() if overwritten else count
+        loss = net.losses(x, chosen, mask, target) / count + (tokens / seen * (shares / seen)).sum() * EXPERTS
+        loss.backward()
+        reduce_gradients(net, group)
+        return loss.detach()
+
+    return data_parallel_step(net, mesh, step, inputs=[{"dp": Shard(0)}] * 4)
+
+
 ENTRIES = (
     Entry(
         "router_gradient_not_summed",
@@ -201,5 +246,15 @@ ENTRIES = (
         partial(_tokens_exchanged, divided_by=("edp", "ep")),
         partial(_tokens_exchanged, divided_by=("edp",)),
         Site(("w1", "w2"), "div"),
+    ),
+    Entry(
+        "masked_token_count_overwritten",
+        "Megatron-LM#7452 (token count of a masked router)",
+        "The loss that balances experts sums over unmasked tokens, and is divided by the number of all.",
+        {"dp": 2},
+        _balanced,
+        partial(_balanced_twin, overwritten=False),
+        partial(_balanced_twin, overwritten=True),
+        Site(("loss", "router.weight"), "div"),
     ),
 )

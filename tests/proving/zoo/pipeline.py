@@ -16,7 +16,7 @@ from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
 from ._llama import HIDDEN, SEQUENCE, Llama, llama
-from ._parallel import reduce_scatter
+from ._parallel import rank_at, reduce_scatter
 
 __all__ = ["ENTRIES"]
 
@@ -33,7 +33,7 @@ def _stage(net: Llama, stage: int) -> None:
 def _run_stage(net: Llama, mesh: DeviceMesh, tokens: Tensor, targets: Tensor) -> Tensor:
     """Forward of all micro-batches, then backward of all; gives the loss on the last stage, zero before."""
     stage = mesh.get_local_rank("pp")
-    peer = dist.get_global_rank(mesh.get_group("pp"), 1 - stage)
+    peer = rank_at(mesh, pp=1 - stage)
     share = 1.0 / (NUM_MICRO_BATCHES * mesh["dp"].size())
     total = torch.zeros(())
     crossed: list[Tensor] = []

@@ -224,7 +224,7 @@ class _FusedRotate(torch.autograd.Function):
 
 def _fused_rotation(net: Llama, mesh: DeviceMesh, swapped: bool) -> ParallelStep:
     attention = net.blocks[0].attention
-    attention.rotate_both = lambda q, k: _FusedRotate.apply(q, k, attention.cos, attention.sin, swapped)
+    attention.rotate_both = lambda *values: _FusedRotate.apply(*values, swapped)
     return _twin(net, mesh)
 
 

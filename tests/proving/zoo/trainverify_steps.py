@@ -14,7 +14,7 @@ from tensure.capture import ParallelStep
 
 from ._entry import Entry, Site
 from ._llama import HIDDEN, SEQUENCE, Llama, llama
-from ._parallel import data_parallel_step, reduce_gradients, sharded, tensor_parallel
+from ._parallel import data_parallel_step, rank_at, reduce_gradients, sharded, tensor_parallel
 
 __all__ = ["ENTRIES"]
 
@@ -23,9 +23,8 @@ def _pipeline(net: Llama, mesh: DeviceMesh, swapped: bool) -> ParallelStep:
     """Two stages of a cut block each, twice. Swapped: activations go to the other replica's second stage."""
     stage, replica = mesh.get_local_rank("pp"), mesh.get_local_rank("dp")
     tensor_parallel(net, mesh.get_group("tp"))
-    peers = mesh.mesh[:, 1 - stage, mesh.get_local_rank("tp")].tolist()
-    forward_peer = peers[1 - replica if swapped else replica]
-    backward_peer = peers[replica]
+    forward_peer = rank_at(mesh, pp=1 - stage, dp=1 - replica if swapped else replica)
+    backward_peer = rank_at(mesh, pp=1 - stage)
     if stage == 0:
         net.blocks[1] = nn.Identity()
         net.norm = net.head = None
