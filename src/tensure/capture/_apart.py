@@ -11,7 +11,9 @@ from typing import Any, Final
 import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 
-__all__ = ["CUSTOM", "decompositions"]
+from tensure.errors import UnsupportedError
+
+__all__ = ["CUSTOM", "decompositions", "put_by_mask"]
 
 
 def _copy_in(
@@ -44,10 +46,35 @@ def _chunk_cat(tensors: Sequence[torch.Tensor], dim: int, num_chunks: int, *, ou
     out.copy_(torch.cat(rows, dim=1).reshape(out.shape))
 
 
+def _copy_strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    return tensor.new_empty_strided(tensor.shape, tuple(stride)).copy_(tensor)
+
+
+def put_by_mask(
+    target: torch.Tensor,
+    indices: Sequence[torch.Tensor | None],
+    values: torch.Tensor,
+    accumulate: bool = False,
+) -> torch.Tensor:
+    """`target[mask] = number` as a choice by element.
+
+    Raises:
+        UnsupportedError: several values, whose places depend on the mask's values.
+    """
+    mask = indices[0]
+    if len(indices) != 1 or mask is None or values.numel() != 1 or accumulate:
+        raise UnsupportedError(
+            "a write of several values by mask", wanted="one number for all, or torch.where"
+        )
+    mask = mask.reshape(*mask.shape, *[1] * (target.ndim - mask.ndim))
+    return torch.where(mask, values.reshape(()).to(target.dtype), target)
+
+
 CUSTOM: Final[dict[str, Callable[..., Any]]] = {
     "fsdp::all_gather_copy_in": _copy_in,
     "fsdp::split_with_sizes_copy": _split_out,
     "fsdp::chunk_cat": _chunk_cat,
+    "prims::copy_strided": _copy_strided,
 }
 
 _TABLE: Final[dict[Any, Callable[..., Any]]] = {}

@@ -38,10 +38,10 @@ def built(model: ModelFunction) -> tuple[torch.nn.Module, tuple[torch.Tensor, ..
             f"the model function returns {type(found).__name__}", wanted="(module, (example input, ...))"
         )
     net, inputs = found
-    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-    if not all(isinstance(item, torch.Tensor) for item in inputs):
-        raise InputError("example inputs that are no tensors", wanted="tensors")
-    return net, inputs
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    if not isinstance(inputs, (tuple, list)) or not all(isinstance(item, torch.Tensor) for item in inputs):
+        raise InputError("example inputs that are no tensors", wanted="a tuple of tensors")
+    return net, tuple(inputs)
 
 
 def as_step(found: Any, net: torch.nn.Module) -> ParallelStep:
@@ -68,6 +68,10 @@ def run_backward(net: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[
     if loss.numel() != 1:
         raise InputError(
             f"a loss of shape {list(loss.shape)}", wanted="one number as the first thing returned"
+        )
+    if not loss.requires_grad:
+        raise InputError(
+            "a loss that depends on nothing that requires a gradient", wanted="a loss of the parameters"
         )
     loss.backward()  # type: ignore[no-untyped-call]
     return returned

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +25,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Attrs, Ref, translates
 
-from ._apart import CUSTOM, decompositions
+from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
 from ._sources import Sources
 from ._tape import ALIASES, Tape, View
@@ -78,11 +84,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._aten(func, word, args, given, note)
         except UnsupportedError as error:
             raise error.at(place=_place(note)) from None
-        except DataDependentOutputException as error:
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UnsupportedError(
                 f"the step reads a value ({error.func})",
                 place=_place(note),
-                wanted="a step whose course does not depend on values",
+                wanted="a step whose course and shapes do not depend on values",
+            ) from None
+        except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
+            raise UnsupportedError(
+                f"op {name}: {error}", place=_place(note), wanted="an op that torch can trace without values"
             ) from None
 
     def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
@@ -97,10 +107,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         plain = word.removesuffix("_") if writes else word
+        if plain in ("index_put", "_unsafe_index_put") and _has_mask(args[1]):
+            with self:
+                made = put_by_mask(*args, **kwargs)
+                return args[0].copy_(made) if writes else made
         if plain.startswith("_foreach"):
             return self._foreach(func, plain, args, kwargs, bool(writes))
         if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
-            taken = self._apart(func, args, kwargs)
+            taken = self._apart(func, plain, writes, args, kwargs)
             if taken is not NotImplemented:
                 return taken
             raise UnsupportedError(
@@ -146,22 +160,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del given[key]
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         tensors = [item for item in results if isinstance(item, torch.Tensor)]
+        if not tensors:
+            results = []
+        there = frozenset(
+            at for at, item in enumerate(results) if item is not None
+        )  # a backward may omit some
         in_shapes = {k: tuple(v.shape) for k, v in bound.items() if isinstance(v, torch.Tensor)}
-        shapes = tuple(tuple(item.shape) for item in tensors)
-        dtypes = tuple(dtype_word(item.dtype) for item in tensors)
+        shapes = tuple(() if item is None else tuple(item.shape) for item in results)
+        dtypes = tuple(dtype_word((tensors[0] if item is None else item).dtype) for item in results)
         defaults = {
             a.name: self._argument(a.default_value, note)
             for a in schema.arguments
             if a.has_default_value() and a.name not in given
         }
-        made = tape.emit(plain, given, shapes, dtypes, in_shapes, note, defaults)
+        made = tape.emit(plain, given, shapes, dtypes, in_shapes, note, defaults, there)
+        made = [value for at, value in enumerate(made) if at in there]
         if writes:
             for key, value in zip(writes, made, strict=True):
                 tape.write(bound[key], value, note)
         elif viewed is not None:
             (source,) = [key for key, value in bound.items() if value is viewed][:1]
             static = {k: v for k, v in given.items() if k != source} | {}
-            for at, (tensor, value) in enumerate(zip(tensors, made, strict=True)):
+            for at, (tensor, value) in enumerate(zip(tensors, made, strict=True)):  # views omit none
                 view = View(
                     plain, {**defaults, **static}, source, at, tuple(viewed.shape), shapes, dtypes[at]
                 )
@@ -178,19 +198,26 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = len(args[0])
         lists = [item if isinstance(item, (list, tuple)) and len(item) == count else None for item in args]
         packet = torch.linalg.vector_norm if word == "norm" else getattr(torch.ops.aten, word)
-        made = [
-            packet(
-                *[item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)],
-                **kwargs,
-            )
-            for at in range(count)
-        ]
+        made = []
+        with self:
+            for at in range(count):
+                given = [item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)]
+                named = dict(kwargs)
+                if plain in ("_foreach_addcmul", "_foreach_addcdiv") and len(given) > 3:
+                    named["value"] = given.pop()  # by name only, for one tensor
+                made.append(packet(*given, **named))
         return None if writes else made
 
-    def _apart(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _apart(
+        self, func: Any, plain: str, writes: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The call in smaller ones, each of which comes here again."""
         table = decompositions()
         with self:
+            if writes in (["self"], ["out"]) and hasattr(torch.ops.aten, plain):
+                given = {key: value for key, value in kwargs.items() if key != "out"}
+                target = kwargs["out"] if writes == ["out"] else args[0]
+                return target.copy_(getattr(torch.ops.aten, plain)(*args, **given))
             if func in table:
                 return table[func](*args, **kwargs)
             return func.decompose(*args, **kwargs)
@@ -254,6 +281,10 @@ def _is_quiet(word: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
         return word.startswith("_scaled_dot_product")
     values = [*args[1:], *kwargs.values()]
     return 0 in values[:1] or False in values
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in indices)
 
 
 def _nothing_on() -> Any:

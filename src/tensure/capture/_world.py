@@ -83,9 +83,27 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
 def no_bytes() -> Iterator[None]:
     """Tensors made here have a shape and no bytes; attention is spelled out in products and softmax."""
     with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(_modules_convert(mode))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def _modules_convert(mode: FakeTensorMode) -> Iterator[None]:
+    """Let `module.to(dtype)` work: it swaps parameters, which the mode's weak table of fake ones forbids."""
+    swap: Any = torch.utils.swap_tensors
+
+    @functools.wraps(swap)
+    def forget_and_swap(one: torch.Tensor, other: torch.Tensor) -> None:
+        mode.fake_tensor_converter.tensor_memo.clear()
+        swap(one, other)
+
+    torch.utils.swap_tensors = forget_and_swap
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = swap
 
 
 @contextmanager

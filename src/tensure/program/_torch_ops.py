@@ -212,6 +212,13 @@ def _slice(call: AtenCall) -> list[Op]:
     return [_bind(lookup(call.op), replace(call, given=given), (out,))]
 
 
+def _convolution_backward(call: AtenCall) -> list[Op]:
+    given = dict(call.given)
+    if not call.value("output_mask")[2]:
+        given["bias_sizes"] = None  # autograd gives [0] for a bias that is not there
+    return [_bind(lookup(call.op), replace(call, given=given), _named(call))]
+
+
 def _split(call: AtenCall) -> list[Op]:
     """Every part somebody reads as a slice."""
     dim, at, ops = call.value("dim", 0), 0, list[Op]()
@@ -314,6 +321,7 @@ _SPECIAL: Final[dict[str, Callable[[AtenCall], list[Op]]]] = {
     "max_pool2d_with_indices": _max_pool,
     "copy": _copy,
     "var": _variance,
+    "convolution_backward": _convolution_backward,
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,

@@ -74,8 +74,9 @@ def _tokens_whole(net: _Experts, mesh: DeviceMesh, router_summed: bool) -> Paral
 
     def step(x: Tensor, chosen: Tensor, target: Tensor) -> Tensor:
         entered = CopyToGroup.apply(net.norm(x), group)
-        own = (chosen * net.share(entered)).chunk(group.size(), -1)[group.rank()]
-        mixed = torch.einsum("te,eth->th", own, net.experts(entered.expand(own.shape[1], -1, -1)))
+        own, share = (item.chunk(group.size(), -1)[group.rank()] for item in (chosen, net.share(entered)))
+        x_ETH = torch.einsum("te,th->eth", own, entered)
+        mixed = torch.einsum("te,eth->th", own * share, net.experts(x_ETH))
         loss = (x + ReduceFromGroup.apply(mixed, group) - target).pow(2).mean()
         loss.backward()
         if router_summed:

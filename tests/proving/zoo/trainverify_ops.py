@@ -206,6 +206,12 @@ def _forked(net: Llama, mesh: DeviceMesh, order: tuple[int, int, int]) -> Parall
 # --- 11: a fused op of two values --------------------------------------------------------------------
 
 
+def _rotated_back(d_x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The transpose of `rotate`, whatever the tables hold: rotating by -sin would need equal halves."""
+    first, second = (d_x * sin).chunk(2, dim=-1)
+    return d_x * cos + torch.cat((second, -first), dim=-1)
+
+
 class _FusedRotate(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -218,7 +224,7 @@ class _FusedRotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        d_q, d_k = rotate(d_q, cos, -sin), rotate(d_k, cos, -sin)
+        d_q, d_k = _rotated_back(d_q, cos, sin), _rotated_back(d_k, cos, sin)
         return (d_k, d_q, None, None, None) if ctx.swapped else (d_q, d_k, None, None, None)
 
 
