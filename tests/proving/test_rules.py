@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -35,6 +35,8 @@ class Case:
     shapes: tuple[tuple[int, ...] | None, ...]
     parts: tuple[Region | None, ...]
     dtype: str = "f64"
+    classes: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Operands that are indices, and below what."""
 
 
 def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None:
@@ -43,7 +45,7 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
     wholes: list[Any] = [_drawn(rng, shape, case, at) for at, shape in enumerate(case.shapes)]
     parts = [_taken(array, part) for array, part in zip(wholes, case.parts, strict=True)]
     try:
-        want = evaluate_op(case.op, wholes, dict(case.theirs))
+        every = evaluate_op(case.op, wholes, dict(case.theirs))
         have = evaluate_op(case.op, parts, dict(case.mine))
     except TensureError:
         return None
@@ -52,12 +54,11 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
         bind_op(definition, [_typed(array) for array in arrays], dict(attrs))
         for arrays, attrs in ((parts, case.mine), (wholes, case.theirs))
     ]
-    answer = derive(case.op, *given, case.shapes, case.parts, [array.shape for array in want])
+    answer = derive(case.op, *given, case.shapes, case.parts, [array.shape for array in every])
     if answer is None:
         return None
     for out, (found, array) in enumerate(zip(answer, have, strict=True)):
-        if found.share is not None:
-            want = _addend(case, wholes, found.share)
+        want = _addend(case, wholes, found.shares) if found.shares else every
         if any(
             hi > size for index, size in zip(found.region, want[out].shape, strict=True) for _, hi in index
         ):
@@ -71,8 +72,12 @@ def holds(case: Case, derive: Callable[..., Any] = _rules.derive) -> bool | None
 def checker_holds(case: Case) -> bool:
     """Where the prover's rule answers, the checker's agrees, and refuses the region next to it."""
     definition = lookup(case.op)
-    types = [None if s is None else TensorType(s, case.dtype) for s in case.shapes]
-    held = [None if p is None else TensorType(tuple(map(length, p)), case.dtype) for p in case.parts]
+    dtypes = ["i64" if at in case.classes else case.dtype for at in range(len(case.shapes))]
+    types = [None if s is None else TensorType(s, d) for s, d in zip(case.shapes, dtypes, strict=True)]
+    held = [
+        None if p is None else TensorType(tuple(map(length, p)), d)
+        for p, d in zip(case.parts, dtypes, strict=True)
+    ]
     try:
         outs = infer_op(case.op, types, dict(case.theirs))
         infer_op(case.op, held, dict(case.mine))
@@ -84,62 +89,89 @@ def checker_holds(case: Case) -> bool:
     mine, theirs = given
     answer = _rules.derive(case.op, mine, theirs, case.shapes, case.parts, [found.shape for found in outs])
     parts = [None if p is None else tuple(tuple(members(index)) for index in p) for p in case.parts]
-    if answer is None or len(answer) != 1:
-        return True
-    (found,) = answer
-    share = None if found.share is None else (found.share.letter, tuple(members(found.share.index)))
+    return answer is None or all(
+        _checker_agrees(case, parts, outs[at].shape, found, at) for at, found in enumerate(answer)
+    )
+
+
+def _checker_agrees(case: Case, parts: Any, shape: tuple[int, ...], found: Any, at: int) -> bool:
+    shares = {share.letter: tuple(members(share.index)) for share in found.shares}
     region = tuple(tuple(members(index)) for index in found.region)
-    shape = outs[0].shape
 
     def follows(reg: Any, addend: Any) -> Any:
         attrs = dict(case.mine), dict(case.theirs)
-        return _check_ops.follows(_check_ops.Piece(case.op, *attrs, case.shapes, parts, shape, reg, addend))
+        return _check_ops.follows(
+            _check_ops.Piece(case.op, *attrs, case.shapes, parts, shape, reg, addend, at)
+        )
 
     shifted = [
         (*region[:dim], tuple(i + by for i in region[dim]), *region[dim + 1 :])
         for dim, by in itertools.product(range(len(region)), (-1, 1))
-        if region[dim] and min(region[dim]) + by >= 0 and max(region[dim]) + by < shape[dim]
+        if region[dim]
+        and min(region[dim]) + by >= 0
+        and max(region[dim]) + by < shape[dim]
+        and not (case.op == "expand" and case.shapes[0] is not None and case.shapes[0][dim] == 1)
     ]
-    agrees = follows(region, share) == found.coef
-    return agrees and all(follows(reg, share) is None for reg in shifted)
+    other = [{**shares, letter: index[1:]} for letter, index in shares.items()]
+    other += [{key: index for key, index in shares.items() if key != letter} for letter in shares]
+    agrees = follows(region, shares) == found.coef
+    return (
+        agrees
+        and all(follows(reg, shares) is None for reg in shifted)
+        and all(follows(region, addend) is None for addend in other)
+    )
 
 
 def _drawn(rng: Any, shape: tuple[int, ...] | None, case: Case, at: int) -> Any:
     if shape is None:
         return None
+    if at in case.classes:
+        return rng.integers(0, case.classes[at], shape)
     if case.op == "embedding" and at == 1:
         return rng.integers(0, 3, shape)
     if case.dtype == "f64":
-        return rng.standard_normal(shape)
+        return np.asarray(rng.standard_normal(shape))
     return rng.integers(-90, 90, shape).astype({"i8": np.int8, "i32": np.int32}[case.dtype])
 
 
 def _taken(array: Any, part: Region | None) -> Any:
-    return None if array is None or part is None else array[np.ix_(*(members(index) for index in part))]
+    if array is None or part is None:
+        return None
+    return np.asarray(array[np.ix_(*(members(index) for index in part))])
 
 
 def _typed(array: Any) -> Any:
-    return None if array is None else TensorType(array.shape, {"f": "f64", "i": "i8"}[array.dtype.kind])
+    return None if array is None else TensorType(array.shape, _dtype(array))
 
 
-def _addend(case: Case, wholes: Sequence[Any], share: Any) -> list[Array]:
-    """The logical op with everything outside the slice of the contracted letter zeroed in one operand."""
+def _dtype(array: Array) -> str:
+    return {np.dtype(np.int64): "i64", np.dtype(np.float64): "f64"}.get(array.dtype, "i8")
+
+
+def _addend(case: Case, wholes: Sequence[Any], shares: Sequence[Any]) -> list[Array]:
+    """The logical op with everything outside the slices of contracted letters zeroed in one operand."""
     from tensure.proving._contraction import TERMS, terms_of
 
-    if case.op in TERMS:
-        ranks = [array.ndim for array in wholes if array is not None]
-        found = terms_of(case.op, dict(case.theirs), ranks)
-        assert found is not None
-        at = next(i for i, term in enumerate(found[0]) if share.letter in term)
-        dim = found[0][at].index(share.letter)
-    else:
-        at, dim = 0, 1 if share.letter == "c" else int(share.letter[3:])
-    masked = np.zeros_like(wholes[at])
-    spot = (slice(None),) * dim + (members(share.index),)
-    masked[spot] = wholes[at][spot]
-    return evaluate_op(
-        case.op, [masked if i == at else array for i, array in enumerate(wholes)], dict(case.theirs)
-    )
+    operands = list(wholes)
+    if case.op == "nll_loss_forward":  # a sample's own weight counts as well: take the samples themselves
+        rows = members(shares[0].index)
+        return evaluate_op(case.op, [wholes[0][rows], wholes[1][rows], None], dict(case.theirs))
+    for share in shares:
+        if case.op in TERMS:
+            ranks = [array.ndim for array in wholes if array is not None]
+            found = terms_of(case.op, dict(case.theirs), ranks)
+            assert found is not None
+            at = next(i for i, term in enumerate(found[0]) if share.letter in term)
+            dim = found[0][at].index(share.letter)
+        else:
+            at, dim = 0, {"c": 1, "n": 0}.get(share.letter, -1)
+            dim = int(share.letter.lstrip("dim")) if dim < 0 else dim
+        for which in (0, 1) if case.op == "mse_loss" else (at,):
+            masked = np.zeros_like(operands[which])
+            spot = (slice(None),) * dim + (members(share.index),)
+            masked[spot] = operands[which][spot]
+            operands[which] = masked
+    return evaluate_op(case.op, operands, dict(case.theirs))
 
 
 # --- cases -------------------------------------------------------------------------------------------
@@ -371,7 +403,7 @@ def test_planted_halo_off_by_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 def test_planted_reduction_over_a_cut_dim_is_caught() -> None:
     def careless(*args: Any) -> Any:
         answer = _rules.derive(*args)
-        return answer and [replace(item, share=None, coef=Fraction(1)) for item in answer]
+        return answer and [replace(item, shares=(), coef=Fraction(1)) for item in answer]
 
     assert caught("reductions", careless)
     assert caught("contractions", careless)

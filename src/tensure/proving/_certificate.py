@@ -40,10 +40,14 @@ MAX_DIGITS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """One invocation, to be written: rows that define values, and rows of (rank, local, terms)."""
+    """One invocation, to be written: rows that define values, and rows of (rank, local, terms).
+
+    `targets`: it is proved of data where no class of a mean loss is the one to be ignored.
+    """
 
     entry: str
     params: Mapping[str, int]
+    targets: bool
     values: Sequence[Json]
     locals: Sequence[Json]
 
@@ -70,6 +74,7 @@ class Invocation:
 
     entry: str
     params: Mapping[str, int]
+    targets: bool
     values: Sequence[Defined]
     locals: Mapping[tuple[str, str], tuple[Term, ...]]
 
@@ -80,6 +85,7 @@ def write_certificate(program: str, plan: str, invocations: Sequence[Covered]) -
         {
             "entry": item.entry,
             "params": dict(item.params),
+            "targets": item.targets,
             "values": list(item.values),
             "locals": list(item.locals),
         }
@@ -108,7 +114,9 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
 
 def _invocation(row: Json, budget: list[int]) -> Invocation:
     part = expect_object(row, "invocation")
-    expect_keys(part, "invocation", ("entry", "params", "values", "locals"))
+    expect_keys(part, "invocation", ("entry", "params", "targets", "values", "locals"))
+    if not isinstance(part["targets"], bool):
+        raise FormatError("targets", wanted="true or false")
     values = [_defined(item, budget) for item in expect_list(part["values"], "values", max_items=MAX_VALUES)]
     params = {
         key: expect_int(value, "params", least=-(1 << 62))
@@ -121,7 +129,7 @@ def _invocation(row: Json, budget: list[int]) -> Invocation:
         if key in found:
             raise FormatError(f"{key[0]}: {key[1]} stands twice")
         found[key] = tuple(_term(term, budget) for term in expect_list(terms, "terms", max_items=1 << 12))
-    return Invocation(expect_str(part["entry"], "entry"), params, values, found)
+    return Invocation(expect_str(part["entry"], "entry"), params, part["targets"], values, found)
 
 
 def _defined(row: Json, budget: list[int]) -> Defined:

@@ -34,7 +34,8 @@ ELEMENTWISE: Final = frozenset(
 )
 REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all".split())
 ROWS: Final = frozenset(
-    "softmax log_softmax _softmax _log_softmax cumsum _softmax_backward_data _log_softmax_backward_data".split()
+    "softmax log_softmax _softmax _log_softmax cumsum _softmax_backward_data "
+    "_log_softmax_backward_data".split()
 )
 PRODUCTS: Final = {
     "mm": "mk,kn->mn",
@@ -53,10 +54,10 @@ OF_FIRST: Final = frozenset(
     "_softmax_backward_data _log_softmax_backward_data".split()
 )
 OTHER_DTYPE: Final = frozenset(
-    "bitwise_and bitwise_not bitwise_or eq ge gt isnan le lt ne logical_and logical_not logical_or logical_xor "
-    "_to_copy requantize integer_add".split()
+    "bitwise_and bitwise_not bitwise_or eq ge gt isnan le lt ne logical_and logical_not logical_or "
+    "logical_xor _to_copy requantize integer_add".split()
 )
-KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset(["sum", "mean", "amax", "amin"])
+KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset("sum mean amax amin".split())
 MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "view": lambda x, a: x[0].reshape(a["size"]),
     "reshape": lambda x, a: x[0].reshape(a["shape"]),
@@ -72,7 +73,7 @@ MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "flatten": lambda x, a: x[0].reshape(_flat(x[0].shape, a)),
     "squeeze": lambda x, a: x[0].squeeze(tuple(d for d in a["dim"] if x[0].shape[d] == 1)),
     "flip": lambda x, a: np.flip(x[0], a["dims"]),
-    "repeat": lambda x, a: np.tile(x[0], a["repeats"]),
+    "repeat": lambda x, a: _tiled(x[0], a["repeats"]),
 }
 DEFAULTS: Final[dict[str, Any]] = {
     "alpha": 1,
@@ -168,7 +169,7 @@ def repeats(
                 made.add(dim)
     elif not any(free for _, free in tensors):
         return frozenset()
-    elif op in ELEMENTWISE:
+    elif op in ELEMENTWISE and op != "requantize":  # whose factors may go along a dim
         for dim, n in enumerate(out):
             own = [(shape, free, dim - len(out) + len(shape)) for shape, free in tensors]
             if all(d < 0 or d in free or (shape[d] == 1 and n != 1) for shape, free, d in own):
@@ -327,13 +328,13 @@ def _reduction_fits(p: Piece) -> Fraction | None:
     for dim in dims:
         held, n = part[dim], size[dim]
         if isinstance(held, range):
-            if p.op not in ("sum", "mean", "amax", "amin") or not n:
+            if p.op not in ("sum", "mean", "amax", "amin") or not n or not held:
                 return None
             coef *= Fraction(len(held), n) if p.op == "sum" else 1
             continue
         cut = shares.pop(f"dim{dim}", None)
         if cut is None:
-            if held != tuple(range(n)):
+            if (sorted(held) if p.op in ("sum", "mean") else list(held)) != list(range(n)):
                 return None
         elif p.op not in ("sum", "mean") or not held or sorted(held) != sorted(cut):
             return None
@@ -418,7 +419,7 @@ def _window_fits(p: Piece) -> bool:
     )
     groups, mine = p.theirs.get("groups", 1), p.mine.get("groups", 1)
     if groups == 1:
-        whole = not p.shares and x[1] == tuple(range(full[1]))
+        whole = not p.shares and sorted(x[1]) == list(range(full[1]))
         addend = p.shares == {"c": tuple(sorted(x[1]))} and p.op == "convolution" and bias is None
         return bool(fits and mine == 1 and x[1] == weight[1] and (whole or addend))
     inside, made = full[1] // groups, p.out[1] // groups
@@ -437,6 +438,12 @@ def _window_fits(p: Piece) -> bool:
 def _flat(shape: Shape, attrs: dict[str, Any]) -> Shape:
     start, end = attrs.get("start_dim", 0) % max(len(shape), 1), attrs.get("end_dim", -1) % max(len(shape), 1)
     return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+
+
+def _tiled(array: Any, repeats: Sequence[int]) -> Any:
+    if array.size * math.prod(repeats) > MAX_MOVED:
+        raise ValueError("a repetition too large")
+    return np.tile(array, repeats)
 
 
 def _filled(size: Sequence[int], shape: Shape) -> Shape:

@@ -1,4 +1,4 @@
-"""What the checker's op rules are asked about: a local op beside the logical op it is claimed to be a piece of."""
+"""What the checker's op rules are asked about: a local op beside the logical one it may be a piece of."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Shape: TypeAlias = tuple[int, ...]
 class Piece:
     """A local op beside the logical op it is claimed to be a piece of.
 
-    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `reg` the region of
-    the logical result `at` (of shape `out`) it is to make, `shares` the slices of contracted letters of which.
+    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `reg` the region
+    of the logical result `at` (of shape `out`) it is to make, `shares` the slices of contracted letters.
     """
 
     op: str

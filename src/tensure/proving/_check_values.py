@@ -1,54 +1,49 @@
-"""The checker's logical values: classes of equal ones, sums of them, and when two sums are one.
+"""The checker's logical values: how an op makes them, and what is no value of its own.
 
-A class is how a value is made: op, attributes and operands, each a part of another class times a factor.
-Factors of operands in which an op is linear stand before the class; a sum is known by its direction. An
-addend is a class made from slices of what is summed, down a path of linear ops; whether addends make a
-whole is decided index by index of what was sliced. Written apart from the prover.
+Factors of operands in which an op is linear stand before a class; a sum is known by its direction. Views
+say their whole shape, and a view of a view is one of what was viewed. Written apart from the prover.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final
+
+import numpy as np
 
 from tensure.program import Op, Program, expand, leaves
 
 from ._check_linear import every, signs, single, value
-from ._check_ops import FLOATS, MOVES, Reg, Shape, clean, dtype_of, extent, repeats, shapes_of
+from ._check_ops import FLOATS, MAX_MOVED, MOVES, clean, dtype_of, repeats, shapes_of
+from ._check_piece import Reg, Shape, whole
+from ._check_sums import (
+    ONE,
+    CheckSums,
+    Def,
+    Rel,
+    Term,
+    but,
+    is_part,
+    is_rel,
+    need,
+    size,
+    sliced,
+    spread,
+    times,
+)
 
-Limit: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[int, Any], ...]] | None"
-"""(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
-Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
-Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
-ONE: Final = Fraction(1)
-MAX_LEAD: Final = 64
-
-
-class Refused(Exception):
-    """A claim that does not follow; never leaves the checker."""
-
-
-@dataclass(frozen=True, slots=True)
-class Def:
-    """How a class of equal logical values is made; operands are (class, region, factor), numbers or None."""
-
-    op: str
-    attrs: dict[str, Any]
-    operands: tuple[Any, ...]
-    out: int
-    shape: Shape
-    dtype: str
-    form: Mapping[int, Fraction] | None = None
-    free: frozenset[int] = frozenset()
+MAX_DIM: Final = 1 << 24
+"""Indices of one dim of a value; they are held one by one."""
 
 
-class CheckValues:
+class CheckValues(CheckSums):
     """The Program's values, and those a certificate defines besides."""
 
-    def __init__(self, program: Program, entry: str, env: Mapping[str, int]) -> None:
-        self.defs: list[Def] = []
+    def __init__(self, program: Program, entry: str, env: Mapping[str, int], targets: bool) -> None:
+        self.targets = targets
+        super().__init__()
         self.names: dict[str, Rel] = {}
         self._keys: dict[Any, int] = {}
         self._program, self._entry, self._env = program, entry, env
@@ -71,30 +66,85 @@ class CheckValues:
 
     def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
         """What an op makes of whole parts of values: relations, numbers and None."""
-        attrs = clean(dict(step.attrs))
-        rel = self.passed(step.op, attrs, operands)
+        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        rel = self.passed(op, attrs, operands)
         if rel is None:
-            rel = self.linear(step.op, attrs, operands)
+            rel = self.linear(op, attrs, operands, True)
             rel = None if rel is None else self.gathered(rel)
         if rel is not None:
             return [rel]
+        counted = self.counted(op, attrs, operands)
+        if counted is not None:
+            by, summed, args = counted
+            rels = self._made(op, summed, args)
+            return [
+                times(rels[0] or (), 1 / by),
+                *([self.filled(float(by), (), "f32")] if len(rels) > 1 else []),
+            ]
+        return self._made(op, attrs, operands, len(step.outs))
+
+    def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
+        """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
+        if op not in ("view", "reshape", "flatten") or not operands or not is_rel(operands[0]):
+            return op, attrs, operands
+        (shape,) = shapes_of(op, attrs, [size(operands[0][0][2])]) or ((),)
+        rel = operands[0]
+        while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
+            rel = (back,)
+        return "view", {"size": shape}, [rel]
+
+    def _unviewed(self, term: Term) -> Term | None:
+        """A part of a view as a part of what was viewed, where it is one."""
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        if item.op != "view" or math.prod(item.shape) > MAX_MOVED or not math.prod(size(reg)):
+            return None
+        inner, outer, by = item.operands[0]
+        flat = np.arange(math.prod(item.shape)).reshape(item.shape)[np.ix_(*reg)].ravel()
+        numbers = np.arange(math.prod(item.shape)).reshape(size(outer))
+        spots = [tuple(dict.fromkeys(at.tolist())) for at in np.unravel_index(flat, numbers.shape)]
+        if not np.array_equal(numbers[np.ix_(*spots)].ravel(), flat):
+            return None
+        part = tuple(tuple(index[i] for i in at) for index, at in zip(outer, spots, strict=True))
+        left = None if limit is None else dict(limit[1]).get(0)
+        return coef * by, inner, self.spelled(inner, part), left
+
+    def counted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """A mean loss of which every sample counts: its count, and attributes and operands of its sum."""
+        if not self.targets or op not in ("nll_loss_forward", "nll_loss_backward") or attrs["reduction"] != 1:
+            return None
+        at = 1 if op == "nll_loss_forward" else 2
+        target = operands[at]
+        if operands[at + 1] is not None or target is None or len(target[0][2]) != 1 or not target[0][2][0]:
+            return None
+        summed = {**attrs, "reduction": 2}
+        if op == "nll_loss_forward":
+            return Fraction(len(target[0][2][0])), summed, operands
+        by = self._number(operands[4]) if is_rel(operands[4]) else None
+        if not by:
+            return None
+        dtype = self.defs[operands[4][0][1]].dtype
+        return by, summed, [*operands[:4], self.filled(1.0, (), dtype)]
+
+    def _made(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], results: int = 0) -> list[Rel]:
         for item in operands:
-            need(not is_rel(item) or len(item) == 1, f"{step.op} of a sum that is no value")
-            need(not is_rel(item) or item[0][3] is None, f"a value made of an addend by {step.op}")
-        coef, parts = self._parted(step.op, attrs, operands)
+            need(not is_rel(item) or len(item) == 1, f"{op} of a sum that is no value")
+            need(not is_rel(item) or item[0][3] is None, f"a value made of an addend by {op}")
+        coef, parts = self._parted(op, attrs, operands)
         shapes = [size(part[1]) if is_part(part) else None for part in parts]
-        outs = shapes_of(step.op, attrs, shapes)
-        need(outs is not None, f"the checker has no rule for {step.op}")
+        outs = shapes_of(op, attrs, shapes)
+        need(outs is not None, f"the checker has no rule for {op}")
         found = outs or ()
-        need(not step.outs or len(step.outs) == len(found), f"{step.op} has {len(found)} results")
+        need(not results or results == len(found), f"{op} has {len(found)} results")
         dtypes = [self.defs[part[0]].dtype if is_part(part) else None for part in parts]
         made: list[Rel] = []
         for out, shape in enumerate(found):
+            need(max(shape, default=0) <= MAX_DIM, f"{op} makes a dim of {max(shape, default=0)}")
             frees = [self.defs[part[0]].free if is_part(part) else frozenset[int]() for part in parts]
-            free = repeats(step.op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
-            told = {"rank": len(shape)} if step.op == "expand" else attrs
-            key = (step.op, repr(sorted(told.items())), parts, out)
-            item = Def(step.op, attrs, parts, out, shape, dtype_of(step.op, attrs, dtypes), None, free)
+            free = repeats(op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
+            told = {"rank": len(shape)} if op == "expand" else attrs
+            key = (op, repr(sorted(told.items())), parts, out)
+            item = Def(op, attrs, parts, out, shape, dtype_of(op, attrs, dtypes), None, free)
             node = self._put(item, key)
             made.append(((coef, node, self.spelled(node, whole(shape)), None),))
         return made
@@ -108,16 +158,12 @@ class CheckValues:
             return self.filled(number, tuple(attrs["size"]), dtype or kind)
         if not rels or len(rels) < len([item for item in operands if item is not None]):
             return None
-        if (
-            op == "_to_copy"
-            and rels
-            and {self.defs[n].dtype for _, n, _, _ in rels[0]} == {attrs.get("dtype")}
-        ):
-            return rels[0]
-        if op in ("view", "reshape", "expand"):
-            here = size(rels[0][0][2])
-            if tuple(attrs["shape" if op == "reshape" else "size"]) == here:
-                return rels[0]
+        if op == "_to_copy" and {self.defs[n].dtype for _, n, _, _ in rels[0]} == {attrs.get("dtype")}:
+            return _same(rels[0])
+        if op in ("view", "expand") and tuple(attrs["size"]) == size(rels[0][0][2]):
+            return _same(rels[0])
+        if op == "view" and len(rels[0]) == 1 and (back := self._viewed(rels[0][0], tuple(attrs["size"]))):
+            return back
         if op in ("copy", "slice"):
             moved = [(c, n, r if op == "copy" else sliced(attrs, r), lim) for c, n, r, lim in rels[0]]
             return self.tidy(tuple(moved))
@@ -131,23 +177,40 @@ class CheckValues:
             return ((coef * first[0], node, reg, None),)
         return None
 
+    def _viewed(self, term: Term, shape: Shape) -> Rel:
+        """A view of parts joined outermost, where it is the same parts joined along a dim further in."""
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        through = {} if limit is None else dict(limit[1])
+        if item.op != "cat" or not self.is_whole(node, reg) or len(shape) != len(item.shape):
+            return None
+        at = item.attrs.get("dim", 0) % len(shape)
+        inner_dim = next((d for d, n in enumerate(shape) if n != 1), 0)
+        rels: list[Rel] = []
+        for place, (part_node, outer, by) in enumerate(item.operands):
+            if but(size(outer), inner_dim) != but(shape, inner_dim) or set(item.shape[:at]) - {1}:
+                return None
+            rels.append(((coef * by, part_node, outer, through.get(place)),))
+        return self.joined(rels, inner_dim)
+
     def filled(self, number: Any, shape: Shape, dtype: str) -> Rel:
         """One number in every element: for floats a multiple of ones."""
         factor = value(number) if dtype in FLOATS else None
         if factor is not None:
             number = 1.0 if factor else 0.0
+        need(max(shape, default=0) <= MAX_DIM, f"a dim of {max(shape, default=0)}")
         key = ("full", len(shape), dtype, type(number).__name__, repr(number))
         every_dim = frozenset(range(len(shape)))
         item = Def("full", {"fill_value": number}, (), 0, (1,) * len(shape), dtype, None, every_dim)
         return ((factor or ONE, self._put(item, key), whole(shape), None),)
 
-    def linear(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
-        """A sum, difference, multiple, or product with a bias, of floats, term by term; None where it is none."""
+    def linear(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], own: bool) -> Rel:
+        """A sum, difference or multiple of floats, or a product with a bias, term by term; else None."""
         rels = [item for item in operands if is_rel(item)]
         if not rels:
             return None
         if op in ("addmm", "baddbmm") or (op == "linear" and len(rels) == 3):
-            return self._biased(op, attrs, operands)
+            return self._biased(op, attrs, operands) if own else None
         shapes = [size(rel[0][2]) for rel in rels]
         dtypes = {self.defs[n].dtype for rel in rels for _, n, _, _ in rel}
         if len(dtypes) != 1 or not dtypes <= FLOATS or attrs.get("rounding_mode") is not None:
@@ -156,11 +219,11 @@ class CheckValues:
         if op in ("mul", "div") and len(operands) == 2:
             for one, other in ((0, 1), (1, 0))[: 1 if op == "div" else 2]:
                 by = self._number(operands[other])
-                if is_rel(operands[one]) and by and size(operands[one][0][2]) == _spread(shapes):
-                    return _times(operands[one], 1 / by if op == "div" else by)
+                if is_rel(operands[one]) and by and size(operands[one][0][2]) == spread(shapes):
+                    return times(operands[one], 1 / by if op == "div" else by)
             return None
         coefs = signs(op, attrs, len(operands))
-        shape = _spread(shapes)
+        shape = spread(shapes)
         if coefs is None or shape is None:
             return None
         flat: list[Term] = []
@@ -168,9 +231,28 @@ class CheckValues:
             wide = self._widened(item, shape, dtype)
             if wide is None:
                 return None
-            flat.extend(_times(wide, by))
+            flat.extend(times(wide, by))
         kept = [term for term in flat if not self._zero(term[1])]
         return tuple(kept or flat)
+
+    def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
+        """What of a claim is left for the product when the bias is taken off: (op, operands, terms)."""
+        if op not in ("addmm", "baddbmm") and (op != "linear" or len(operands) < 3 or operands[2] is None):
+            return None
+        order = (0, 1, 2) if op == "linear" else (1, 2, 0)
+        one, other, bias = (operands[at] for at in order)
+        alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
+        if not alpha or not beta or not is_rel(bias):
+            return None
+        wide = self._widened(bias, size(claim[0][2]), self.defs[bias[0][1]].dtype)
+        if wide is None or self.defs[bias[0][1]].dtype not in FLOATS:
+            return None
+        sums: dict[Any, Fraction] = {}
+        for coef, *key in (*self.opened(claim), *times(self.opened(wide), -beta)):
+            sums[tuple(key)] = sums.get(tuple(key), Fraction(0)) + coef
+        left = tuple((coef / alpha, *key) for key, coef in sums.items() if coef)
+        kind = {"addmm": "mm", "baddbmm": "bmm", "linear": "linear"}[op]
+        return kind, [one, other, None] if op == "linear" else [one, other], left
 
     def _biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
         order = (0, 1, 2) if op == "linear" else (1, 2, 0)
@@ -184,7 +266,7 @@ class CheckValues:
         if product is None or self.defs[product[0][1]].dtype not in FLOATS:
             return None
         wide = self._widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
-        return None if wide is None else (*_times(wide, beta), *_times(product, alpha))
+        return None if wide is None else (*times(wide, beta), *times(product, alpha))
 
     def _widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
         if not is_rel(item):
@@ -221,7 +303,8 @@ class CheckValues:
         known = self.defs[node]
         if len(item) != 1 or limit is not None or known.op != "full" or known.dtype not in FLOATS:
             return None
-        return coef * Fraction(known.attrs["fill_value"])
+        found: Fraction = coef * Fraction(known.attrs["fill_value"])
+        return found
 
     def _zero(self, node: int) -> bool:
         item = self.defs[node]
@@ -262,11 +345,11 @@ class CheckValues:
             ((node, coef),) = form.items()
             return ((coef, node, self.spelled(node, reg), None),)
         lead = form[min(form)]
-        key = ("sum", tuple(sorted((node, coef / lead) for node, coef in form.items())))
+        known = ("+", tuple(sorted((node, coef / lead) for node, coef in form.items())))
         shape = size(reg)
         free = frozenset.intersection(*(self.defs[node].free for node in form))
         dtype = self.defs[min(form)].dtype
-        node = self._put(Def("sum", {}, (), 0, shape, dtype, form, free), key)
+        node = self._put(Def("+", {}, (), 0, shape, dtype, form, free), known)
         by = lead / (self.defs[node].form or form)[min(form)]
         return ((by, node, self.spelled(node, reg), None),)
 
@@ -287,212 +370,6 @@ class CheckValues:
             self.defs.append(item)
         return self._keys[key]
 
-    # regions -----------------------------------------------------------------------------------------
 
-    def spelled(self, node: int, reg: Reg) -> Reg:
-        """Where a value only repeats, a region says no more than how many."""
-        free = self.defs[node].free
-        return tuple(tuple(range(len(at))) if dim in free else at for dim, at in enumerate(reg))
-
-    def is_whole(self, node: int, reg: Reg) -> bool:
-        """All of a value, but for dims along which it only repeats."""
-        item = self.defs[node]
-        return all(d in item.free or reg[d] == tuple(range(n)) for d, n in enumerate(item.shape))
-
-    def tidy(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Parts of joined values as parts of what was joined."""
-        return tuple(self._tidied(term) for term in rel)
-
-    def _tidied(self, term: Term) -> Term:
-        coef, node, reg, limit = term
-        item = self.defs[node]
-        if item.op != "cat":
-            return (coef, node, self.spelled(node, reg), limit)
-        dim, start = item.attrs.get("dim", 0) % len(reg), 0
-        for at, (inner, outer, by) in enumerate(item.operands):
-            stop = start + len(outer[dim])
-            if reg[dim] and start <= min(reg[dim]) and max(reg[dim]) < stop:
-                places = (*reg[:dim], tuple(i - start for i in reg[dim]), *reg[dim + 1 :])
-                part = tuple(
-                    tuple(index[i] for i in spots) for index, spots in zip(outer, places, strict=True)
-                )
-                left = None if limit is None else dict(limit[1]).get(at)
-                return self._tidied((coef * by, inner, part, left))
-            start = stop
-        return term
-
-    def joined(self, rels: Sequence[Any], dim: int) -> Rel:
-        """Parts of one value one after another; None when they are of several."""
-        if not rels or any(rel is None for rel in rels):
-            return None
-        rels = [rel for rel in rels if rel[0][2][dim]] or rels[:1]
-        made: list[Term] = []
-        for column in zip(*rels, strict=False):
-            coef, node, reg, limit = column[0]
-            if len({len(rel) for rel in rels}) != 1 or any(
-                (c, n, _but(r, dim), lim) != (coef, node, _but(reg, dim), limit) for c, n, r, lim in column
-            ):
-                return None
-            run = tuple(i for term in column for i in term[2][dim])
-            made.append((coef, node, self.spelled(node, (*reg[:dim], run, *reg[dim + 1 :])), limit))
-        return tuple(made)
-
-    # when two sums are one ------------------------------------------------------------------------------
-
-    def equal(self, one: Rel, other: Rel) -> bool:
-        """Are two relations the same: is their difference nothing, index by index of what was sliced?"""
-        if one is None or other is None:
-            return False
-        if one == other:
-            return True
-        groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
-        for coef, node, reg, limit in (*self.opened(one), *_times(self.opened(other), -ONE)):
-            groups.setdefault((node, reg), []).append((coef, limit))
-        return all(self._nothing(node, items) for (node, _), items in groups.items())
-
-    def opened(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Every value that is itself a sum as its parts."""
-        made: list[Term] = []
-        for coef, node, reg, limit in rel:
-            form = self.defs[node].form
-            if form is None:
-                made.append((coef, node, self.spelled(node, reg), limit))
-                continue
-            through = None if limit is None else dict(limit[1])
-            for part, by in form.items():
-                inner = None if through is None else through[part]
-                made.append((coef * by, part, self.spelled(part, reg), inner))
-        return tuple(made)
-
-    def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
-        """Do addends (and wholes, and multiples) of one value add up to zero?"""
-        letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
-        if letters:
-            letter = min(letters)
-            held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
-            seen: set[tuple[bool, ...]] = set()
-            for at in range(self.extent(node, letter)):
-                there = tuple(index is None or at in index for _, _, index in held)
-                if there not in seen:
-                    seen.add(there)
-                    left = [
-                        (c, _without(lim, letter)) for (c, lim, _), so in zip(held, there, strict=True) if so
-                    ]
-                    if not self._nothing(node, left):
-                        return False
-            return True
-        keys = {key for _, limit in items if limit for key, _ in limit[1]}
-        if not keys:
-            return sum(coef for coef, _ in items) == 0
-        item = self.defs[node]
-        if len(keys) > 1 and item.form is None and keys != set(every(item.op, item.operands)):
-            return False
-        for key in keys:
-            inner = [(coef, None if limit is None else dict(limit[1])[key]) for coef, limit in items]
-            if not self._nothing(key if item.form is not None else item.operands[key][0], inner):
-                return False
-        return True
-
-    def extent(self, node: int, letter: str) -> int:
-        """The size of a contracted letter of a value's op."""
-        item = self.defs[node]
-        shapes = [size(part[1]) if is_part(part) else None for part in item.operands]
-        found = extent(item.op, item.attrs, shapes, letter)
-        return found if found is not None else refuse(f"no addend over {letter[:40]!r} there")
-
-    def sound(self, node: int, limit: Any) -> bool:
-        """Is a limit one of this value: slices of its letters, and through operands it is linear in?"""
-        if limit is None:
-            return True
-        item = self.defs[node]
-        shares, through = limit
-        keys = tuple(key for key, _ in through)
-        for letter, index in shares:
-            if len(set(index)) != len(index) or max(index, default=-1) >= self.extent(node, letter):
-                return False
-        if item.form is not None:
-            return (
-                not shares and set(keys) == set(item.form) and all(self.sound(k, lim) for k, lim in through)
-            )
-        if item.dtype not in FLOATS and keys:
-            return False
-        if not all(0 <= key < len(item.operands) and is_part(item.operands[key]) for key in keys):
-            return False
-        linear = not keys or keys == every(item.op, item.operands)
-        linear = linear or (len(keys) == 1 and single(item.op, item.attrs, item.operands, keys[0]))
-        return linear and all(
-            self.defs[item.operands[key][0]].dtype in FLOATS and self.sound(item.operands[key][0], lim)
-            for key, lim in through
-        )
-
-
-# --- small things ---------------------------------------------------------------------------------------
-
-
-def is_rel(item: Any) -> bool:
-    """A relation, and not a number or None."""
-    return isinstance(item, tuple) and bool(item) and item[0] != "number"
-
-
-def is_part(item: Any) -> bool:
-    """A (class, region, factor) operand."""
-    return isinstance(item, tuple) and item[0] != "number"
-
-
-def whole(shape: Shape) -> Reg:
-    """All of a tensor."""
-    return tuple(tuple(range(n)) for n in shape)
-
-
-def size(reg: Reg) -> Shape:
-    """The shape of a part."""
-    return tuple(map(len, reg))
-
-
-def sliced(attrs: Mapping[str, Any], reg: Reg) -> Reg:
-    """A slice of a part."""
-    dim = attrs.get("dim", 0) % len(reg)
-    part = slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))
-    return (*reg[:dim], reg[dim][part], *reg[dim + 1 :])
-
-
-def need(so: bool, why: str) -> None:
-    """Refuse unless."""
-    if not so:
-        refuse(why)
-
-
-def refuse(why: str) -> NoReturn:
-    """Refuse."""
-    raise Refused(why)
-
-
-def _times(rel: Any, by: Fraction) -> tuple[Term, ...]:
-    return tuple((coef * by, *rest) for coef, *rest in rel)
-
-
-def _but(reg: Reg, dim: int) -> Reg:
-    return (*reg[:dim], *reg[dim + 1 :])
-
-
-def _spread(shapes: Sequence[Shape]) -> Shape | None:
-    """The shape operands broadcast to; None when they do not."""
-    rank = max(map(len, shapes))
-    found: list[int] = []
-    for back in range(rank, 0, -1):
-        sizes = {shape[-back] for shape in shapes if len(shape) >= back} - {1}
-        if len(sizes) > 1:
-            return None
-        found.append(sizes.pop() if sizes else 1)
-    return tuple(found)
-
-
-def _slice(limit: Limit, letter: str) -> frozenset[int] | None:
-    return None if limit is None or letter not in dict(limit[0]) else frozenset(dict(limit[0])[letter])
-
-
-def _without(limit: Limit, letter: str) -> Limit:
-    if limit is None:
-        return None
-    left = tuple(item for item in limit[0] if item[0] != letter)
-    return (left, limit[1]) if left or limit[1] else None
+def _same(rel: Any) -> Rel:
+    return tuple(rel)

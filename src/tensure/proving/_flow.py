@@ -30,8 +30,9 @@ from tensure.program import (
 from ._contraction import TERMS, terms_of
 from ._index import Region, covers, index_of, length, select, shape_of, whole
 from ._limit import Share, limited, share_of
-from ._logical import Held, Logical
+from ._logical import Logical
 from ._relation import ONE, Relation, Term, describe, total
+from ._steps import Held
 from ._values import FLOATS, is_part
 
 MAX_LOCALS: Final = 1 << 20
@@ -80,9 +81,7 @@ class Flow:
     ended: bool
 
 
-def flow(
-    plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False
-) -> Flow:
+def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
 
     Args:

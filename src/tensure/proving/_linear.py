@@ -14,7 +14,7 @@ from typing import Any, Final
 FIRST: Final = frozenset({0})
 ALONE: Final[dict[str, frozenset[int]]] = {
     **dict.fromkeys(
-        "copy view reshape flatten permute transpose t unsqueeze squeeze select expand slice flip roll repeat "
+        "copy view permute transpose t unsqueeze squeeze select expand slice flip roll repeat "
         "tril triu slice_backward select_backward neg sum mean cumsum gather index index_select embedding "
         "_to_copy embedding_dense_backward sigmoid_backward tanh_backward silu_backward gelu_backward "
         "hardtanh_backward threshold_backward _softmax_backward_data _log_softmax_backward_data "

@@ -66,16 +66,14 @@ def regrouped(part: Region, shape: Shape, out: Shape) -> Region | None:
 def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
     """The shape of the whole that a view of a part, of shape `mine`, is most likely a part of.
 
-    Where dims are merged or split and one of them is cut, the outermost dim that comes of them is taken to be.
+    Where dims are merged or split and one of them is cut, the outermost of those that come of them is.
     """
     held = shape_of(part)
     if math.prod(held) != math.prod(mine) or not math.prod(mine):
         return None
     sizes = list(mine)
     for before, after in _groups(held, mine):
-        more, rest = divmod(
-            math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]])
-        )
+        more, rest = divmod(math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]]))
         if rest or (more > 1 and before[0] == before[1]) or (more > 1 and after[0] == after[1]):
             return None
         if more > 1:

@@ -19,6 +19,8 @@ from typing import Any, Final
 from tensure.bundle import Counterexample, Json, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import (
+    For,
+    Op,
     Program,
     bind_entry,
     corner_params,
@@ -47,12 +49,10 @@ ACCEPT: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """The Proof, the bytes of its certificate when values are proved, and what it is a proof of."""
+    """The Proof, and the bytes of its certificate when values are proved."""
 
     proof: Proof
     certificate: bytes | None
-    plan: Plan
-    program: Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ class _Unit:
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    targets: bool
+    """Whether it holds where no class of a mean loss is the one to be ignored."""
 
 
 def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
@@ -89,14 +91,13 @@ def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = A
     if plan.num_ranks() > MAX_RANKS:
         reason = f"{plan.num_ranks()} ranks; over {MAX_RANKS} need folding, which is not built yet"
         verdict = Verdict("unknown", "relations", reason=reason)
-        storage = Verdict("unknown", "byte tags", reason=reason)
-        return ProofResult(Proof(*digests, verdict, storage), None, plan, program)
+        return ProofResult(Proof(*digests, verdict, Verdict("unknown", "byte tags", reason=reason)), None)
     invocations, open_entries = _invocations(program)
     units = _walked(plan, program, invocations, jobs)
     storage = _storage(plan, program, units)
     values, certificate = _values(plan, program, units, open_entries, accept)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
-    return ProofResult(Proof(*digests, values, storage, named), certificate, plan, program)
+    return ProofResult(Proof(*digests, values, storage, named), certificate)
 
 
 def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
@@ -145,6 +146,11 @@ def _unit_of_text(texts: tuple[str, str], invocation: tuple[str, dict[str, int]]
 def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -> _Unit:
     env = bind_entry(program, entry, params)
     found: Flow = flow(plan, program, entry, env)
+    targets = False
+    if found.doubts and found.ended and _has_mean_loss(program):
+        counted = flow(plan, program, entry, env, targets=True)
+        if not counted.doubts:  # doubts are told without the assumption
+            found, targets = counted, True
     clashing = None
     if plan.pools and found.ended and too_large(plan) is None:
         clashing = clash(plan, program, entry, env, found.types, found.supplied)
@@ -157,7 +163,23 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        targets,
     )
+
+
+def _has_mean_loss(program: Program) -> bool:
+    bodies = [
+        *(entry.body for entry in program.entries.values()),
+        *(block.body for block in program.blocks.values()),
+    ]
+    todo = [item for body in bodies for item in body]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, For):
+            todo.extend(item.body)
+        elif isinstance(item, Op) and item.op == "nll_loss_forward":
+            return True
+    return False
 
 
 def _plain(parts: Any) -> list[Json]:
@@ -194,7 +216,7 @@ def _values(
         return Verdict("unknown", "relations", reason=reason), None
     if error:
         return Verdict("probable", "relations and field", error=error), None
-    covered = [Covered(unit.entry, unit.params, *(unit.claims or ([], []))) for unit in units]
+    covered = [Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], []))) for unit in units]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
     report = check_certificate(certificate, plan, program)
     if not report.accepted:

@@ -27,8 +27,9 @@ Shapes: TypeAlias = Sequence[Shape | None]
 
 
 ELEMENTWISE: Final = frozenset(
-    "_to_copy abs acos asin atan cosh sinh add addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp cos div eq "
-    "erf exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
+    "_to_copy abs acos add addcdiv addcmul asin atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil "
+    "clamp cos cosh div eq sinh erf "
+    "exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
     "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not logical_or "
     "logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder round rsqrt rsub "
     "sigmoid sigmoid_backward sign silu silu_backward sin softplus sqrt square sub tan tanh tanh_backward "

@@ -1,7 +1,7 @@
 """Rules for ops of training steps: moments, index tensors, gradients, masks, losses.
 
-As in `_rules.py`: parts of the logical operands forwards to a part (or addend) of every result, or None where a
-rule does not know. Knows no plan, no rank and no claim.
+As in `_rules.py`: parts of the logical operands forwards to a part (or addend) of every result, or None
+where a rule does not know. Knows no plan, no rank and no claim.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ class Values:
         key = _direction(form)
         free = [self.values[term.node].free for term in relation.terms]
         operands = tuple((node, whole_region(self.values[node].type.shape), ONE) for node in sorted(form))
-        value = Value("sum", {}, operands, 0, found, form, frozenset.intersection(*free))
-        node = self.put(value, ("sum", key))
+        value = Value("+", {}, operands, 0, found, form, frozenset.intersection(*free))
+        node = self.put(value, ("+", key))
         self._forms.setdefault(key, (node, lead))
         return Relation((Term(node, self.spelled(node, self.aligned(relation) or ())),))
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from ._index import Index, Region, Shape, whole
-from ._limit import Share
+from ._index import Index, Region, Shape, length, members, whole
+from ._limit import Share, share_of
 
 Given: TypeAlias = dict[str, Any]
 Found: TypeAlias = "tuple[Region, Share | None] | None"
@@ -108,7 +108,9 @@ def convolution(
         if x[1] != whole(shapes[0][1]):
             if bias is not None or op != "convolution":
                 return None
-            share = Share("c", shapes[0][1], x[1])
+            share = share_of("c", shapes[0][1], x[1])
+            if len(set(members(x[1]))) != length(x[1]):
+                return None
     elif not _groups_fit(local, logical, x[1], weight[0], weight[1], shapes[0][1], shapes[1]):
         return None
     return (x[0], weight[0], *spatial), share

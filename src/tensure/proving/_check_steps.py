@@ -1,0 +1,195 @@
+"""What one step makes, decided backwards: is the claimed result what the op makes of these operands?
+
+Knows relations and the checker's op rules; no rank, no plan, no order of steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Final
+
+from tensure.program import Cat, Op, Ref
+
+from ._check_linear import every, single
+from ._check_ops import FLOATS, clean
+from ._check_ops import follows as holds_as
+from ._check_piece import Piece
+from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
+from ._check_values import CheckValues
+
+MAX_LED: Final = 64
+"""Terms of a sum that a linear op is led through one by one."""
+
+
+class CheckSteps(CheckValues):
+    """Values, and steps on parts of them."""
+
+    def follows(self, step: Op, operands: list[Any], at: int, claim: tuple[Term, ...]) -> bool:
+        """Is the claim what result `at` of the step is, computed from these operands?"""
+        if any(
+            item is None and isinstance(arg, (Ref, Cat))
+            for arg, item in zip(step.args, operands, strict=True)
+        ):
+            return False
+        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        moved = self.passed(op, attrs, operands)
+        if moved is not None and self.equal(claim, moved):
+            return True
+        if at == 0:
+            flat = self.linear(op, attrs, operands, False)
+            if flat is not None and self.equal(claim, flat):
+                return True
+            rest = self.biased(op, attrs, operands, claim)
+            if rest is not None:
+                return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
+        counted = self.counted(op, attrs, operands)
+        if counted is not None:
+            by, summed, args = counted
+            if at == 1:
+                return self.equal(claim, self.filled(float(by), (), self.defs[operands[0][0][1]].dtype))
+            return self._led(op, summed, args, at, tuple((coef * by, *rest) for coef, *rest in claim))
+        return self._led(op, attrs, operands, at, claim)
+
+    def _led(
+        self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: tuple[Term, ...]
+    ) -> bool:
+        """By the rule for its op on single terms; a sum is led through term by term."""
+        many = [place for place, item in enumerate(operands) if is_rel(item) and len(item) > 1]
+        if not many:
+            return len(claim) == 1 and self._piece(op, attrs, operands, at, claim[0])
+        if len(many) > 1 or not single(op, attrs, operands, many[0]):
+            return False
+        (place,) = many
+        parts, left = self.opened(operands[place]), list(self.opened(claim))
+        if len(parts) != len(left) or len(parts) > MAX_LED:
+            return False
+        for term in parts:
+            args = [*operands[:place], (term,), *operands[place + 1 :]]
+            found = next((other for other in left if self._piece(op, attrs, args, at, other)), None)
+            if found is None:
+                return False
+            left.remove(found)
+        return True
+
+    def _piece(self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: Term) -> bool:
+        """Is a term what the step makes of single terms?"""
+        swaps = op in ("add", "mul", "maximum", "minimum") and len(operands) == 2 and "alpha" not in attrs
+        return any(
+            self._fits(op, attrs, mine, at, claim)
+            for mine in ((operands, operands[::-1]) if swaps else (operands,))
+        )
+
+    def _fits(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], at: int, claim: Term) -> bool:
+        coef, node, reg, limit = claim
+        item = self.defs[node]
+        if (item.op, item.out, len(item.operands)) != (op, at, len(operands)) or item.form is not None:
+            return False
+        parts: list[Any] = []
+        factors: list[Fraction] = []
+        for mine, theirs in zip(operands, item.operands, strict=True):
+            part = self._within(mine, theirs)
+            if part == "no":
+                return False
+            parts.append(part)
+            factors.append(mine[0][0] / theirs[2] if is_rel(mine) else ONE)
+        factor = self._passes(item, operands, factors, limit)
+        if factor is None:
+            return False
+        shapes = [size(part[1]) if is_part(part) else None for part in item.operands]
+        shares = dict(limit[0]) if limit is not None else {}
+        found = holds_as(Piece(op, attrs, item.attrs, shapes, parts, item.shape, reg, shares, at))
+        return found is not None and found * factor == coef
+
+    def _passes(
+        self, item: Def, operands: Sequence[Any], factors: list[Fraction], limit: Limit
+    ) -> Fraction | None:
+        """The factor that comes out, if factors and limits of the operands may go through the op at all."""
+        through = dict(limit[1]) if limit is not None else {}
+        held = {
+            place: rel[0][3] for place, rel in enumerate(operands) if is_rel(rel) and rel[0][3] is not None
+        }
+        if held != through:
+            return None
+        floats = item.dtype in FLOATS
+        together = every(item.op, item.operands)
+        made, left = ONE, dict(enumerate(factors))
+        if floats and together and len({factors[place] for place in together}) == 1:
+            made *= factors[together[0]]
+            left.update(dict.fromkeys(together, ONE))
+        for place, by in left.items():
+            if by == 1:
+                continue
+            operand = item.operands[place]
+            if not floats or self.defs[operand[0]].dtype not in FLOATS:
+                return None
+            if not single(item.op, item.attrs, item.operands, place):
+                return None
+            made *= by
+        return made
+
+    def _within(self, mine: Any, theirs: Any) -> Any:
+        """Where the part a step reads stands in the part the value was made from; "no" when it does not."""
+        if not is_rel(mine) or not is_part(theirs):
+            number = None if mine is None else ("number", type(mine).__name__, repr(mine))
+            return None if not is_rel(mine) and number == theirs else "no"
+        (_, node, reg, _), places = mine[0], list[Any]()
+        if node != theirs[0]:
+            return "no"
+        free = self.defs[node].free
+        for dim, (index, outer) in enumerate(zip(reg, theirs[1], strict=True)):
+            if dim in free:
+                places.append(range(len(index)))
+                continue
+            if index == outer:
+                places.append(tuple(range(len(outer))))
+                continue
+            where = {i: position for position, i in enumerate(outer)}
+            if len(where) != len(outer) or not where.keys() >= set(index):
+                return "no"
+            places.append(tuple(where[i] for i in index))
+        return tuple(places)
+
+    def met(self, op: str, attrs: dict[str, Any], members: list[Rel]) -> list[Rel]:
+        known = [member for member in members if member is not None]
+        nothing: list[Rel] = [None] * len(members)
+        if len(known) < len(members) or attrs.get("reduce", "sum") != "sum":
+            return nothing
+        rank = len(known[0][0][2])
+        if op == "all_gather":
+            return [self.together(known, attrs["dim"] % rank)] * len(members)
+        need(len({size(member[0][2]) for member in known}) == 1, f"{op} of several shapes")
+        if op == "all_to_all":
+            pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+            return [
+                self.together([piece[to] for piece in pieces], attrs["cat"] % rank)
+                for to in range(len(members))
+            ]
+        flat = tuple(itertools.chain.from_iterable(known))
+        if any(self.defs[n].dtype not in FLOATS and limit is None for _, n, _, limit in flat):
+            return nothing
+        if op == "all_reduce":
+            return [flat] * len(members)
+        return self._split(flat, attrs["dim"] % rank, len(members))
+
+    def together(self, parts: list[Any], dim: int) -> Rel:
+        """Tensors one after another: parts of one value, or a value joined of parts."""
+        joined = self.joined(parts, dim)
+        if joined is not None or any(part is None or len(part) != 1 for part in parts):
+            return joined
+        terms = [part[0] for part in parts]
+        if len({term[0] for term in terms}) != 1 or any(term[3] is not None for term in terms):
+            return None
+        plain = [((ONE, node, reg, None),) for _, node, reg, _ in terms]
+        (made,) = self.make(Op("cat", (), (), (("dim", dim),)), plain)
+        return None if made is None else tuple((coef * terms[0][0], *rest) for coef, *rest in made)
+
+    def _split(self, rel: tuple[Term, ...], dim: int, count: int) -> list[Rel]:
+        width, rest = divmod(len(rel[0][2][dim]), count)
+        need(rest == 0, "parts that are not equal")
+        cut = [slice(i * width, (i + 1) * width) for i in range(count)]
+        return [
+            self.tidy(tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), s) for c, n, r, s in rel))
+            for part in cut
+        ]

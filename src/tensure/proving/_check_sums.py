@@ -1,0 +1,250 @@
+"""The checker's classes of values, their parts and addends, and when two sums of them are one.
+
+A class is how a value is made: op, attributes and operands, each a part of another class times a factor.
+An addend is a class made from slices of what is summed, down a path of linear ops; whether addends make a
+whole is decided index by index of what was sliced. Written apart from the prover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final, NoReturn, TypeAlias
+
+from ._check_linear import every, single
+from ._check_ops import FLOATS, extent
+from ._check_piece import Reg, Shape
+
+Limit: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[int, Any], ...]] | None"
+"""(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
+Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
+Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
+ONE: Final = Fraction(1)
+MAX_LEAD: Final = 64
+
+
+class Refused(Exception):
+    """A claim that does not follow; never leaves the checker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Def:
+    """How a class of equal logical values is made; operands are (class, region, factor), numbers or None."""
+
+    op: str
+    attrs: dict[str, Any]
+    operands: tuple[Any, ...]
+    out: int
+    shape: Shape
+    dtype: str
+    form: Mapping[int, Fraction] | None = None
+    free: frozenset[int] = frozenset()
+
+
+class CheckSums:
+    """Classes, and sums of them."""
+
+    def __init__(self) -> None:
+        self.defs: list[Def] = []
+
+    def spelled(self, node: int, reg: Reg) -> Reg:
+        """Where a value only repeats, a region says no more than how many."""
+        free = self.defs[node].free
+        return tuple(tuple(range(len(at))) if dim in free else at for dim, at in enumerate(reg))
+
+    def is_whole(self, node: int, reg: Reg) -> bool:
+        """All of a value, but for dims along which it only repeats."""
+        item = self.defs[node]
+        return all(d in item.free or reg[d] == tuple(range(n)) for d, n in enumerate(item.shape))
+
+    def tidy(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Parts of joined values as parts of what was joined."""
+        return tuple(self._tidied(term) for term in rel)
+
+    def _tidied(self, term: Term) -> Term:
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        if item.op != "cat":
+            return (coef, node, self.spelled(node, reg), limit)
+        dim, start = item.attrs.get("dim", 0) % len(reg), 0
+        for at, (inner, outer, by) in enumerate(item.operands):
+            stop = start + len(outer[dim])
+            if reg[dim] and start <= min(reg[dim]) and max(reg[dim]) < stop:
+                places = (*reg[:dim], tuple(i - start for i in reg[dim]), *reg[dim + 1 :])
+                part = tuple(
+                    tuple(index[i] for i in spots) for index, spots in zip(outer, places, strict=True)
+                )
+                left = None if limit is None else dict(limit[1]).get(at)
+                return self._tidied((coef * by, inner, part, left))
+            start = stop
+        return term
+
+    def joined(self, rels: Sequence[Any], dim: int) -> Rel:
+        """Parts of one value one after another; None when they are of several."""
+        if not rels or any(rel is None for rel in rels):
+            return None
+        rels = [rel for rel in rels if rel[0][2][dim]] or rels[:1]
+        made: list[Term] = []
+        for column in zip(*rels, strict=False):
+            coef, node, reg, limit = column[0]
+            if len({len(rel) for rel in rels}) != 1 or any(
+                (c, n, but(r, dim), lim) != (coef, node, but(reg, dim), limit) for c, n, r, lim in column
+            ):
+                return None
+            run = tuple(i for term in column for i in term[2][dim])
+            made.append((coef, node, self.spelled(node, (*reg[:dim], run, *reg[dim + 1 :])), limit))
+        return tuple(made)
+
+    def equal(self, one: Rel, other: Rel) -> bool:
+        """Are two relations the same: is their difference nothing, index by index of what was sliced?"""
+        if one is None or other is None:
+            return False
+        if one == other:
+            return True
+        groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
+        for coef, node, reg, limit in (*self.opened(one), *times(self.opened(other), -ONE)):
+            groups.setdefault((node, reg), []).append((coef, limit))
+        return all(self._nothing(node, items) for (node, _), items in groups.items())
+
+    def opened(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Every value that is itself a sum as its parts."""
+        made: list[Term] = []
+        for coef, node, reg, limit in rel:
+            form = self.defs[node].form
+            if form is None:
+                made.append((coef, node, self.spelled(node, reg), limit))
+                continue
+            through = None if limit is None else dict(limit[1])
+            for part, by in form.items():
+                inner = None if through is None else through[part]
+                made.append((coef * by, part, self.spelled(part, reg), inner))
+        return tuple(made)
+
+    def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
+        """Do addends (and wholes, and multiples) of one value add up to zero?"""
+        letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
+        if letters:
+            letter = min(letters)
+            held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
+            seen: set[tuple[bool, ...]] = set()
+            for at in range(self.extent(node, letter)):
+                there = tuple(index is None or at in index for _, _, index in held)
+                if there not in seen:
+                    seen.add(there)
+                    left = [
+                        (c, _without(lim, letter)) for (c, lim, _), so in zip(held, there, strict=True) if so
+                    ]
+                    if not self._nothing(node, left):
+                        return False
+            return True
+        keys = {key for _, limit in items if limit for key, _ in limit[1]}
+        if not keys:
+            return sum(coef for coef, _ in items) == 0
+        item = self.defs[node]
+        if len(keys) > 1 and item.form is None and keys != set(every(item.op, item.operands)):
+            return False
+        for key in keys:
+            inner = [(coef, None if limit is None else dict(limit[1])[key]) for coef, limit in items]
+            if not self._nothing(key if item.form is not None else item.operands[key][0], inner):
+                return False
+        return True
+
+    def extent(self, node: int, letter: str) -> int:
+        """The size of a contracted letter of a value's op."""
+        item = self.defs[node]
+        shapes = [size(part[1]) if is_part(part) else None for part in item.operands]
+        found = extent(item.op, item.attrs, shapes, letter)
+        return found if found is not None else refuse(f"no addend over {letter[:40]!r} there")
+
+    def sound(self, node: int, limit: Any) -> bool:
+        """Is a limit one of this value: slices of its letters, and through operands it is linear in?"""
+        if limit is None:
+            return True
+        item = self.defs[node]
+        shares, through = limit
+        keys = tuple(key for key, _ in through)
+        for letter, index in shares:
+            if len(set(index)) != len(index) or max(index, default=-1) >= self.extent(node, letter):
+                return False
+        if item.form is not None:
+            return (
+                not shares and set(keys) == set(item.form) and all(self.sound(k, lim) for k, lim in through)
+            )
+        if item.dtype not in FLOATS and keys:
+            return False
+        if not all(0 <= key < len(item.operands) and is_part(item.operands[key]) for key in keys):
+            return False
+        linear = not keys or keys == every(item.op, item.operands)
+        linear = linear or (len(keys) == 1 and single(item.op, item.attrs, item.operands, keys[0]))
+        return linear and all(
+            self.defs[item.operands[key][0]].dtype in FLOATS and self.sound(item.operands[key][0], lim)
+            for key, lim in through
+        )
+
+
+# --- small things ---------------------------------------------------------------------------------------
+
+
+def is_rel(item: Any) -> bool:
+    """A relation, and not a number or None."""
+    return isinstance(item, tuple) and bool(item) and item[0] != "number"
+
+
+def is_part(item: Any) -> bool:
+    """A (class, region, factor) operand."""
+    return isinstance(item, tuple) and item[0] != "number"
+
+
+def size(reg: Reg) -> Shape:
+    """The shape of a part."""
+    return tuple(map(len, reg))
+
+
+def sliced(attrs: Mapping[str, Any], reg: Reg) -> Reg:
+    """A slice of a part."""
+    dim = attrs.get("dim", 0) % len(reg)
+    part = slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))
+    return (*reg[:dim], reg[dim][part], *reg[dim + 1 :])
+
+
+def need(so: bool, why: str) -> None:
+    """Refuse unless."""
+    if not so:
+        refuse(why)
+
+
+def refuse(why: str) -> NoReturn:
+    """Refuse."""
+    raise Refused(why)
+
+
+def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
+    return tuple((coef * by, *rest) for coef, *rest in rel)
+
+
+def but(reg: Any, dim: int) -> Any:
+    return (*reg[:dim], *reg[dim + 1 :])
+
+
+def spread(shapes: Sequence[Shape]) -> Shape | None:
+    """The shape operands broadcast to; None when they do not."""
+    rank = max(map(len, shapes))
+    found: list[int] = []
+    for back in range(rank, 0, -1):
+        sizes = {shape[-back] for shape in shapes if len(shape) >= back} - {1}
+        if len(sizes) > 1:
+            return None
+        found.append(sizes.pop() if sizes else 1)
+    return tuple(found)
+
+
+def _slice(limit: Limit, letter: str) -> frozenset[int] | None:
+    return None if limit is None or letter not in dict(limit[0]) else frozenset(dict(limit[0])[letter])
+
+
+def _without(limit: Limit, letter: str) -> Limit:
+    if limit is None:
+        return None
+    left = tuple(item for item in limit[0] if item[0] != letter)
+    return (left, limit[1]) if left or limit[1] else None

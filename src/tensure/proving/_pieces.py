@@ -1,0 +1,167 @@
+"""Steps that only cut, join or reshape: parts of values stay parts of the same values where they can.
+
+Knows no rules but those of moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tensure.program import Op, TensorType
+
+from ._index import Shape, cut, joined, select, shape_of
+from ._movement import regrouped, slice_of
+from ._relation import Relation, Term, narrowed
+from ._steps import Call, Held, Operand, bound
+from ._sums import Sums
+
+
+class Pieces(Sums):
+    """What moves make of relations, before any value is looked up."""
+
+    def passes(self, call: Call) -> Relation | None:
+        """Steps that make no new value: copies, slices of a dim, parts joined again."""
+        op, given, first = call.step.op, call.given, call.operands[0] if call.operands else None
+        if not isinstance(first, Held):
+            return None
+        if op == "copy" or (op == "_to_copy" and call.types[0].dtype == first.type.dtype):
+            return first.relation
+        if op in ("view", "expand") and call.types[0] == first.type:
+            return first.relation
+        if op == "view" and (back := self._viewed_back(first, call.types[0])) is not None:
+            return back
+        if op == "slice" and first.type.shape:
+            terms = [(term, slice_of(given, term.region)) for term in first.relation.terms]
+            kept = tuple(replace(term, region=region) for term, region in terms if region is not None)
+            fits = len(kept) == len(terms) and shape_of(kept[0].region) == call.types[0].shape
+            return self.tidy(Relation(kept)) if fits else None
+        parts = [item for item in call.operands if isinstance(item, Held)]
+        if op == "cat" and len({item.type.dtype for item in parts}) == 1:
+            return self.merge(parts, given["dim"] % len(call.types[0].shape))
+        return None
+
+    def piece(self, held: Held, dim: int, lo: int, hi: int) -> Held:
+        """Members lo..hi of a dim."""
+        indexes = {term.region[dim]: cut(term.region[dim], lo, hi) for term in held.relation.terms}
+        shape = (*held.type.shape[:dim], hi - lo, *held.type.shape[dim + 1 :])
+        relation = narrowed(held.relation, dim, indexes)
+        return Held(TensorType(shape, held.type.dtype), self.tidy(relation))
+
+    def join(self, parts: list[Held], dim: int) -> Relation:
+        """Tensors one after another along a dim: a region again where they are parts of one value."""
+        merged = self.merge(parts, dim)
+        if merged is not None:
+            return merged
+        step = Op("cat", (), (), (("dim", dim),))
+        types = [part.type for part in parts]
+        shape = list(types[0].shape)
+        shape[dim] = sum(found.shape[dim] for found in types)
+        want = TensorType(tuple(shape), types[0].dtype)
+        operands: list[Operand] = list(parts)
+        return self.made(Call(step, bound(step, operands), operands, [want], None, False))[0].relation
+
+    def merge(self, parts: list[Held], dim: int) -> Relation | None:
+        """Tensors one after another as regions of the same values, or None."""
+        parts = [part for part in parts if part.type.shape[dim]] or parts[:1]
+        first = parts[0].relation
+        if any(len(part.relation.terms) != len(first.terms) for part in parts):
+            return None
+        columns = list(zip(*(part.relation.terms for part in parts), strict=True))
+        if any(len({_but(term, dim) for term in column}) != 1 for column in columns):
+            return None
+        return Relation(
+            tuple(
+                replace(
+                    column[0],
+                    region=self.spelled(
+                        column[0].node,
+                        (
+                            *column[0].region[:dim],
+                            joined(term.region[dim] for term in column),
+                            *column[0].region[dim + 1 :],
+                        ),
+                    ),
+                )
+                for column in columns
+            )
+        )
+
+    def tidy(self, relation: Relation) -> Relation:
+        """Parts of joined values as parts of what they were joined from."""
+        if all(self.values[term.node].op != "cat" for term in relation.terms):
+            return relation
+        return Relation(tuple(self._tidied(term) for term in relation.terms))
+
+    def _tidied(self, term: Term) -> Term:
+        while (value := self.values[term.node]).op == "cat":
+            dim, start = value.given["dim"] % len(term.region), 0
+            for at, operand in enumerate(value.operands):
+                assert isinstance(operand, tuple)
+                node, outer, coef = operand
+                size = shape_of(outer)[dim]
+                mine = term.region[dim]
+                if mine and all(start <= lo and hi <= start + size for lo, hi in mine):
+                    places = (
+                        *term.region[:dim],
+                        tuple((lo - start, hi - start) for lo, hi in mine),
+                        *term.region[dim + 1 :],
+                    )
+                    region = tuple(select(index, place) for index, place in zip(outer, places, strict=True))
+                    limit = None if term.limit is None else dict(term.limit.through).get(at)
+                    term = Term(node, self.spelled(node, region), term.coef * coef, limit)
+                    break
+                start += size
+            else:
+                return term
+        return term
+
+    def _viewed_back(self, held: Held, found: TensorType) -> Relation | None:
+        """A view of a view, as what was viewed first or as a view of that."""
+        term = held.relation.single
+        if term is not None and self.values[term.node].op == "cat":
+            return self._viewed_cat(term, found)
+        if term is None or self.values[term.node].op != "view":
+            return None
+        value = self.values[term.node]
+        (operand,) = value.operands
+        assert isinstance(operand, tuple)
+        node, outer, coef = operand
+        places = regrouped(term.region, value.type.shape, shape_of(outer))
+        if places is None:
+            return None
+        region = tuple(select(index, place) for index, place in zip(outer, places, strict=True))
+        limit = None if term.limit is None else dict(term.limit.through)[0]
+        relation = Relation((Term(node, self.spelled(node, region), term.coef * coef, limit),))
+        inner = Held(TensorType(shape_of(region), held.type.dtype), relation)
+        if inner.type.shape == found.shape:
+            return relation
+        step = Op("view", (), (), (("size", found.shape),))
+        own = self.is_whole(node, region)
+        return self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
+
+    def _viewed_cat(self, term: Term, found: TensorType) -> Relation | None:
+        """Parts joined along the outermost dim, viewed as the same parts joined along a dim further in."""
+        value = self.values[term.node]
+        rank, dim = len(value.type.shape), value.given["dim"] % len(value.type.shape)
+        outer = next((at for at, size in enumerate(found.shape) if size != 1), 0)
+        limits = {} if term.limit is None else dict(term.limit.through)
+        if any(size != 1 for size in value.type.shape[:dim]) or not self.is_whole(term.node, term.region):
+            return None
+        parts: list[Held] = []
+        for at, operand in enumerate(value.operands):
+            assert isinstance(operand, tuple)
+            node, region, coef = operand
+            shape = shape_of(region)
+            if len(found.shape) != rank or not _slab(shape, found.shape, outer):
+                return None
+            relation = Relation((Term(node, region, coef * term.coef, limits.get(at)),))
+            parts.append(Held(TensorType(shape, found.dtype), relation))
+        return self.join(parts, outer)
+
+
+def _slab(part: Shape, whole: Shape, dim: int) -> bool:
+    return (*part[:dim], 0, *part[dim + 1 :]) == (*whole[:dim], 0, *whole[dim + 1 :])
+
+
+def _but(term: Term, dim: int) -> tuple[object, ...]:
+    return (term.node, term.coef, term.limit, term.region[:dim], term.region[dim + 1 :])

@@ -1,0 +1,183 @@
+"""Steps that are sums: numbers everywhere, linear combinations, products with a bias, mean losses.
+
+What they make is said as terms and factors; only products are left to rules. Knows no plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, Final
+
+from tensure.program import Op, TensorType
+
+from ._index import whole_region
+from ._linear import exact
+from ._relation import ONE, Relation, Term, scaled, total
+from ._steps import Call, Held, Number, Operand, bound, type_of
+from ._values import FLOATS, Value, Values, number
+
+
+class Sums(Values):
+    """What linear steps make of relations."""
+
+    targets: bool = False
+
+    def made(self, call: Call) -> list[Held]:
+        """What any step makes."""
+        raise NotImplementedError
+
+    def general(self, call: Call) -> list[Held]:
+        """What a step makes by the rule for its op."""
+        raise NotImplementedError
+
+    def constant(self, call: Call) -> Relation | None:
+        """One number everywhere, and moves of it."""
+        found, op = call.types[0], call.step.op
+        if op == "full":
+            return self.filled(call.given["fill_value"], found)
+        held = [item for item in call.operands if isinstance(item, Held)]
+        terms = [item.relation.single for item in held]
+        if op not in _MOVES or len(held) != len(call.operands) or not terms or terms[0] is None:
+            return None
+        node, coef = terms[0].node, terms[0].coef
+        if self.values[node].op != "full" or held[0].type.dtype != found.dtype:
+            return None
+        if any(term is None or (term.node, term.coef) != (node, coef) for term in terms[1:]):
+            return None
+        return scaled(self.filled(self.values[node].given["fill_value"], found), coef)
+
+    def filled(self, value: Number, found: TensorType) -> Relation:
+        """A number in every element of a type: a multiple of ones, or of a number that is no factor."""
+        factor = exact(value) if found.dtype in FLOATS else None
+        value = 1.0 if factor else 0.0 if factor is not None else value
+        rank = len(found.shape)
+        one = TensorType((1,) * rank, found.dtype)
+        key = ("full", rank, found.dtype, number(value))
+        node = self.put(Value("full", {"fill_value": value}, (), 0, one, None, frozenset(range(rank))), key)
+        return Relation((Term(node, self.spelled(node, whole_region(found.shape)), factor or ONE),))
+
+    def linear(self, call: Call) -> Relation | None:
+        """Linear combinations of whole operands: sums, differences, multiples; products with a bias."""
+        if call.types[0].dtype not in FLOATS:
+            return None
+        parts = self._parts(call)
+        summed = None if parts is None else total(parts)
+        if summed is None:
+            return None
+        kept = tuple(term for term in summed.terms if not self._is_zero(term))
+        summed = Relation(kept) if kept else summed
+        return self.sum_of(summed, call.types[0]) if call.own else self.resolve(summed)
+
+    def _is_zero(self, term: Term) -> bool:
+        value = self.values[term.node]
+        return value.op == "full" and value.type.dtype in FLOATS and value.given["fill_value"] == 0
+
+    def _parts(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
+        """Factors and relations of a linear step; None where it is not one."""
+        op, given, operands, found = call.step.op, call.given, call.operands, call.types[0]
+        if op in ("addmm", "baddbmm") or (op == "linear" and len(operands) == 3 and operands[2] is not None):
+            return self._biased(call)
+        if op in ("mul", "div"):
+            return self._multiple(call)
+        signs = _signs(op, given, len(operands))
+        if signs is None:
+            return None
+        parts: list[tuple[Fraction, Relation]] = []
+        for by, item in zip(signs, operands, strict=True):
+            relation = self._spread(item, found, call.own)
+            if relation is None:
+                return None
+            parts.append((by, relation))
+        return parts
+
+    def _spread(self, item: Operand, found: TensorType, own: bool) -> Relation | None:
+        """An operand of a sum in the sum's own shape."""
+        if not isinstance(item, Held):
+            return self.filled(item, found) if exact(item) is not None else None
+        if item.type.dtype != found.dtype:
+            return None
+        if item.type.shape == found.shape:
+            return item.relation
+        step = Op("expand", (), (), (("size", found.shape),))
+        return self.made(Call(step, bound(step, [item]), [item], [found], None, own))[0].relation
+
+    def _multiple(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
+        """One operand is a number, or one number everywhere."""
+        op, found = call.step.op, call.types[0]
+        orders = [(0, 1)] if op == "div" else [(0, 1), (1, 0)]
+        if op == "div" and call.given.get("rounding_mode") is not None:
+            return None
+        for one, other in orders:
+            held, factor = call.operands[one], self.factor(call.operands[other])
+            if not isinstance(held, Held) or not factor or held.type != found:
+                continue
+            return [(1 / factor if op == "div" else factor, held.relation)]
+        return None
+
+    def factor(self, item: Operand) -> Fraction | None:
+        if not isinstance(item, Held):
+            return exact(item)
+        term = item.relation.single
+        value = None if term is None or term.limit is not None else self.values[term.node]
+        if term is None or value is None or value.op != "full" or value.type.dtype not in FLOATS:
+            return None
+        number_ = exact(value.given["fill_value"])
+        return None if number_ is None else term.coef * number_
+
+    def _biased(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
+        """A product and a bias, which are two things."""
+        op, given, found = call.step.op, call.given, call.types[0]
+        if op == "linear":
+            product, bias, by, beta = call.operands[:2], call.operands[2], ONE, ONE
+        else:
+            product, bias = call.operands[1:], call.operands[0]
+            by, beta = exact(given["alpha"]) or Fraction(0), exact(given["beta"]) or Fraction(0)
+        spread = self._spread(bias, found, call.own)
+        if not by or not beta or spread is None:
+            return None
+        step = Op({"addmm": "mm", "baddbmm": "bmm"}.get(op, op), (), (), ())
+        args: list[Operand] = [*product, None] if op == "linear" else list(product)
+        made = self.made(Call(step, bound(step, args), args, [found], None, call.own))
+        return [(beta, spread), (by, made[0].relation)]
+
+    def mean_loss(self, call: Call) -> list[Held]:
+        """A mean loss of which every sample counts: the sum over their number, which is the total weight."""
+        op, given, target = (
+            call.step.op,
+            call.given,
+            call.operands[1 if call.step.op == "nll_loss_forward" else 2],
+        )
+        weight = call.operands[2 if op == "nll_loss_forward" else 3]
+        assert isinstance(target, Held)
+        if (
+            given["reduction"] != 1
+            or weight is not None
+            or len(target.type.shape) != 1
+            or not target.type.shape[0]
+        ):
+            return self.general(call)
+        summed = replace(call, given={**given, "reduction": 2})
+        if op == "nll_loss_forward":
+            (loss, _), count = self.general(summed), target.type.shape[0]
+            found = Held(loss.type, scaled(loss.relation, Fraction(1, count)))
+            return [found, Held(call.types[1], self.filled(float(count), call.types[1]))]
+        total = self.factor(call.operands[4])
+        if not total:
+            return self.general(call)
+        one = Held(type_of(call.operands[4]), self.filled(1.0, type_of(call.operands[4])))
+        made = self.general(replace(summed, operands=[*call.operands[:4], one]))
+        return [Held(item.type, scaled(item.relation, 1 / total)) for item in made]
+
+
+_MOVES: Final = frozenset(
+    "view permute transpose t unsqueeze squeeze select expand slice cat stack flip roll repeat copy".split()
+)
+
+
+def _signs(op: str, given: dict[str, Any], count: int) -> list[Fraction] | None:
+    alpha = exact(given.get("alpha", 1))
+    if alpha is None or not alpha:
+        return None
+    known = {"add": [ONE, alpha], "sub": [ONE, -alpha], "rsub": [-alpha, ONE], "neg": [-ONE]}
+    return [ONE] * count if op == "add_n" else known.get(op)
