@@ -38,6 +38,12 @@ class Done:
 
 Call = Callable[..., Done]
 
+OPEN_ONNX = (
+    b'\x08\x08:M\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Mul\x12\x01gZ\x1b\n\x01x\x12\x16\n\x14\x08\x01\x12\x10\n\x07\x12\x05batch'
+    b"\n\x05\x12\x03seqb\x1b\n\x01y\x12\x16\n\x14\x08\x01\x12\x10\n\x07\x12\x05batch\n\x05\x12\x03seqB\x04\n\x00\x10\x11"
+)
+"""An ONNX file as bytes: y = x * x, both f32[batch, seq]."""
+
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -53,6 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tensure.seal(classifier(), base / "image.bundle")
         tensure.seal(tensure.load(write_small_gguf(base / "model.gguf")), base / "text.bundle")
         np.save(base / "x.npy", np.ones((1, 3, 8, 8), np.float32))
+        (base / "model.onnx").write_bytes(OPEN_ONNX)
+        np.save(base / "ids.npy", np.ones((1, 128), np.float32))
         Image.fromarray(np.full((9, 12, 3), 90, np.uint8)).save(base / "photo.png")
         (base / "fleet.toml").write_text("[device.pi]\nflops = { f32 = 1e9 }\nmemory = 1000000000\n")
         with tensure.open(base / "image.bundle") as session:

@@ -115,7 +115,7 @@ def test_an_allowance_of_the_callers_is_added() -> None:
 
 
 def test_a_permutation_of_one_row_is_told() -> None:
-    """Its columns are single elements of a long stride: contiguous for torch, which will not view their bytes."""
+    """Its columns are single elements of a long stride: contiguous, yet torch will not view their bytes."""
     row, order = torch.arange(640.0).reshape(1, 640), torch.arange(640).roll(1)
     found = compare(record(lambda x: x * 2.0, row), record(lambda x: (x * 2.0)[:, order], row))
     assert found.kind == "divergent"

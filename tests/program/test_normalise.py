@@ -31,6 +31,7 @@ from tensure.program import (
     evaluate_program,
     op,
 )
+from tensure.program._lines import rewrite_entries
 from tensure.program._normalise import PASSES, Pass, PassManager, normalise
 from tensure.program._properties import PROPERTIES
 
@@ -103,7 +104,7 @@ def _forget(kind: str) -> Callable[[Program, Any], tuple[Program, Any]]:
         def rewrite(line: Any) -> None:
             line.remove({item.outs[0]: item.args[0].name for item in line.ops if item.op == kind})
 
-        return _passes._rewritten(_passes.drop_no_ops(program, weights)[0], rewrite), weights
+        return rewrite_entries(_passes.drop_no_ops(program, weights)[0], rewrite), weights
 
     return run
 

@@ -48,24 +48,32 @@ def seal_once(
     model: str | os.PathLike[str],
     *,
     context: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SealedOnce:
     """The bundle of a model: itself if it is one, the one sealed before, or a new one.
+
+    `context` and `sizes` are as for `load`; a bundle's are sealed, so it takes neither.
 
     Raises:
         as `load` and `seal`.
     """
     if is_bundle(as_path(model, "a model's file or folder, or a known name")):
+        for option, given in (("context", context), ("sizes (--size)", sizes)):
+            if given is not None:
+                raise InputError(
+                    f"{option} for a sealed bundle", file=model, wanted="the source it was sealed from"
+                )
         return SealedOnce(Path(model), True)
     label, files = _source(model)
     folder, note = _bundles_folder()
-    target = folder / f"{label}-{_identity(files, context)[:16]}"
+    target = folder / f"{label}-{_identity(files, context, sizes or {})[:16]}"
     if is_bundle(target):
         why = _why_not_again(target)
         if why is None:
             return SealedOnce(target, True, note)
         note = f"the bundle kept from before was replaced by a new one, which is used now ({why})"
-    found = load(model, context=context)
+    found = load(model, context=context, sizes=sizes)
     seal(found, target, replace=is_bundle(target), progress=progress)
     return SealedOnce(target, False, note)
 
@@ -101,9 +109,10 @@ def _source(model: str | os.PathLike[str]) -> tuple[str, Mapping[str, Path]]:
     raise unknown_model(os.fspath(model))
 
 
-def _identity(files: Mapping[str, Path], context: int | None) -> str:
+def _identity(files: Mapping[str, Path], context: int | None, sizes: Mapping[str, int]) -> str:
     """Digest of everything that the bundle follows from."""
-    state = hashlib.sha256(f"tensure/cache/1\0{context}\0{_code_digest()}".encode())
+    options = f"{context}" + "".join(f"\0{name}={sizes[name]}" for name in sorted(sizes))
+    state = hashlib.sha256(f"tensure/cache/1\0{options}\0{_code_digest()}".encode())
     for name, path in files.items():
         state.update(f"\0{name}\0{_file_digest(path)}".encode("utf-8", "surrogatepass"))
     return state.hexdigest()

@@ -49,6 +49,7 @@ def inspect(
     *,
     entry: str | None = None,
     params: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     by: Way = "torch",
     plan: Plan | str | os.PathLike[str] | None = None,
     seed: int | None = None,
@@ -68,6 +69,7 @@ def inspect(
         inputs: arrays or tensors by name, in order, or one alone; a prompt (str) for a model of text; a file
             (Path) of tensors, or of an image for a classifier.
         entry, params: which entry of a program, at which integers. For models only.
+        sizes: of an ONNX file whose sizes are open, as for `load`.
         by: `torch`, op by op; `kernels`, ours in fused steps; `reference`, numpy. For models only.
         plan: run this plan of the model (a Plan, or the file of its text), rank by rank, and put its parts
             together.
@@ -91,6 +93,7 @@ def inspect(
             "inputs (--input, --prompt)": inputs is not None,
             "entry (--entry)": entry is not None,
             "params (--param)": bool(params),
+            "sizes (--size)": sizes is not None,
             "by (--by)": by != "torch",
             "plan (--plan)": plan is not None,
             "seed (--seed)": seed is not None,
@@ -108,8 +111,10 @@ def inspect(
         for option, value in (("entry (--entry)", entry), ("params (--param)", params or None)):
             if value is not None:
                 raise InputError(f"{option} for eager code", wanted="a model: only a program has entries")
+        if sizes is not None:
+            raise InputError("sizes (--size) for eager code", wanted="an ONNX file whose sizes are open")
         return _record_eager(found, inputs, seed, statistics, digest, limit, store, on_step)
-    loaded = _model(found)
+    loaded = _model(found, sizes)
     calls = _calls(loaded, inputs, entry, params, seed)
     looking = Looking(statistics, digest, limit)
     if plan is not None:
@@ -131,6 +136,7 @@ def diff(
     *,
     entry: str | None = None,
     params: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
     by: Way = "torch",
     other_by: Way | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -147,6 +153,7 @@ def diff(
     Args:
         one, other: as for `inspect`, or recordings made with `keep=True, digest=True`, or their files.
         inputs, entry, params, seed: what both get.
+        sizes: of those of the two that are ONNX files whose sizes are open.
         by, other_by: what runs each; the same for both when `other_by` is left out.
         plan: of `other`: whole against split.
         rename: names of tensors in `one` -> names in `other` that mean the same.
@@ -169,6 +176,7 @@ def diff(
     program: dict[str, Any] = {"entry": entry, "params": params}
     # An entry is said of the models among the two; where there is none, the first to run refuses it.
     has_model = any(not _is_recorded(run) and not _is_eager(run) for run in (one, other))
+    has_onnx = any(_is_onnx_file(run) for run in (one, other))  # and sizes of those
     if _is_recorded(other) and (plan is not None or other_by is not None):
         raise InputError(
             "a recording is not run again",
@@ -180,6 +188,7 @@ def diff(
             "inputs (--input, --prompt)": inputs is not None,
             "entry (--entry)": entry is not None,
             "params (--param)": bool(params),
+            "sizes (--size)": sizes is not None,
             "seed (--seed)": seed is not None,
             "by (--by)": by != "torch",
         }
@@ -189,6 +198,8 @@ def diff(
         if _is_recorded(what):
             return _recorded(what)
         of_program = {} if has_model and _is_eager(what) else program
+        if sizes is not None and (_is_onnx_file(what) or not has_onnx):
+            of_program = {**of_program, "sizes": sizes}
         return inspect(what, inputs, by=by, plan=plan, **shared, **of_program)
 
     a, b = run(one, by), run(other, other_by or by, plan)
@@ -284,6 +295,10 @@ def _check_bound(option: str, value: float | None) -> None:
 # --- what is run -----------------------------------------------------------------------------------
 
 
+def _is_onnx_file(model: Any) -> bool:
+    return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(".onnx")
+
+
 def _is_eager(model: Any) -> bool:
     if "torch" in sys.modules:
         import torch
@@ -293,19 +308,23 @@ def _is_eager(model: Any) -> bool:
     return callable(model) and not isinstance(model, type) and not hasattr(model, "program")
 
 
-def _model(model: Any) -> Any:
+def _model(model: Any, sizes: Mapping[str, int] | None) -> Any:
     from tensure.program import Model
     from tensure.runtime import Session
 
     from ._load import load
 
+    if isinstance(model, str | os.PathLike):
+        return load(model, sizes=sizes)
+    if sizes is not None:
+        raise InputError(
+            "sizes (--size) for a model that was read already", wanted="the path of an ONNX file"
+        )
     if isinstance(model, Model):
         return model
     if isinstance(model, Session):
         folder = model.folder
         return Model(model.name, model.program, folder.weights, folder.assets)
-    if isinstance(model, str | os.PathLike):
-        return load(model)
     raise InputError(
         f"a {type(model).__name__} cannot be inspected",
         wanted="a model, a session, a torch module, a function, a path or package.module:name",

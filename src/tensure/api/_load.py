@@ -31,6 +31,7 @@ def load(
     context: int | None = None,
     name: str | None = None,
     inputs: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Model:
     """The model behind a path or a known name; nothing is downloaded.
 
@@ -43,6 +44,8 @@ def load(
         name: what to call it.
         inputs: of an ONNX file whose sizes are open: by graph input its shape, or its value if it is to be
             fixed (`tensure.program.from_onnx.from_onnx`).
+        sizes: the same by the names of the open sizes: `{"seq": 128}`, or `{"ids.1": 128}` by input and dim
+            where the file has no name for one.
 
     Raises:
         InputError: nothing of that name; the message offers the nearest known one, or the line that
@@ -54,9 +57,11 @@ def load(
     """
     path = as_path(model, "a model's file or folder, or a known name")
     if path.suffix.lower() == ".onnx" and path.is_file():
-        return _load_onnx(path, context, name, inputs)
-    if inputs is not None:
-        raise InputError("inputs for a model that is no ONNX file", file=path, wanted="none")
+        return _load_onnx(path, context, name, inputs, sizes)
+    is_there = path.exists() or (isinstance(model, str) and model in KNOWN)
+    for option, given in (("inputs", inputs), ("sizes (--size)", sizes)):
+        if given is not None and is_there:
+            raise InputError(f"{option} for a model that is no ONNX file", file=path, wanted="none")
     if path.is_dir():
         return _load_folder(path, context, name)
     if coming := _COMING.get(path.suffix.lower()):
@@ -124,12 +129,18 @@ def _load_file(path: Path, context: int | None, name: str | None) -> Model:
     )
 
 
-def _load_onnx(path: Path, context: int | None, name: str | None, inputs: Mapping[str, Any] | None) -> Model:
+def _load_onnx(
+    path: Path,
+    context: int | None,
+    name: str | None,
+    inputs: Mapping[str, Any] | None,
+    sizes: Mapping[str, int] | None,
+) -> Model:
     if context is not None:
         raise InputError("context for an ONNX file", file=path, wanted="no context: its sizes are fixed")
     from tensure.program.from_onnx import from_onnx
 
-    return from_onnx(path, name=name, inputs=inputs)
+    return from_onnx(path, name=name, inputs=inputs, sizes=sizes)
 
 
 def _load_bundle(path: Path, name: str | None) -> Model:

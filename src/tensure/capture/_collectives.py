@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FakeWork
 from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     ProcessGroup,
     ReduceOp,
@@ -57,7 +58,8 @@ class Collectives:
             raise UnsupportedError(
                 f"op {namespace}::{word} has no rule", wanted="collectives of torch.distributed and ATen ops"
             )
-        result = func(*args, **kwargs)
+        # These have no form without bytes in torch; they only write, so nothing need run.
+        result = FakeWork().boxed() if word.endswith("_coalesced_") else func(*args, **kwargs)
         rule(_Call(self, tape, note, bound, result))
         return result
 
@@ -227,7 +229,7 @@ def _shard_dim(call: _Call) -> None:
 
 def _broadcast(call: _Call) -> None:
     tensor = call.bound["input"]
-    source = call.group.index(call.bound["src"])
+    source = call.bound["src"]  # counted within the group
     call.put(call.result, call.picked(call.read(tensor), tuple(tensor.shape), source))
 
 
@@ -284,6 +286,17 @@ def _write_scatter_base(call: _Call) -> None:
         flat = call.view(value, have, (source.numel(),))
         made = call.view(call.reduced("reduce_scatter", flat, reduce, dim=0), (target.numel(),), want)
     call.tape.write(target, made, call.note)
+
+
+def _write_each(rule: Callable[[_Call], None], sources: str, targets: str) -> Callable[[_Call], None]:
+    """A call on lists of tensors as one call for each pair."""
+
+    def calls(call: _Call) -> None:
+        for source, target in zip(call.bound[sources], call.bound[targets], strict=True):
+            bound = {**call.bound, "input_tensor": source, "output_tensor": target}
+            rule(_Call(call.ranks, call.tape, call.note, bound, None))
+
+    return calls
 
 
 def _write_gather(call: _Call) -> None:
@@ -379,6 +392,9 @@ _RULES: Final[dict[tuple[str, str], Callable[[_Call], None]]] = {
         ("c10d", word): rule
         for word, rule in {
             "allreduce_": _write_all_reduce,
+            "allreduce_coalesced_": _write_all_reduce,
+            "allgather_into_tensor_coalesced_": _write_each(_write_gather_base, "inputs", "outputs"),
+            "reduce_scatter_tensor_coalesced_": _write_each(_write_scatter_base, "inputs", "outputs"),
             "broadcast_": _write_broadcast,
             "_allgather_base_": _write_gather_base,
             "_reduce_scatter_base_": _write_scatter_base,

@@ -71,19 +71,22 @@ def lift_int(values: Mapping[Coordinates, int]) -> Int:
         return numbers.pop()
     axes = [name for name, _ in next(iter(values))]
     table = {tuple(at for _, at in place): value for place, value in values.items()}
-    used = [at for at in range(len(axes)) if _matters(table, at)]
+    used = list(range(len(axes)))
+    for at in range(len(axes)):
+        fewer = [other for other in used if other != at]
+        if _settles(table, fewer):
+            used = fewer
     narrow = {tuple(place[at] for at in used): value for place, value in table.items()}
     names = [axes[at] for at in used]
     return _affine(names, narrow) or _choice(names, narrow)
 
 
-def _matters(table: Mapping[tuple[int, ...], int], at: int) -> bool:
+def _settles(table: Mapping[tuple[int, ...], int], used: Sequence[int]) -> bool:
+    """Whether these coordinates alone say the value."""
     seen: dict[tuple[int, ...], int] = {}
-    for place, value in table.items():
-        rest = (*place[:at], *place[at + 1 :])
-        if seen.setdefault(rest, value) != value:
-            return True
-    return False
+    return all(
+        seen.setdefault(tuple(place[at] for at in used), value) == value for place, value in table.items()
+    )
 
 
 def _affine(names: Sequence[str], table: Mapping[tuple[int, ...], int]) -> Int | None:

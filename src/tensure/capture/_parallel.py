@@ -64,17 +64,25 @@ def capture_parallel(
     world = 1
     for size in mesh.values():
         world *= size
+    if not mesh or world < 1:
+        raise InputError(f"a mesh {dict(mesh)}", wanted="axes with their sizes, such as dp=2, tp=4")
     if world > MAX_TRACED:
         raise LimitError(
             f"a mesh of {world} ranks", wanted=f"at most {MAX_TRACED}, which are traced one by one"
         )
     traces: list[RankTrace] = []
-    for rank in range(world):
-        traces.append(_Rank(mesh, rank, captured).trace(model, parallel))
-        if rank % 8 == 7:
+    was_frozen = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        for rank in range(world):
+            traces.append(_Rank(mesh, rank, captured).trace(model, parallel))
             gc.collect()  # modules and tapes are cyclic, and there is one for each rank
-        if progress is not None:
-            progress(rank + 1, world)
+            gc.freeze()  # the next sweep looks at what the next rank leaves, and at nothing else
+            if progress is not None:
+                progress(rank + 1, world)
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
     return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live_steps(traces), mesh))
 
 
@@ -150,11 +158,10 @@ class _Rank:
             found = self._part(shape, placements, f"parameter {label}")
         elif label in given.parameters:
             found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif whole.get(label) is tensor:
-            self.standing[label] = whole_part(shape)
-            return
         elif self.tape.knows(local):
             cut = self._cut(local, label, shape)
+            if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
+                cut = whole_part(shape)
             if cut is not None:
                 self.standing[label] = cut
             return

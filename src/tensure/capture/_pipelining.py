@@ -1,4 +1,4 @@
-"""torch's pipeline schedules on ranks that are traced one by one: shapes must be said, not asked of neighbours.
+"""torch's pipeline schedules on ranks traced one by one: shapes must be said, not asked of neighbours.
 
 A stage without them would learn shapes from messages; among fake ranks messages hold garbage.
 """
@@ -42,7 +42,7 @@ def _decide(_schedule: Any, stages: Sequence[Any], has_backward: bool, _done: bo
         if meta is None or InferenceMode.needs_dynamic(meta, has_backward):
             raise UnsupportedError(
                 f"pipeline stage {stage.stage_index} without the shapes of what it is sent",
-                wanted="PipelineStage(..., input_args=..., output_args=...), and input_grads and output_grads "
-                "for distributed tensors",
+                wanted="PipelineStage(..., input_args=..., output_args=...), for distributed tensors "
+                "input_grads and output_grads too",
             )
         stage._inference_mode = InferenceMode.STATIC

@@ -6,6 +6,7 @@ tensor-parallel shard) cuts what the other axes have left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -91,8 +92,37 @@ def part_of(
             raise UnsupportedError(f"{what} is placed as {placement!r}", wanted="Shard, Replicate or Partial")
         if not -len(shape) <= dim < len(shape):
             raise InputError(f"{what} of shape {list(shape)} is cut along dim {dim}")
+        if hasattr(placement, "split_factor"):
+            _check_strided(axis, placement, shape, placements, mesh, what)
         lo, hi = ranges[dim]
         size = -(-(hi - lo) // mesh[axis])
         start = min(lo + place[axis] * size, hi)
         ranges[dim] = (start, min(start + size, hi))
     return Part(tuple(((lo, hi, 1),) for lo, hi in ranges), tuple(total), scale)
+
+
+def _check_strided(
+    axis: str,
+    placement: Any,
+    shape: Sequence[int],
+    placements: Mapping[str, Any],
+    mesh: Mapping[str, int],
+    what: str,
+) -> None:
+    """Refuse strides that are not those of a cut after the cuts along the inner axes."""
+    rank, names = len(shape), list(mesh)
+    dim = placement.dim % rank
+
+    def cuts(other: str) -> bool:
+        found = getattr(placements.get(other), "dim", None)
+        return isinstance(found, int) and found % rank == dim
+
+    inner = [other for other in names[names.index(axis) + 1 :] if cuts(other)]
+    strided = [other for other in names if cuts(other) and hasattr(placements[other], "split_factor")]
+    factor = math.prod(mesh[other] for other in inner)
+    is_even = shape[dim] % math.prod(mesh[other] for other in names if cuts(other)) == 0
+    if strided != [axis] or placement.split_factor != factor or (len(inner) > 1 and not is_even):
+        raise UnsupportedError(
+            f"{what} is {placement!r} on axis {axis}",
+            wanted=f"one strided axis for a dim, whose split factor ({factor}) is that of the inner axes",
+        )

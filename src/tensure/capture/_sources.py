@@ -20,10 +20,15 @@ from torch.nn.modules.module import (
 
 from tensure.program import Attrs
 
-__all__ = ["Sources"]
+__all__ = ["Sources", "asked_by_distributed"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _OURS: Final = os.path.dirname(__file__) + os.sep
+_DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
+_PLUMBING: Final = tuple(
+    os.path.join(_TORCH, part)
+    for part in ("_compile.py", "_dynamo", "_ops.py", "_subclasses", "_tensor.py", "functional.py", "utils")
+)
 _BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
 
 
@@ -69,6 +74,14 @@ class Sources:
             # Autograd numbers an op's node just before the op is dispatched.
             self._forward.setdefault(torch.autograd._get_sequence_nr() - 1, found)
         return found
+
+
+def asked_by_distributed() -> bool:
+    """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_OURS, "<", *_PLUMBING)):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
 
 
 def _note(module: str, line: str) -> Attrs:

@@ -46,7 +46,27 @@ class View:
 class _Storage:
     value: Ref
     shape: tuple[int, ...]
+    in_order: bool
+    """Elements lie in memory as they are counted."""
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Where a tensor looks: `.data = ...` and swaps give a tensor that is there another one's memory."""
+
+    address: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    kept: Any = field(compare=False)  # so that no other memory can take the address
+
+
+def _memory(tensor: torch.Tensor) -> _Memory:
+    held = tensor.untyped_storage()
+    shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+    return _Memory(held._cdata, int(tensor.storage_offset()), shape, stride, tensor.dtype, held)
 
 
 @dataclass(slots=True)
@@ -54,6 +74,7 @@ class _Seen:
     """A tensor: its memory, the way to it, and the value it had at a version of that memory."""
 
     tensor: torch.Tensor  # kept, so that no other tensor can take its id
+    memory: _Memory
     storage: _Storage
     chain: tuple[View, ...]
     value: Ref
@@ -66,6 +87,7 @@ class Tape:
 
     steps: list[Op] = field(default_factory=list[Op])
     _seen: dict[int, _Seen] = field(default_factory=dict[int, _Seen])
+    _there: dict[_Memory, _Seen] = field(default_factory=dict[_Memory, _Seen])
     _names: dict[str, int] = field(default_factory=dict[str, int])
 
     # names and steps ---------------------------------------------------------------------------------
@@ -124,18 +146,18 @@ class Tape:
 
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor has a value."""
-        return id(tensor) in self._seen
+        return self._found(tensor) is not None
 
     def add(self, tensor: torch.Tensor, value: Ref) -> None:
         """A tensor with memory of its own."""
-        storage = _Storage(value, tuple(tensor.shape))
-        self._seen[id(tensor)] = _Seen(tensor, storage, (), value, 0)
+        storage = _Storage(value, tuple(tensor.shape), tensor.is_contiguous())
+        self._keep(tensor, storage, (), value)
 
     def add_view(self, tensor: torch.Tensor, base: torch.Tensor, view: View | None, value: Ref) -> None:
         """A tensor in the memory of another; without a View it is the other under a second name."""
-        outer = self._seen[id(base)]
+        outer = self._known(base)
         chain = outer.chain if view is None else (*outer.chain, view)
-        self._seen[id(tensor)] = _Seen(tensor, outer.storage, chain, value, outer.storage.version)
+        self._keep(tensor, outer.storage, chain, value)
 
     def add_window(self, tensor: torch.Tensor, base: torch.Tensor, note: Attrs) -> None:
         """A contiguous window on the memory of another tensor, wherever in it that one looks.
@@ -143,11 +165,12 @@ class Tape:
         Raises:
             UnsupportedError: it is not contiguous, or the memory is not.
         """
-        storage = self._seen[id(base)].storage
+        storage = self._known(base).storage
         shape, start, count = tuple(tensor.shape), tensor.storage_offset(), tensor.numel()
         whole = math.prod(storage.shape)
         held = tensor.untyped_storage().nbytes() // tensor.element_size()
-        if not tensor.is_contiguous() or start + count > whole or held not in (0, whole):
+        fits = start + count <= whole and held in (0, whole)
+        if not tensor.is_contiguous() or not storage.in_order or not fits:
             raise UnsupportedError(
                 f"as_strided to {list(shape)} with strides {list(tensor.stride())} at {start}",
                 wanted="a contiguous window on contiguous memory",
@@ -162,7 +185,7 @@ class Tape:
         value = storage.value
         for view in chain:
             value = self._again(view, value, note)
-        self._seen[id(tensor)] = _Seen(tensor, storage, chain, value, storage.version)
+        self._keep(tensor, storage, chain, value)
 
     def read(self, tensor: torch.Tensor, note: Attrs) -> Ref:
         """The value a tensor has now; made again if its memory was written since.
@@ -170,12 +193,7 @@ class Tape:
         Raises:
             UnsupportedError: nobody has seen it being made.
         """
-        seen = self._seen.get(id(tensor))
-        if seen is None:
-            raise UnsupportedError(
-                f"a tensor of shape {list(tensor.shape)} that was made before tracing",
-                wanted="parameters, buffers, inputs, and what is made of them inside the step",
-            )
+        seen = self._known(tensor)
         if seen.version != seen.storage.version:
             value = seen.storage.value
             for view in seen.chain:
@@ -185,7 +203,7 @@ class Tape:
 
     def write(self, tensor: torch.Tensor, value: Ref, note: Attrs) -> None:
         """The tensor's memory holds `value` from now on, whoever else looks at it."""
-        seen = self._seen[id(tensor)]
+        seen = self._known(tensor)
         storage = seen.storage
         outer = [storage.value]
         for view in seen.chain[:-1]:
@@ -200,8 +218,42 @@ class Tape:
     def unset(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor whose memory nobody has written yet."""
         shape, dtype = tuple(tensor.shape), dtype_word(tensor.dtype)
-        fill: Any = _UNSET if dtype[0] in "fb" and dtype != "bool" else dtype != "bool" and -1
+        fill: Any = _UNSET if dtype[0] in "fb" else 255 if dtype == "u8" else -1
+        fill = False if dtype == "bool" else fill
         self.add(tensor, self.step("full", (), note, size=shape, fill_value=fill, dtype=dtype))
+
+    def _known(self, tensor: torch.Tensor) -> _Seen:
+        seen = self._found(tensor)
+        if seen is None:
+            raise UnsupportedError(
+                f"a tensor of shape {list(tensor.shape)} that was made before tracing",
+                wanted="parameters, buffers, inputs, and what is made of them inside the step",
+            )
+        return seen
+
+    def _found(self, tensor: torch.Tensor) -> _Seen | None:
+        seen, memory = self._seen.get(id(tensor)), _memory(tensor)
+        if seen is not None and seen.memory == memory:
+            return seen
+        other = self._there.get(memory)
+        return (
+            None
+            if other is None
+            else self._keep(tensor, other.storage, other.chain, other.value, other.version)
+        )
+
+    def _keep(
+        self,
+        tensor: torch.Tensor,
+        storage: _Storage,
+        chain: tuple[View, ...],
+        value: Ref,
+        version: int | None = None,
+    ) -> _Seen:
+        at = storage.version if version is None else version
+        seen = _Seen(tensor, _memory(tensor), storage, chain, value, at)
+        self._seen[id(tensor)] = self._there[seen.memory] = seen
+        return seen
 
     # views -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from tensure.program import Attrs, Ref, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
-from ._sources import Sources
+from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
 
 __all__ = ["Tracer"]
@@ -69,7 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace, _, word = name.partition("::")
         if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
-        if _is_real(args, given):
+        if _is_real(args, given) and asked_by_distributed():
             with torch._subclasses.fake_tensor.unset_fake_temporarily():
                 return func(*args, **given)  # the numbers of a mesh, say: no part of the step
         note = self.sources.note()
@@ -121,6 +121,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"aten.{word} has no rule",
                 wanted="an op of the op table (docs/ops.md), or one that torch takes apart into them",
             )
+        if torch.Tag.inplace_view in func.tags:
+            with self:
+                view = getattr(torch.ops.aten, plain)(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.tape.add_view(args[0], view, None, self.tape.read(view, note))
+            return result
         result = func(*args, **kwargs)
         self._record(func, word, plain, writes, args, kwargs, result, note)
         return result

@@ -15,10 +15,12 @@ from ._options import (
     Prompt,
     Quiet,
     Seed,
+    Size,
     Verbose,
     Way,
     help_text,
     parse_params,
+    parse_sizes,
 )
 from ._talk import Talk
 
@@ -50,6 +52,7 @@ def command(
     seed: Seed = None,
     entry: Entry = None,
     param: Param = None,
+    size: Size = None,
     by: Annotated[Way, typer.Option("--by", help="What runs A, and B unless --other-by says so.")] = "torch",
     other_by: Annotated[Way | None, typer.Option("--other-by", help="What runs B.")] = None,
     plan: PlanFile = None,
@@ -86,6 +89,7 @@ def command(
             input_file if prompt is None else prompt,
             entry=entry,
             params=parse_params(param or []) or None,
+            sizes=parse_sizes(size),
             by=by,
             other_by=other_by,
             plan=plan,

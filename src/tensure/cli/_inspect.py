@@ -19,10 +19,12 @@ from ._options import (
     Prompt,
     Quiet,
     Seed,
+    Size,
     Verbose,
     Way,
     help_text,
     parse_params,
+    parse_sizes,
 )
 from ._talk import Talk
 
@@ -36,6 +38,7 @@ EXAMPLES = (
     "tensure inspect efficientnet-lite0 --input photo.png",
     "tensure inspect efficientnet-lite0 --input photo.png --step",
     "tensure inspect efficientnet-lite0 --seed 0 --break nan --break '|x|>1e4'",
+    "tensure inspect model.onnx --size batch=1 --size seq=128 --seed 0",
     "tensure inspect smollm2-135m --prompt \"Why is the sky blue?\" --only '*attn*' --digest -o sky.trace",
 )
 HELP = help_text(
@@ -57,6 +60,7 @@ def command(
     seed: Seed = None,
     entry: Entry = None,
     param: Param = None,
+    size: Size = None,
     by: Annotated[
         Way | None,
         typer.Option(
@@ -104,7 +108,7 @@ def command(
 
     conditions = [parse_break(words) for words in breaks or ()]
     if _doing(model) == "reading":
-        given = (input_file, prompt, entry, param or None, by, plan, seed, limit)
+        given = (input_file, prompt, entry, param or None, size or None, by, plan, seed, limit)
         _refuse_for_recording(model, given)
         record = _recorded(model, conditions, digest, keep)
     else:
@@ -114,6 +118,7 @@ def command(
             input_file if prompt is None else prompt,
             entry=entry,
             params=parse_params(param or []) or None,
+            sizes=parse_sizes(size),
             by=by or "torch",
             plan=plan,
             seed=seed,
@@ -177,7 +182,7 @@ def check_inputs_of(input_file: Path | None, prompt: str | None) -> None:
 def _refuse_for_recording(model: str, given: Sequence[object]) -> None:
     from tensure.errors import InputError
 
-    names = ("--input", "--prompt", "--entry", "--param", "--by", "--plan", "--seed", "--limit")
+    names = ("--input", "--prompt", "--entry", "--param", "--size", "--by", "--plan", "--seed", "--limit")
     found = [name for name, value in zip(names, given, strict=True) if value is not None]
     if found:
         raise InputError(

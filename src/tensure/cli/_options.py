@@ -19,10 +19,12 @@ __all__ = [
     "Prompt",
     "Quiet",
     "Seed",
+    "Size",
     "Verbose",
     "Way",
     "help_text",
     "parse_params",
+    "parse_sizes",
 ]
 
 ModelArgument = Annotated[
@@ -61,6 +63,14 @@ Entry = Annotated[
     str | None, typer.Option("--entry", help="Which entry of the program; the first when left out.")
 ]
 Param = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=N", help="An entry's parameter.")]
+Size = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="NAME=N",
+        help="An open size of an ONNX file, by its name there or as INPUT.DIM; repeatable.",
+    ),
+]
 PlanFile = Annotated[
     Path | None, typer.Option("--plan", metavar="FILE", help="Run by this plan, rank by rank.")
 ]
@@ -77,12 +87,28 @@ def help_text(summary: str, examples: tuple[str, ...], more: str = "") -> str:
 
 def parse_params(words: list[str]) -> dict[str, int]:
     """The integers of an entry, as `--param NAME=N` gives them."""
+    return _named_numbers("--param", words, "NAME=N, such as n=3")
+
+
+def parse_sizes(words: list[str] | None) -> dict[str, int] | None:
+    """The open sizes of a model, as `--size NAME=N` gives them; None where none are given."""
+    if not words:
+        return None
+    found = _named_numbers("--size", words, "NAME=N, such as batch=1, each name once")
+    if len(found) != len(words):
+        from tensure.errors import InputError
+
+        raise InputError("--size gives a size twice", wanted="each name once")
+    return found
+
+
+def _named_numbers(option: str, words: list[str], wanted: str) -> dict[str, int]:
     from tensure.errors import InputError
 
     found: dict[str, int] = {}
     for word in words:
-        name, sep, value = word.partition("=")
+        name, sep, value = word.rpartition("=")
         if not sep or not name or not value.isascii() or not value.isdigit() or len(value) > 18:
-            raise InputError(f"--param {word[:60]!r}", wanted="NAME=N, such as n=3")
+            raise InputError(f"{option} {word[:60]!r}", wanted=wanted)
         found[name] = int(value)
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import Json, Key, ModelArgument, Quiet, Verbose, help_text, parse_params
+from ._options import Json, Key, ModelArgument, Quiet, Size, Verbose, help_text, parse_params, parse_sizes
 from ._talk import Talk
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ EXAMPLES = (
     'tensure run smollm2-135m --prompt "Why is the sky blue?" --max-tokens 24',
     "tensure run efficientnet-lite0 --input photo.png -o photo.npz --force",
     "tensure run model.bundle --input x.npy --json",
+    "tensure run model.onnx --size batch=1 --size seq=128 --input ids.npy",
 )
 HELP = help_text(
     "Run a model: the output, and a signed receipt for it.",
@@ -66,6 +67,7 @@ def command(
         str | None, typer.Option(help="Which entry of the program; the first when left out.")
     ] = None,
     param: Annotated[list[str] | None, typer.Option(metavar="NAME=N", help="An entry's parameter.")] = None,
+    size: Size = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to make.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this share.")] = 1.0,
@@ -105,7 +107,7 @@ def command(
         )
     files = _Files(model, output, force)
     with talk.progress(f"preparing {model}") as report:
-        sealed = api.seal_once(model, progress=report)
+        sealed = api.seal_once(model, sizes=parse_sizes(size), progress=report)
     if sealed.note:
         talk.say(sealed.note)
     talk.detail(f"bundle: {sealed.path}{' (sealed before)' if sealed.reused else ''}")

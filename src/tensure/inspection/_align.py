@@ -7,18 +7,20 @@ notwithstanding. Values are never compared here, digests only to prefer one cand
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from tensure.errors import InputError
 
-from ._families import family, is_dequantiser, is_quantiser, is_view
+from ._families import family, is_dequantiser
+from ._flow import Flow
 from ._records import Step, TensorFacts, Trace
 from ._versions import is_version, split_version
 
-__all__ = ["Alignment", "Pair", "align", "stand_ins"]
+__all__ = ["Alignment", "Pair", "align"]
 
 How: TypeAlias = Literal["told", "name", "content", "flow", "gap", "output"]
 """Why two tensors are taken for the same: in falling order of how sure that is."""
@@ -67,57 +69,16 @@ def align(
     return _Aligner(a, b, dict(rename or {}), same_names).run()
 
 
-def stand_ins(trace: Trace) -> dict[str, str]:
-    """Tensors that were rounded to integers and back -> what was rounded."""
-    found: dict[str, str] = {}
-    for step in trace.steps:
-        if is_dequantiser(step.op) and step.reads and len(step.outs) == 1:
-            source = trace.maker(step.reads[0])
-            if source is not None and is_quantiser(source.op) and source.reads:
-                found[step.outs[0]] = source.reads[0]
-    return found
-
-
-class _Flow:
-    """One run as the aligner sees it: views looked through, consumers at hand."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.root: dict[str, str] = {}
-        """Each name -> the tensor whose values it shows, views undone."""
-        rounded = stand_ins(trace)
-        for step in trace.steps:
-            if is_view(step.op) and step.reads and len(step.outs) == 1 and self._same_values(step):
-                self.root[step.outs[0]] = self.root_of(step.reads[0])
-            elif step.outs and step.outs[0] in rounded:
-                # Rounded to a grid and back: it stands for what was rounded.
-                self.root[step.outs[0]] = self.root_of(rounded[step.outs[0]])
-        self.steps = [step for step in trace.steps if not (step.outs and step.outs[0] in self.root)]
-        self.reads = {step.index: tuple([self.root_of(name) for name in step.reads]) for step in self.steps}
-        self.readers: dict[str, list[int]] = defaultdict(list)
-        for step in self.steps:
-            for name in dict.fromkeys(self.reads[step.index]):
-                self.readers[name].append(step.index)
-
-    def _same_values(self, step: Step) -> bool:
-        before, after = self.trace.tensors[step.reads[0]], self.trace.tensors[step.outs[0]]
-        return before.dtype == after.dtype and before.size == after.size
-
-    def root_of(self, name: str) -> str:
-        return self.root.get(name, name)
-
-    def facts(self, name: str) -> TensorFacts:
-        return self.trace.tensors[name]
-
-
 class _Aligner:
     def __init__(self, a: Trace, b: Trace, rename: dict[str, str], same_names: bool) -> None:
-        self.a, self.b = _Flow(a), _Flow(b)
+        self.a, self.b = Flow(a), Flow(b)
         self.rename = rename
         self.same_names = same_names
         self.to_b: dict[str, str] = {}
         self.to_a: dict[str, str] = {}
         self.how: dict[str, How] = {}
+        self.fresh: list[str] = []
+        """Tensors of B that were matched since the flow was last followed."""
         self.versions_a = {
             name: split_version(name)
             for name, facts in a.tensors.items()
@@ -149,6 +110,7 @@ class _Aligner:
         if a in self.to_b or b in self.to_a:
             return False
         self.to_b[a], self.to_a[b], self.how[a] = b, a, how
+        self.fresh.append(b)
         return True
 
     # --- leaves and names ---
@@ -197,7 +159,7 @@ class _Aligner:
                 waiting.remove(chosen)
                 self._match_steps(chosen, step, "flow")
 
-    def _kind(self, flow: _Flow, step: Step) -> tuple[object, ...]:
+    def _kind(self, flow: Flow, step: Step) -> tuple[object, ...]:
         return family(step.op), flow.facts(step.outs[0]).shape, step.arguments
 
     def _names(self) -> None:
@@ -218,28 +180,70 @@ class _Aligner:
     # --- steps ---
 
     def _along_the_flow(self) -> None:
-        """Match steps that read matched tensors, in the order of B."""
-        free = self._unmatched_steps(self.a, self.to_b)
+        """Match steps that read matched tensors: first where nothing is left to choose, then as fits best.
+
+        A step whose operands are all matched has the first claim. Else, where one network runs several
+        times, a step behind a gap would take its counterpart of another turn, whose operands are not
+        matched yet.
+        """
+        free = self.a.unmatched(self.to_b)
+        self._follow(free, self.b.unmatched(self.to_a))
         for step in self.b.steps:
             if not step.outs or any(self.b.root_of(out) in self.to_a for out in step.outs):
                 continue
-            best: tuple[float, Step] | None = None
-            for at in self._candidates(step):
-                other = free.get(at)
-                if other is None:
-                    continue
-                score = self._score(other, step)
-                if score is not None and (best is None or score > best[0]):
-                    best = (score, other)
-            if best is not None and self._match_steps(best[1], step, "flow"):
-                del free[best[1].index]
+            other = self._best(step, free, self._score)
+            if other is not None and self._match_steps(other, step, "flow"):
+                del free[other.index]
+                self._follow(free)
 
-    def _candidates(self, step: Step) -> Iterable[int]:
+    def _follow(self, free: dict[int, Step], begin: Iterable[int] = ()) -> None:
+        """Match what reads the same matched tensors in both runs, and what follows from that.
+
+        Equal arguments come first: of two slices of one tensor each is to find its own.
+        """
+        soon, later = list(begin), list[int]()
+        heapq.heapify(soon)
+        while soon or later or self.fresh:
+            for name in self.fresh:
+                for at in self.b.readers.get(name, ()):
+                    heapq.heappush(soon, at)
+            self.fresh.clear()
+            if not soon and not later:
+                break
+            settled = bool(soon)
+            step = self.b.trace.steps[heapq.heappop(soon if settled else later)]
+            if not step.outs or any(self.b.root_of(out) in self.to_a for out in step.outs):
+                continue
+            other = self._best(step, free, self._score_of_same)
+            if other is None:
+                continue
+            if settled and other.arguments != step.arguments:
+                heapq.heappush(later, step.index)
+            elif self._match_steps(other, step, "flow"):
+                del free[other.index]
+
+    def _best(
+        self, step: Step, free: Mapping[int, Step], score: Callable[[Step, Step], float | None]
+    ) -> Step | None:
+        """The step of A that fits one of B best, the first of several."""
         found: dict[int, None] = {}
         for name in self.b.reads[step.index]:
             if name in self.to_a:
                 found.update(dict.fromkeys(self.a.readers.get(self.to_a[name], ())))
-        return found
+        best: tuple[float, Step] | None = None
+        for at in found:
+            other = free.get(at)
+            value = None if other is None else score(other, step)
+            if other is not None and value is not None and (best is None or value > best[0]):
+                best = (value, other)
+        return None if best is None else best[1]
+
+    def _score_of_same(self, a: Step, b: Step) -> float | None:
+        """How well two steps fit whose operands are all matched with each other's."""
+        ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
+        if len(ours) != len(theirs) or {self.to_b.get(name) for name in ours} != set(theirs):
+            return None
+        return self._score(a, b)
 
     def _score(self, a: Step, b: Step) -> float | None:
         """How well two steps fit; None if they do not do the same thing."""
@@ -247,15 +251,25 @@ class _Aligner:
             return None
         ours, theirs = self.a.reads[a.index], self.b.reads[b.index]
         hits = sum(name in self.to_a and self.to_a[name] in ours for name in theirs)
-        clashes = sum(name in self.to_b and self.to_b[name] not in theirs for name in ours)
+        left = [name for name in ours if name not in self.to_b or self.to_b[name] not in theirs]
+        bridged = self._bridged(left, theirs, ours)
+        clashes = sum(name in self.to_b and name not in bridged for name in left)
         if not hits or clashes > hits:
             return None
-        score = 4.0 * hits - 3.0 * clashes
+        score = 4.0 * hits + 2.0 * bool(bridged) - 3.0 * clashes
         score += 2.0 * (a.module == b.module and bool(a.module)) + 1.0 * (a.phase == b.phase)
         score += 1.0 * (a.arguments == b.arguments) + 1.0 * (a.outs[0] == b.outs[0])
         digests = [self.a.facts(out).digest for out in a.outs], [self.b.facts(out).digest for out in b.outs]
         score += 3.0 * (digests[0] == digests[1] and None not in digests[0])
         return score - min(abs(a.index - b.index), _NEAR) / (2 * _NEAR)
+
+    def _bridged(self, left: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> set[str]:
+        """The matched tensors of A from which both steps' other operands come, by way of steps of one run."""
+        right = [name for name in theirs if name not in self.to_a or self.to_a[name] not in ours]
+        if not left or not right:
+            return set()
+        above = {self.to_a[name] for name in self.b.nearest(right, self.to_a)}
+        return above & self.a.nearest(left, self.to_b)
 
     def _same_outs(self, a: Step, b: Step) -> bool:
         if not a.outs or not b.outs:
@@ -292,26 +306,21 @@ class _Aligner:
             return False
         return flow.facts(step.reads[0]).step < 0
 
-    def _unmatched_steps(self, flow: _Flow, matched: Mapping[str, str]) -> dict[int, Step]:
-        return {
-            step.index: step
-            for step in flow.steps
-            if step.outs and not any(flow.root_of(out) in matched for out in step.outs)
-        }
-
     def _across_gaps(self) -> None:
         """Match steps whose nearest matched ancestors agree, whatever lies between in one run alone."""
-        ours, theirs = self._unmatched_steps(self.a, self.to_b), self._unmatched_steps(self.b, self.to_a)
+        ours, theirs = self.a.unmatched(self.to_b), self.b.unmatched(self.to_a)
         if not ours or not theirs:
             return
-        above_a = self._frontiers(self.a, self.to_b)
-        above_b = self._frontiers(self.b, self.to_a)
+        above_a = self.a.frontiers(self.to_b)
+        above_b = self.b.frontiers(self.to_a)
         by_kind: dict[tuple[str, int], list[Step]] = defaultdict(list)
         for step in ours.values():
             by_kind[family(step.op), self.a.facts(step.outs[0]).size].append(step)
         filled: set[frozenset[str]] = set()
+        below: set[str] = set()
         for step in theirs.values():
-            if above_b[step.index] in filled:
+            if above_b[step.index] in filled or any(name in below for name in self.b.reads[step.index]):
+                below.update(step.outs)
                 continue  # one of each gap at a time: the flow goes on from there
             waiting = by_kind.get((family(step.op), self.b.facts(step.outs[0]).size), [])
             frontier = {self.to_a[name] for name in above_b[step.index]}
@@ -320,26 +329,15 @@ class _Aligner:
                 shared = len(frontier & above_a[other.index])
                 if not shared:
                     continue
-                score = shared + 2.0 * (other.module == step.module and bool(step.module))
+                score = shared + 1.0 * (frontier == above_a[other.index])
+                score += 2.0 * (other.module == step.module and bool(step.module))
                 score -= min(abs(other.index - step.index), _NEAR) / (2 * _NEAR)
                 if best is None or score > best[0]:
                     best = (score, other)
             if best is not None and self._match_steps(best[1], step, "gap"):
                 waiting.remove(best[1])
                 filled.add(above_b[step.index])
-
-    def _frontiers(self, flow: _Flow, matched: Mapping[str, str]) -> dict[int, frozenset[str]]:
-        """By step: the nearest matched tensors above it."""
-        above: dict[str, frozenset[str]] = {}
-        found: dict[int, frozenset[str]] = {}
-        for step in flow.steps:
-            names = frozenset[str]()
-            for name in flow.reads[step.index]:
-                names |= frozenset({name}) if name in matched else above.get(name, frozenset())
-            found[step.index] = names
-            for out in step.outs:
-                above[out] = names
-        return found
+                below.update(step.outs)
 
     # --- views and the rest ---
 

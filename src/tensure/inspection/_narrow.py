@@ -41,7 +41,7 @@ def explain(a: Recording, b: Recording, pair: Pair, suspects: Suspects) -> Findi
     assert b.values is not None
     x, y = a.values.get(pair.a), b.values.get(pair.b)
     y = y.reshape(x.shape) if x.numel() == y.numel() else y
-    step_a, step_b = _maker(a, pair.a), _maker(b, pair.b)
+    step_a, step_b = _maker(a, pair.a, suspects.steps_a), _maker(b, pair.b, suspects.steps_b)
     change = describe_change(x, y)
     element = None
     if x.shape == y.shape and x.dtype == y.dtype:
@@ -91,12 +91,16 @@ def _shown(arguments: Mapping[str, object], key: str) -> str:
     return str(arguments[key])[:80] if key in arguments else "absent"
 
 
-def _maker(run: Recording, name: str) -> Step | None:
-    """The step that made a tensor's values; of what only shows another one, that one's."""
+def _maker(run: Recording, name: str, suspects: Sequence[Step]) -> Step | None:
+    """The step that made a tensor's values; of what only shows another one, that one's.
+
+    Only as far as the suspects go: a copy of what both runs agree on is itself to blame.
+    """
+    within = {step.index for step in suspects}
     step = run.trace.maker(name)
     while step is not None and is_view(step.op) and step.reads:
         before = run.trace.maker(step.reads[0])
-        if before is None:
+        if before is None or before.index not in within:
             break
         step = before
     return step

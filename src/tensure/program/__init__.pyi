@@ -24,6 +24,7 @@ from ._json_door import parse_json
 from ._lex import Line
 from ._model import Model
 from ._ops import OpDef, bind_op, collective, evaluate_op, infer_collective, infer_op, listed, lookup
+from ._rationals import rational
 from ._records import (
     Arg,
     Attr,
@@ -135,6 +136,7 @@ __all__ = [
     "read_name",
     "read_operand",
     "read_order",
+    "rational",
     "ref",
     "run_step",
     "state_pairs",

@@ -22,8 +22,8 @@ import numpy as np
 from tensure.errors import RecordError
 
 from . import _passes
+from ._lines import Arrays, Run
 from ._model import Model
-from ._passes import Arrays, Run
 from ._permutes import sink_permutes
 from ._properties import PROPERTIES
 from ._records import Program

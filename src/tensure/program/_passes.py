@@ -7,134 +7,25 @@ and order are in `_normalise.py`; whether a pass kept its promise is judged by `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
-from ._evaluate import infer_program
-from ._records import Arg, Attr, Cat, Each, Entry, Name, Op, Program, Ref, TensorType, Value
-from ._validate import corner_params
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Arrays: TypeAlias = dict[str, Array]
-"""Decoded weights by printed name."""
-Run: TypeAlias = Callable[[Program, Arrays], tuple[Program, Arrays]]
-
-_POINTWISE: Final = frozenset(
-    "relu hardtanh sigmoid tanh silu gelu hardswish hardsigmoid leaky_relu softplus neg abs exp sqrt rsqrt "
-    "reciprocal erf square sign floor ceil round trunc _to_copy".split()
+from ._lines import (
+    POINTWISE,
+    Arrays,
+    Line,
+    as_ints,
+    fresh_name,
+    rename_op,
+    rewrite_entries,
+    source_name,
+    whole_name,
+    with_attrs,
 )
-"""Ops of one operand that treat every element alike, so that a permutation may pass them."""
-
-
-@dataclass(slots=True)
-class _Line:
-    """One entry's ops with what passes ask of them."""
-
-    entry: Entry
-    ops: list[Op]
-    types: Mapping[str, TensorType]
-    """At the least parameters: ranks and dtypes always hold, sizes only where `static`."""
-    static: bool
-
-    @property
-    def kept(self) -> set[Name]:
-        """Values that must keep their names: outputs and after-states."""
-        return {*self.entry.outputs, *(state.after for state in self.entry.states)}
-
-    def makers(self) -> dict[Name, Op]:
-        return {out: item for item in self.ops for out in item.outs}
-
-    def uses(self) -> Counter[Name]:
-        found = Counter(ref.name for item in self.ops for ref in item.reads())
-        found.update(self.kept)
-        return found
-
-    def type(self, name: Name) -> TensorType:
-        return self.types[str(name)]
-
-    def rename(self, names: Mapping[Name, Name]) -> None:
-        """Put other names in the place of names, where they are read and where they are made."""
-        if names:
-            self.ops = [_renamed(item, names) for item in self.ops]
-
-    def remove(self, same: Mapping[Name, Name]) -> None:
-        """Take out ops whose result is `same` as another value, and read that one instead.
-
-        Where the result must keep its name, the other takes it on; where neither can give way, the op stays.
-        """
-        inner, outer = dict[Name, Name](), dict[Name, Name]()
-        kept, made = self.kept, self.makers()
-        for result, given in same.items():
-            source = inner.get(given, given)
-            if result not in kept:
-                inner[result] = source
-            elif source in made and source not in kept and source not in outer:
-                outer[source] = result
-                inner[result] = source
-        self.ops = [item for item in self.ops if not (len(item.outs) == 1 and item.outs[0] in inner)]
-        self.rename({**inner, **outer, **{key: outer.get(end, end) for key, end in inner.items()}})
-
-
-def _lines(program: Program) -> Iterator[tuple[str, _Line]]:
-    for label, entry in program.entries.items():
-        params = next(corner_params(program, label))
-        types = infer_program(program, entry=label, params=params)
-        ops = [item for item in entry.body if isinstance(item, Op)]
-        yield label, _Line(entry, ops, types, not entry.params)
-
-
-def _rewritten(program: Program, rewrite: Callable[[_Line], None]) -> Program:
-    """Every entry after a rewriting of its line."""
-    entries = dict(program.entries)
-    for label, line in _lines(program):
-        rewrite(line)
-        entries[label] = replace(line.entry, body=tuple(line.ops))
-    return replace(program, entries=entries)
-
-
-def _renamed(item: Op, names: Mapping[Name, Name]) -> Op:
-    args = tuple(_renamed_arg(arg, names) for arg in item.args)
-    return replace(item, args=args, outs=tuple(names.get(out, out) for out in item.outs))
-
-
-def _renamed_arg(arg: Arg, names: Mapping[Name, Name]) -> Arg:
-    if isinstance(arg, Ref):
-        return Ref(names.get(arg.name, arg.name), arg.box)
-    if isinstance(arg, Cat):
-        return Cat(arg.dim, tuple(_renamed_arg(part, names) for part in arg.parts))
-    if isinstance(arg, Each):
-        return replace(arg, item=_renamed_arg(arg.item, names))
-    return arg
-
-
-def _whole(arg: Arg) -> Name | None:
-    """The value an operand reads whole."""
-    return arg.name if isinstance(arg, Ref) and not arg.box else None
-
-
-def _source(item: Op) -> Name | None:
-    """The value an op reads whole as its first operand."""
-    return _whole(item.args[0]) if item.args else None
-
-
-def _with(item: Op, **attrs: Attr) -> Op:
-    """The op with attributes set, or taken out where None."""
-    found = {**dict(item.attrs), **attrs}
-    return replace(item, attrs=tuple(sorted((k, v) for k, v in found.items() if v is not None)))
-
-
-def _ints(value: Attr) -> tuple[int, ...] | None:
-    """A list attribute if it holds integers only."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if not isinstance(value, tuple):
-        return None
-    found = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool))
-    return found if len(found) == len(value) else None
-
+from ._records import Arg, Attr, Name, Op, Program, Ref, Value
 
 # --- ops that do nothing ----------------------------------------------------------------------------
 
@@ -144,25 +35,25 @@ _VIEWS: Final = frozenset({"view", "reshape", "flatten", "squeeze", "unsqueeze",
 def drop_no_ops(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """Without copies, casts to the same dtype, views to the same shape and permutations that move nothing."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         same: dict[Name, Name] = {}
         for item in line.ops:
-            source = _source(item)
+            source = source_name(item)
             if source is not None and len(item.outs) == 1 and _does_nothing(item, source, line):
                 same[item.outs[0]] = source
         line.remove(same)
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
-def _does_nothing(item: Op, source: Name, line: _Line) -> bool:
+def _does_nothing(item: Op, source: Name, line: Line) -> bool:
     before, after = line.type(source), line.type(item.outs[0])
     if item.op == "copy":
         return True
     if item.op == "_to_copy":
         return before == after
     if item.op == "permute":
-        dims = _ints(item.attr("dims"))
+        dims = as_ints(item.attr("dims"))
         return dims is not None and [d % max(len(dims), 1) for d in dims] == list(range(len(dims)))
     return item.op in _VIEWS and line.static and before == after
 
@@ -173,21 +64,23 @@ def _does_nothing(item: Op, source: Name, line: _Line) -> bool:
 def canonicalise(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With permute for transpose and t, view for reshape, and dims counted from the front."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         line.ops = [_canonical(item, line) for item in line.ops]
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
-def _canonical(item: Op, line: _Line) -> Op:
+def _canonical(item: Op, line: Line) -> Op:
     if item.op == "reshape":
         return replace(item, op="view", attrs=(("size", item.attr("shape")),))
     if item.op not in ("transpose", "t", "permute"):
         return item
     order = list(range(len(line.type(item.outs[0]).shape)))
     if item.op == "permute":
-        dims = _ints(item.attr("dims"))
-        return item if dims is None else _with(item, dims=tuple(dim % max(len(order), 1) for dim in dims))
+        dims = as_ints(item.attr("dims"))
+        return (
+            item if dims is None else with_attrs(item, dims=tuple(dim % max(len(order), 1) for dim in dims))
+        )
     a, b = (0, -1) if item.op == "t" else (item.attr("dim0"), item.attr("dim1"))
     if order and isinstance(a, int) and isinstance(b, int):
         order[a], order[b] = order[b], order[a]
@@ -196,29 +89,29 @@ def _canonical(item: Op, line: _Line) -> Op:
 
 def cancel_permutes(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With a permutation of a permutation made one, also across pointwise ops that nothing else reads."""
-    return _rewritten(program, _cancel), weights
+    return rewrite_entries(program, _cancel), weights
 
 
-def _cancel(line: _Line) -> None:
+def _cancel(line: Line) -> None:
     while True:
         makers, uses = line.makers(), line.uses()
         found = next((chain for item in line.ops if (chain := _chain(item, makers, uses))), None)
         if found is None:
             return
         first, *between, last = found
-        inner, outer = _ints(first.attr("dims")) or (), _ints(last.attr("dims")) or ()
+        inner, outer = as_ints(first.attr("dims")) or (), as_ints(last.attr("dims")) or ()
         dims = tuple(inner[dim] for dim in outer)
-        through = _source(first)
+        through = source_name(first)
         assert through is not None
         swaps: dict[Name, Op] = {}
         # The ops between now see the value before the first permutation: new values, so new names.
         for item in between:
-            fresh = _fresh(f"{item.outs[0].base}_unpermuted", line)
+            fresh = fresh_name(f"{item.outs[0].base}_unpermuted", line)
             swaps[item.outs[0]] = replace(item, args=(Ref(through), *item.args[1:]), outs=(fresh,))
             through = fresh
         still = dims == tuple(range(len(dims)))
         end = replace(last, args=(Ref(through),))
-        swaps[last.outs[0]] = replace(end, op="copy", attrs=()) if still else _with(end, dims=dims)
+        swaps[last.outs[0]] = replace(end, op="copy", attrs=()) if still else with_attrs(end, dims=dims)
         line.ops = [swaps.get(item.outs[0], item) if item.outs else item for item in line.ops]
         if still:
             line.remove({last.outs[0]: through})
@@ -230,45 +123,37 @@ def _chain(last: Op, makers: Mapping[Name, Op], uses: Counter[Name]) -> list[Op]
         return None
     chain = [last]
     while True:
-        source = _source(chain[0])
+        source = source_name(chain[0])
         maker = None if source is None else makers.get(source)
         if maker is None or source is None:
             return None
         if maker.op == "permute":
-            return [maker, *chain] if _source(maker) is not None else None
-        if maker.op not in _POINTWISE or uses[source] != 1:
+            return [maker, *chain] if source_name(maker) is not None else None
+        if maker.op not in POINTWISE or uses[source] != 1:
             return None
         chain.insert(0, maker)
-
-
-def _fresh(base: str, line: _Line) -> Name:
-    taken = {name.base for name in line.makers()} | set(line.types)
-    count = 0
-    while (found := f"{base}_{count}" if count else base) in taken:
-        count += 1
-    return Name(found)
 
 
 def fuse_linear(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With mm and addmm by a transposed matrix as linear, which takes the matrix as it lies."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers = line.makers()
         line.ops = [_linear(item, makers, line) for item in line.ops]
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
-def _linear(item: Op, makers: Mapping[Name, Op], line: _Line) -> Op:
+def _linear(item: Op, makers: Mapping[Name, Op], line: Line) -> Op:
     if item.op not in ("mm", "addmm") or item.attrs:
         return item
     bias, (x, matrix) = (item.args[0], item.args[1:]) if item.op == "addmm" else (None, item.args)
-    source = _whole(matrix)
+    source = whole_name(matrix)
     maker = makers.get(source) if source is not None else None
-    if maker is None or maker.op != "permute" or _ints(maker.attr("dims")) != (1, 0):
+    if maker is None or maker.op != "permute" or as_ints(maker.attr("dims")) != (1, 0):
         return item
     if bias is not None:
-        vector = _whole(bias)
+        vector = whole_name(bias)
         if vector is None or str(vector) not in line.types or len(line.type(vector).shape) != 1:
             return item
         out = line.types.get(str(item.outs[0]))
@@ -283,25 +168,25 @@ def _linear(item: Op, makers: Mapping[Name, Op], line: _Line) -> Op:
 def fold_padding(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With padding before a convolution or pool as its own (before, after) pairs, where that is the same."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers = line.makers()
         for at, item in enumerate(line.ops):
-            while (source := _source(item)) is not None and (maker := makers.get(source)) is not None:
+            while (source := source_name(item)) is not None and (maker := makers.get(source)) is not None:
                 folded = _padded(item, maker, line) if maker.op == "constant_pad_nd" else item
                 if folded is item:
                     break
                 line.ops[at] = item = folded
                 makers.update(dict.fromkeys(item.outs, item))
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
-def _padded(item: Op, pad: Op, line: _Line) -> Op:
-    sides, value = _ints(pad.attr("pad")), pad.attr("value", 0)
+def _padded(item: Op, pad: Op, line: Line) -> Op:
+    sides, value = as_ints(pad.attr("pad")), pad.attr("value", 0)
     rank = len(line.type(pad.outs[0]).shape)
     count = rank - 2
     spatial = {"convolution": count, "avg_pool2d": 2, "max_pool2d": 2}.get(item.op)
-    own = _ints(item.attr("padding", (0,)))
+    own = as_ints(item.attr("padding", (0,)))
     if (
         spatial is None
         or sides is None
@@ -318,7 +203,9 @@ def _padded(item: Op, pad: Op, line: _Line) -> Op:
         return item
     same = all(before == after for before, after in pairs)
     padding = tuple(before for before, _ in pairs) if same else tuple(side for pair in pairs for side in pair)
-    return _with(replace(item, args=(pad.args[0], *item.args[1:])), padding=padding if any(padding) else None)
+    return with_attrs(
+        replace(item, args=(pad.args[0], *item.args[1:])), padding=padding if any(padding) else None
+    )
 
 
 def _pairs(padding: tuple[int, ...], count: int) -> list[tuple[int, int]]:
@@ -331,7 +218,7 @@ def _may_pad(item: Op, value: Attr, pairs: list[tuple[int, int]]) -> bool:
     """Whether padding with `value` is what the op's own padding means."""
     if item.op == "convolution":
         return value == 0 and not item.attr("transposed", False)
-    kernel, dilation = _ints(item.attr("kernel_size")), _ints(item.attr("dilation", (1,)))
+    kernel, dilation = as_ints(item.attr("kernel_size")), as_ints(item.attr("dilation", (1,)))
     if kernel is None or dilation is None or item.attr("ceil_mode", False):
         return False
     reach = [(k - 1) * d + 1 for k, d in zip(_two(kernel), _two(dilation), strict=True)]
@@ -359,7 +246,7 @@ def fold_batch_norm(program: Program, weights: Arrays) -> tuple[Program, Arrays]
     folded: dict[tuple[Any, ...], tuple[Name, Name]] = {}
 
     def constant(arg: Arg) -> bool:
-        found = _whole(arg)
+        found = whole_name(arg)
         declared = values.get(found.base) if found is not None else None
         return declared is not None and declared.role == "weight" and declared.dtype in ("f32", "f64")
 
@@ -370,12 +257,12 @@ def fold_batch_norm(program: Program, weights: Arrays) -> tuple[Program, Arrays]
         weight, bias = folded[key]
         return replace(maker, args=(maker.args[0], Ref(weight), Ref(bias)), outs=norm.outs)
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers, uses = line.makers(), line.uses()
         gone: set[Name] = set()
         ops: list[Op] = []
         for item in line.ops:
-            source = _source(item)
+            source = source_name(item)
             maker = makers.get(source) if source is not None else None
             if (
                 item.op == "batch_norm"
@@ -391,11 +278,11 @@ def fold_batch_norm(program: Program, weights: Arrays) -> tuple[Program, Arrays]
             ops.append(item)
         line.ops = [item for item in ops if not gone & set(item.outs)]
 
-    program = _rewritten(program, rewrite)
+    program = rewrite_entries(program, rewrite)
     return replace(program, values=values), weights
 
 
-def _folds(maker: Op, line: _Line) -> bool:
+def _folds(maker: Op, line: Line) -> bool:
     if maker.op == "convolution":
         return not maker.attr("transposed", False)
     return maker.op == "linear" and len(line.type(maker.outs[0]).shape) == 2
@@ -405,10 +292,10 @@ def _fold_weights(norm: Op, maker: Op, weights: Arrays, values: dict[str, Value]
     """Make the folded weight and bias; their names."""
 
     def array(arg: Arg, missing: float) -> Any:
-        found = _whole(arg)
+        found = whole_name(arg)
         return missing if found is None else weights[str(found)].astype(np.float64)
 
-    matrix = _whole(maker.args[1])
+    matrix = whole_name(maker.args[1])
     assert matrix is not None
     eps = norm.attr("eps", 1e-05)
     assert isinstance(eps, float | int)
@@ -438,10 +325,10 @@ def _fold_weights(norm: Op, maker: Op, weights: Arrays, values: dict[str, Value]
 def merge_mean_flatten(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With a mean over both spatial dims, then flattened to [N, C], as one mean without them."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers, uses = line.makers(), line.uses()
         for at, item in enumerate(line.ops):
-            source = _source(item)
+            source = source_name(item)
             maker = makers.get(source) if source is not None else None
             if maker is None or source is None or uses[source] != 1 or not _to_matrix(item, source, line):
                 continue
@@ -449,16 +336,16 @@ def merge_mean_flatten(program: Program, weights: Arrays) -> tuple[Program, Arra
                 attrs: tuple[tuple[str, Attr], ...] = (("dim", (2, 3)),)
                 line.ops[at] = replace(item, op="mean", args=maker.args, attrs=attrs)
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
-def _is_mean(maker: Op, line: _Line) -> bool:
-    source = _source(maker)
+def _is_mean(maker: Op, line: Line) -> bool:
+    source = source_name(maker)
     if source is None or str(source) not in line.types or len(line.type(source).shape) != 4:
         return False
     if maker.op == "adaptive_avg_pool2d":
-        return set(_ints(maker.attr("output_size")) or ()) == {1}
-    dims = _ints(maker.attr("dim")) or ()
+        return set(as_ints(maker.attr("output_size")) or ()) == {1}
+    dims = as_ints(maker.attr("dim")) or ()
     return (
         maker.op == "mean"
         and {dim % 4 for dim in dims} == {2, 3}
@@ -467,7 +354,7 @@ def _is_mean(maker: Op, line: _Line) -> bool:
     )
 
 
-def _to_matrix(item: Op, source: Name, line: _Line) -> bool:
+def _to_matrix(item: Op, source: Name, line: Line) -> bool:
     """Whether [N, C, 1, 1] becomes [N, C]."""
     have, got = line.types.get(str(source)), line.types.get(str(item.outs[0]))
     if have is None or got is None or len(have.shape) != 4 or len(got.shape) != 2 or not line.static:
@@ -482,12 +369,12 @@ def _to_matrix(item: Op, source: Name, line: _Line) -> bool:
 def merge_common(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With equal ops of equal operands computed once (no listed op draws at random)."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         first: dict[str, Op] = {}
         same: dict[Name, Name] = {}
         ops: list[Op] = []
         for found in line.ops:
-            item = _renamed(found, same)
+            item = rename_op(found, same)
             key = f"{item.op}{item.args!r}{item.attrs!r}"  # repr, for 1 == True == 1.0
             if key in first and not line.kept & set(item.outs):
                 same.update(zip(item.outs, first[key].outs, strict=True))
@@ -496,7 +383,7 @@ def merge_common(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
             ops.append(item)
         line.ops = ops
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
 def drop_dead(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
@@ -504,7 +391,7 @@ def drop_dead(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     read: set[str] = set()
     made: set[str] = set()
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         live, ops = line.kept, list[Op]()
         for item in reversed(line.ops):
             if live & set(item.outs):
@@ -514,7 +401,7 @@ def drop_dead(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
         read.update(name.base for name in live)
         made.update(name.base for item in line.ops for name in item.outs)
 
-    program = _rewritten(program, rewrite)
+    program = rewrite_entries(program, rewrite)
     leaves = {name.base for entry in program.entries.values() for name in entry.inputs}
     leaves |= {state.before.base for entry in program.entries.values() for state in entry.states}
     keep = {

@@ -5,7 +5,7 @@ with it: op(permute(x)) is permute(op'(x)). Pushed down as far as they go, those
 convolutions cancel between one layer and the next. The pass keeps its work only where fewer ops are left,
 so that it never trades one form for another and the normaliser comes to rest.
 
-Knows which ops a permutation may pass and how their dims change; the frame is `_passes.py`.
+Knows which ops a permutation may pass and how their dims change; the frame is `_lines.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,24 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from ._fresh_names import FreshNames
-from ._passes import _POINTWISE, Arrays, _ints, _Line, _renamed, _rewritten, _source, _whole, _with
+from ._lines import (
+    POINTWISE,
+    Arrays,
+    Line,
+    as_ints,
+    rename_op,
+    rewrite_entries,
+    source_name,
+    whole_name,
+    with_attrs,
+)
 from ._records import Arg, Name, Op, Program, Ref, Value
 
 __all__ = ["sink_permutes"]
 
 Dims: TypeAlias = tuple[int, ...]
 
-_ELEMENTWISE: Final = _POINTWISE | frozenset(
+_ELEMENTWISE: Final = POINTWISE | frozenset(
     "add sub rsub mul div pow maximum minimum clamp where masked_fill addcmul addcdiv eq ne lt le gt ge "
     "expm1 log log1p log2 sin cos tan isnan logical_and logical_or logical_xor logical_not fmod remainder "
     "floor_divide".split()
@@ -37,7 +47,7 @@ def sink_permutes(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With permutations moved down and cancelled, in every entry that has fewer ops for it."""
     weights, values = dict(weights), dict(program.values)
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         if not any(item.op == "permute" for item in line.ops):
             return
         sinking = _Sinking(line, weights, FreshNames({*values, *(str(name) for name in line.makers())}))
@@ -50,7 +60,7 @@ def sink_permutes(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
                 dtype = values[sinking.origins[key]].dtype
                 values[key] = Value(tuple(array.shape), dtype, "weight")
 
-    program = _rewritten(program, rewrite)
+    program = rewrite_entries(program, rewrite)
     return replace(program, values=values), weights
 
 
@@ -68,7 +78,7 @@ def _live(ops: Sequence[Op], kept: set[Name]) -> int:
 class _Sinking:
     """One pass over an entry: a permuted value is held back as (what it is of, dims) until it is read."""
 
-    line: _Line
+    line: Line
     weights: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
     names: FreshNames
     held: dict[Name, tuple[Name, Dims]] = field(default_factory=dict[Name, tuple[Name, Dims]])
@@ -93,7 +103,7 @@ class _Sinking:
 
     def _hold(self, item: Op) -> bool:
         """Take up a permutation, composed with one before it."""
-        dims, source = _ints(item.attr("dims")), _source(item)
+        dims, source = as_ints(item.attr("dims")), source_name(item)
         if item.op != "permute" or dims is None or source is None:
             return False
         dims = tuple(dim % max(len(dims), 1) for dim in dims)
@@ -110,7 +120,7 @@ class _Sinking:
         found = {
             self.held[name][1]
             for ref in item.reads()
-            if (name := _whole(ref)) is not None and name in self.held
+            if (name := whole_name(ref)) is not None and name in self.held
         }
         if len(found) != 1:
             return False
@@ -139,7 +149,7 @@ class _Sinking:
         """An operand before the permutation; None if it has no such form."""
         if not isinstance(arg, Ref):
             return arg if isinstance(arg, int | float) else None
-        name = _whole(arg)
+        name = whole_name(arg)
         if name is None:
             return None
         if name in self.held:
@@ -165,7 +175,7 @@ class _Sinking:
                     same[ref.name] = source
                 else:
                     self._write(ref.name)
-        return _renamed(item, same) if same else item
+        return rename_op(item, same) if same else item
 
     def _write(self, name: Name) -> None:
         """Make what was held back."""
@@ -193,16 +203,18 @@ def _one_dim(item: Op, dims: Dims) -> tuple[Op, Dims | None] | None:
     dim = item.attr("dim", 0)
     if not isinstance(dim, int) or not -len(dims) <= dim < len(dims):
         return None
-    return _with(item, dim=dims[dim % len(dims)]), dims
+    return with_attrs(item, dim=dims[dim % len(dims)]), dims
 
 
 def _flipped(item: Op, dims: Dims) -> tuple[Op, Dims | None] | None:
-    over = _ints(item.attr("dims"))
-    return None if over is None else (_with(item, dims=tuple(dims[dim % len(dims)] for dim in over)), dims)
+    over = as_ints(item.attr("dims"))
+    return (
+        None if over is None else (with_attrs(item, dims=tuple(dims[dim % len(dims)] for dim in over)), dims)
+    )
 
 
 def _padded(item: Op, dims: Dims) -> tuple[Op, Dims | None] | None:
-    sides, rank = _ints(item.attr("pad")), len(dims)
+    sides, rank = as_ints(item.attr("pad")), len(dims)
     if sides is None or len(sides) % 2 or len(sides) > 2 * rank:
         return None
     pairs = [(0, 0)] * rank
@@ -210,15 +222,15 @@ def _padded(item: Op, dims: Dims) -> tuple[Op, Dims | None] | None:
         pairs[dims[rank - 1 - at]] = (sides[2 * at], sides[2 * at + 1])
     while pairs and pairs[0] == (0, 0):
         pairs = pairs[1:]
-    return _with(item, pad=tuple(side for pair in reversed(pairs) for side in pair)), dims
+    return with_attrs(item, pad=tuple(side for pair in reversed(pairs) for side in pair)), dims
 
 
 def _reduced(item: Op, dims: Dims) -> tuple[Op, Dims | None] | None:
-    over, rank = _ints(item.attr("dim")), len(dims)
+    over, rank = as_ints(item.attr("dim")), len(dims)
     if not over or not all(-rank <= dim < rank for dim in over):
         return None
     gone = {dims[dim % rank] for dim in over}
-    changed = _with(item, dim=tuple(sorted(gone)))
+    changed = with_attrs(item, dim=tuple(sorted(gone)))
     if item.attr("keepdim") is True:
         return changed, dims
     left = [dim for dim in range(rank) if dim not in gone]

@@ -1,7 +1,7 @@
 """Passes that give back what a framework took apart: batch norms, biases, weights as the ops want them.
 
 Keras on torch spells a batch norm as sub, rsqrt, mul and add, a bias as an add behind the product, and
-permutes a kernel at every call. Knows these spellings; the frame is `_passes.py`, the contracts
+permutes a kernel at every call. Knows these spellings; the frame is `_lines.py`, the contracts
 `_normalise.py`.
 """
 
@@ -14,7 +14,17 @@ from typing import Final
 import numpy as np
 
 from ._fresh_names import FreshNames
-from ._passes import Array, Arrays, _fresh, _ints, _Line, _renamed, _rewritten, _source, _whole
+from ._lines import (
+    Array,
+    Arrays,
+    Line,
+    as_ints,
+    fresh_name,
+    rename_op,
+    rewrite_entries,
+    source_name,
+    whole_name,
+)
 from ._records import Arg, Name, Op, Program, Ref, Value
 
 __all__ = ["fold_weight_views", "fuse_bias", "refold_batch_norm"]
@@ -33,7 +43,7 @@ def _is_weight(name: Name | None, values: Mapping[str, Value]) -> bool:
 def refold_batch_norm(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """With (x - mean) * (rsqrt(var + eps) * scale) + shift, all by channel, as one batch_norm."""
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers = line.makers()
         ops: list[Op] = []
         for item in line.ops:
@@ -41,7 +51,7 @@ def refold_batch_norm(program: Program, weights: Arrays) -> tuple[Program, Array
             ops += [item] if found is None else _norm(item, found, line)
         line.ops = ops
 
-    return _rewritten(program, rewrite), weights
+    return rewrite_entries(program, rewrite), weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +71,19 @@ def _pairs(item: Op | None, kind: str) -> Iterator[tuple[Name, Name]]:
     """Both operands of a commuting op, either way round."""
     if item is None or item.op != kind or item.attrs or len(item.args) != 2:
         return
-    a, b = _whole(item.args[0]), _whole(item.args[1])
+    a, b = whole_name(item.args[0]), whole_name(item.args[1])
     if a is not None and b is not None:
         yield a, b
         yield b, a
 
 
-def _spelled(
-    item: Op, makers: Mapping[Name, Op], line: _Line, values: Mapping[str, Value]
-) -> _Spelled | None:
+def _spelled(item: Op, makers: Mapping[Name, Op], line: Line, values: Mapping[str, Value]) -> _Spelled | None:
     for product, shift in _pairs(item, "add"):
         for centred, factor in _pairs(makers.get(product), "mul"):
             sub = makers.get(centred)
             if sub is None or sub.op != "sub" or sub.attrs:
                 continue
-            x, mean = _whole(sub.args[0]), _whole(sub.args[1])
+            x, mean = whole_name(sub.args[0]), whole_name(sub.args[1])
             spread = makers.get(factor)
             choices = [*_pairs(spread, "mul")] if spread is None or spread.op != "rsqrt" else [(factor, None)]
             for root, scale in choices:
@@ -92,15 +100,15 @@ def _parts(
     scale: Name | None,
     shift: Name,
     makers: Mapping[Name, Op],
-    line: _Line,
+    line: Line,
     values: Mapping[str, Value],
 ) -> _Spelled | None:
     rsqrt = makers.get(root)
-    inner = _source(rsqrt) if rsqrt is not None and rsqrt.op == "rsqrt" else None
+    inner = source_name(rsqrt) if rsqrt is not None and rsqrt.op == "rsqrt" else None
     total = makers.get(inner) if inner is not None else None
     if x is None or mean is None or total is None or total.op != "add" or total.attrs:
         return None
-    var, eps = _whole(total.args[0]), total.args[1]
+    var, eps = whole_name(total.args[0]), total.args[1]
     if var is None or isinstance(eps, bool) or not isinstance(eps, int | float):
         return None
     shape = line.type(x).shape
@@ -128,14 +136,14 @@ def _vector(
     name: Name | None,
     shape: tuple[int, ...],
     makers: Mapping[Name, Op],
-    line: _Line,
+    line: Line,
     values: Mapping[str, Value],
 ) -> tuple[Ref | None, int] | None:
     """A weight of one dim that broadcasts along one dim of `shape`, and which."""
     if name is None:
         return None
     maker = makers.get(name)
-    source = _source(maker) if maker is not None and maker.op == "view" else name
+    source = source_name(maker) if maker is not None and maker.op == "view" else name
     if source is None or not _is_weight(source, values) or len(values[source.base].shape) != 1:
         return None
     wide = line.type(name).shape
@@ -146,14 +154,14 @@ def _vector(
     return Ref(source), along[0]
 
 
-def _norm(item: Op, found: _Spelled, line: _Line) -> list[Op]:
+def _norm(item: Op, found: _Spelled, line: Line) -> list[Op]:
     rank = len(line.type(found.x).shape)
     order = (0, found.axis, *(at for at in range(1, rank) if at != found.axis))
     vectors = (found.scale, found.shift, found.mean, found.var)
     attrs = (("eps", found.eps),)
     if found.axis == 1:
         return [Op("batch_norm", (Ref(found.x), *vectors), item.outs, attrs, item.note)]
-    ahead, normed = (_fresh(f"{item.outs[0].base}_{part}", line) for part in ("first", "norm"))
+    ahead, normed = (fresh_name(f"{item.outs[0].base}_{part}", line) for part in ("first", "norm"))
     back = tuple(order.index(at) for at in range(rank))
     return [
         Op("permute", (Ref(found.x),), (ahead,), (("dims", order),), item.note),
@@ -194,13 +202,13 @@ def fold_weight_views(program: Program, weights: Arrays) -> tuple[Program, Array
             for ref in item.reads() if isinstance(item, Op) else ():
                 reads[ref.name.base] = reads.get(ref.name.base, 0) + 1
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         swaps: dict[Name, Name] = {}
         uses, ops = line.uses(), list[Op]()
         for found in line.ops:
-            item = _renamed(found, swaps)
-            source = _source(item)
-            wanted = _ints(item.attr("dims" if item.op == "permute" else "size"))
+            item = rename_op(found, swaps)
+            source = source_name(item)
+            wanted = as_ints(item.attr("dims" if item.op == "permute" else "size"))
             if (
                 item.op not in ("permute", "view")
                 or source is None
@@ -218,7 +226,7 @@ def fold_weight_views(program: Program, weights: Arrays) -> tuple[Program, Array
             swaps[item.outs[0]], reads[made.base] = made, uses[item.outs[0]]
         line.ops = ops
 
-    program = _rewritten(program, rewrite)
+    program = rewrite_entries(program, rewrite)
     return replace(program, values=values), weights
 
 
@@ -232,7 +240,7 @@ def fuse_bias(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
     """
     weights, values, names = dict(weights), dict(program.values), _names(program)
 
-    def rewrite(line: _Line) -> None:
+    def rewrite(line: Line) -> None:
         makers, uses = line.makers(), line.uses()
         gone: set[Name] = set()
         ops: list[Op] = []
@@ -251,14 +259,14 @@ def fuse_bias(program: Program, weights: Arrays) -> tuple[Program, Arrays]:
             makers.update(dict.fromkeys(item.outs, item))
         line.ops = [item for item in ops if not gone & set(item.outs)]
 
-    program = _rewritten(program, rewrite)
+    program = rewrite_entries(program, rewrite)
     return replace(program, values=values), weights
 
 
 def _with_bias(
     maker: Op,
     shift: Name,
-    line: _Line,
+    line: Line,
     names: FreshNames,
     values: dict[str, Value],
     weights: Arrays,
@@ -279,7 +287,7 @@ def _with_bias(
         return None
     matrix = maker.args[1]
     if maker.op == "matmul":
-        source = _whole(matrix)
+        source = whole_name(matrix)
         if (
             source is None
             or not _is_weight(source, values)

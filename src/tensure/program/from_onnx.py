@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, TypeGuard
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ._normalise import normalise as simplify
 from ._onnx import OnnxGraph, OnnxModel, OnnxType
 from ._onnx_ops import CARRIERS, NEWEST, Builder, Held, Tensor, Walk, known_input, onnx_rows, weight_of
 from ._onnx_reader import read_onnx, read_onnx_bytes
+from ._onnx_sizes import SettledSizes, is_size_name, settle_sizes, size_label
 from ._records import Entry, Name, Op, Program, Ref, TensorType, Value
 from ._validate import validate_program
 
@@ -38,6 +39,7 @@ def from_onnx(
     *,
     name: str | None = None,
     inputs: Given | None = None,
+    sizes: Mapping[str, int] | None = None,
     normalise: bool = True,
 ) -> Model:
     """The Model that computes what the file's graph computes.
@@ -53,21 +55,24 @@ def from_onnx(
         name: the Model's name; the file's own without suffix when left out.
         inputs: by graph input, its shape (a tuple of sizes), or its value (an array) if it is not to be an
             input of the Program: a sample rate, a shape, a number of steps.
+        sizes: by the name that the file gives an open size (`seq`), or by input and dim (`ids.1`), its size.
         normalise: simplify the Program (fold batch norm, drop what does nothing, ...).
 
     Raises:
         FormatError: the file breaks its format, a node its definition.
         UnsupportedError: an op, dtype or form without a counterpart, a size that depends on data; names node
             and op.
-        InputError: `inputs` names no graph input, or does not fit its declaration.
+        InputError: `inputs` names no graph input, or does not fit its declaration; `sizes` names no open
+            size, or one twice.
         LimitError: the graph unrolls to too many steps.
     """
     file = os.fspath(path)
     label = name or os.path.splitext(os.path.basename(file))[0] or "model"
     try:
         return import_onnx(
-            read_onnx(path, opsets=OPSETS), name=label, inputs=inputs, normalise=normalise, origin=file
-        )
+            read_onnx(path, opsets=OPSETS), name=label, inputs=inputs, sizes=sizes, normalise=normalise,
+            origin=file,
+        )  # fmt: skip
     except TensureError as error:
         raise error.at(file=file) from None
 
@@ -77,6 +82,7 @@ def import_onnx(
     *,
     name: str = "model",
     inputs: Given | None = None,
+    sizes: Mapping[str, int] | None = None,
     normalise: bool = True,
     origin: str = "ONNX",
 ) -> Model:
@@ -93,7 +99,7 @@ def import_onnx(
         if key not in declared:
             raise InputError(f"inputs names {key!r}", wanted=f"one of {', '.join(declared) or 'none'}")
     entered: list[Name] = []
-    held = _inputs(graph, given, builder, entered)
+    held = _inputs(graph, given, settle_sizes(graph, sizes or {}), builder, entered)
     made = Walk(builder, model).graph(graph, held)
     for spec, out, found in zip(graph.outputs, outputs, made, strict=True):
         if not isinstance(found, Tensor):
@@ -107,9 +113,11 @@ def import_onnx(
     return simplify(found_model) if normalise else found_model
 
 
-def _inputs(graph: OnnxGraph, given: dict[str, Any], builder: Builder, entered: list[Name]) -> list[Held]:
+def _inputs(
+    graph: OnnxGraph, given: dict[str, Any], settled: SettledSizes, builder: Builder, entered: list[Name]
+) -> list[Held]:
     """What stands for each graph input: an initializer, a given value, or an input of the entry."""
-    sizes = _named_sizes(graph, given)
+    sizes = _named_sizes(graph, given, settled)
     held: list[Held] = []
     for spec in graph.inputs:
         value = given.get(spec.name)
@@ -124,7 +132,7 @@ def _inputs(graph: OnnxGraph, given: dict[str, Any], builder: Builder, entered: 
                     f"input {spec.name!r}: a {spec.kind} of dtype {spec.dtype} and shape {spec.shape}",
                     wanted=f"a tensor of one of {' '.join(DTYPES)} whose rank is known",
                 )
-            shape = _shape(spec, value, sizes)
+            shape = _shape(spec, value, sizes, settled)
             base = builder.names.take(spec.name)
             builder.values[base] = Value(shape, dtype)
             entered.append(Name(base))
@@ -143,23 +151,23 @@ def _valued(spec: OnnxType, value: Any) -> Tensor:
     return known_input(spec.name, array)
 
 
-def _named_sizes(graph: OnnxGraph, given: Given) -> dict[str, int]:
-    """Sizes by the names the file gives them, from the shapes and values given."""
-    sizes: dict[str, int] = {}
+def _named_sizes(graph: OnnxGraph, given: Given, settled: SettledSizes) -> dict[str, int]:
+    """Sizes by the names the file gives them, from the sizes, shapes and values given."""
+    sizes = dict(settled.by_name)
     for spec in graph.inputs:
         value = given.get(spec.name)
         if value is None or spec.shape is None:
             continue
         shape = _given_shape(spec, value)
-        for size, dim in zip(shape, spec.shape, strict=True):
-            if _is_name(dim) and sizes.setdefault(dim, size) != size:
+        for at, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
+            if settled.by_place.get((spec.name, at), size) != size:
+                raise InputError(
+                    f"dim {at} of input {spec.name!r} is {size} and {settled.by_place[spec.name, at]}",
+                    wanted="one of inputs and sizes",
+                )
+            if is_size_name(dim) and sizes.setdefault(dim, size) != size:
                 raise InputError(f"size {dim!r} is {sizes[dim]} and {size}", wanted="one size for one name")
     return sizes
-
-
-def _is_name(dim: int | str | None) -> TypeGuard[str]:
-    """Whether a dim is a name that means one size: exporters also write `?` for any size."""
-    return isinstance(dim, str) and any(char.isalnum() for char in dim)
 
 
 def _given_shape(spec: OnnxType, value: Any) -> tuple[int, ...]:
@@ -184,7 +192,7 @@ def _fits(spec: OnnxType, shape: tuple[int, ...]) -> None:
         raise InputError(f"input {spec.name!r} of shape {list(shape)}", wanted=f"{list(spec.shape)}")
 
 
-def _shape(spec: OnnxType, value: Any, sizes: dict[str, int]) -> tuple[int, ...]:
+def _shape(spec: OnnxType, value: Any, sizes: dict[str, int], settled: SettledSizes) -> tuple[int, ...]:
     """The shape of one input, every open size settled."""
     if value is not None:
         return _given_shape(spec, value)
@@ -193,16 +201,19 @@ def _shape(spec: OnnxType, value: Any, sizes: dict[str, int]) -> tuple[int, ...]
         if isinstance(dim, int):
             found.append(dim)
             continue
-        if _is_name(dim) and dim in sizes:
+        if is_size_name(dim) and dim in sizes:
             found.append(sizes[dim])
+        elif (spec.name, at) in settled.by_place:
+            found.append(settled.by_place[spec.name, at])
         elif at == 0:
             found.append(1)
-            if _is_name(dim):
+            if is_size_name(dim):
                 sizes[dim] = 1
         else:
             raise InputError(
                 f"dim {at} of input {spec.name!r} is open" + (f" ({dim})" if dim else ""),
                 wanted=f"its size; the file says {[item or '?' for item in spec.shape or ()]}",
-                next_step=f"Give the whole shape by inputs={{{spec.name!r}: (...)}}",
+                next_step=f"Give it: --size {size_label(spec, at)}=N, in Python sizes={{...}} or the "
+                f"whole shape by inputs={{{spec.name!r}: (...)}}",
             )
     return tuple(found)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
 
+from tensure.program import rational
+
 _MOVES: Final = (
     "copy view reshape flatten permute transpose t unsqueeze squeeze select expand slice flip roll repeat "
     "tril triu slice_backward select_backward"
@@ -64,4 +66,4 @@ def value(item: Any) -> Fraction | None:
     if isinstance(item, tuple) and item[:1] == ("number",) and item[1] in ("int", "float"):
         item = float(item[2]) if item[1] == "float" else int(item[2])
     known = isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item)
-    return Fraction(item) if known and abs(item) < 1e300 else None
+    return rational(item) if known and abs(item) < 1e300 else None

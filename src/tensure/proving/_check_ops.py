@@ -46,6 +46,7 @@ PRODUCTS: Final = {
 }
 CONTRACTIONS: Final = frozenset([*PRODUCTS, "einsum", "linear", "integer_linear", "matmul"])
 NORMS: Final = frozenset(["rms_norm", "layer_norm"])
+AWARE: Final = ELEMENTWISE | REDUCTIONS | CONTRACTIONS | frozenset(["expand"])
 WINDOWS: Final = frozenset(["convolution", "integer_convolution", "max_pool2d"])
 OF_FIRST: Final = frozenset(
     "embedding gather index index_select constant_pad_nd slice_backward select_backward rms_norm layer_norm "
@@ -209,10 +210,15 @@ def follows(p: Piece) -> Fraction | None:
             return Fraction(1)  # one function of the same operands
     if p.op == "expand":
         return _holds(not p.shares and _expand_fits(p))
+    if p.op not in AWARE and any(isinstance(index, range) for part in p.parts for index in part or ()):
+        # What only repeats stands anywhere: at the start, or where the result or another operand does.
+        places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, tuple)}
+        tries = (follows(_standing(p, place)) for place in ((), *sorted(places)))
+        return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
-        return _holds(not p.shares and _move_fits(_standing(p)))
+        return _holds(not p.shares and _move_fits(p))
     if p.op in TRAINING:
-        return TRAINING[p.op].follows(_standing(p))
+        return TRAINING[p.op].follows(p)
     if not _same(p.mine, p.theirs, _FREE if p.op in WINDOWS else frozenset()):
         return None
     if p.op in CONTRACTIONS:
@@ -223,7 +229,6 @@ def follows(p: Piece) -> Fraction | None:
         plain = not p.shares and (p.op != "requantize" or p.theirs.get("axis") is None)
         pairs = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
         return _holds(plain and all(_agree(part, _demand(shape, p.out, p.reg)) for part, shape in pairs))
-    p = _standing(p)
     if p.op in WINDOWS:
         return _holds(_window_fits(p))
     if p.shares:
@@ -242,9 +247,17 @@ def follows(p: Piece) -> Fraction | None:
     return None
 
 
-def _standing(p: Piece) -> Piece:
-    """Parts that stand anywhere put at the start, where a rule wants to know where."""
-    parts = [None if part is None else tuple(map(tuple, part)) for part in p.parts]
+def _standing(p: Piece, place: tuple[int, ...]) -> Piece:
+    """Parts that stand anywhere put at a place of their length, or at the start."""
+    parts = [
+        None
+        if part is None
+        else tuple(
+            index if isinstance(index, tuple) else place if len(place) == len(index) else tuple(index)
+            for index in part
+        )
+        for part in p.parts
+    ]
     return replace(p, parts=parts)
 
 

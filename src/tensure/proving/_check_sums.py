@@ -104,8 +104,14 @@ class CheckSums:
             return True
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
         for coef, node, reg, limit in (*self.opened(one), *times(self.opened(other), -ONE)):
-            groups.setdefault((node, reg), []).append((coef, limit))
+            if not self.zero(node):
+                groups.setdefault((node, reg), []).append((coef, limit))
         return all(self._nothing(node, items) for (node, _), items in groups.items())
+
+    def zero(self, node: int) -> bool:
+        """Is a value zero everywhere?"""
+        item = self.defs[node]
+        return item.op == "full" and item.dtype in FLOATS and item.attrs["fill_value"] == 0
 
     def opened(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
         """Every value that is itself a sum as its parts."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensure.program import Op, Program, expand, leaves
+from tensure.program import Op, Program, expand, leaves, rational
 
 from ._check_linear import every, signs, single, value
 from ._check_ops import FLOATS, MAX_MOVED, MOVES, clean, dtype_of, repeats, shapes_of
@@ -232,7 +232,7 @@ class CheckValues(CheckSums):
             if wide is None:
                 return None
             flat.extend(times(wide, by))
-        kept = [term for term in flat if not self._zero(term[1])]
+        kept = [term for term in flat if not self.zero(term[1])]
         return tuple(kept or flat)
 
     def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
@@ -303,12 +303,8 @@ class CheckValues(CheckSums):
         known = self.defs[node]
         if len(item) != 1 or limit is not None or known.op != "full" or known.dtype not in FLOATS:
             return None
-        found: Fraction = coef * Fraction(known.attrs["fill_value"])
+        found: Fraction = coef * rational(known.attrs["fill_value"])
         return found
-
-    def _zero(self, node: int) -> bool:
-        item = self.defs[node]
-        return item.op == "full" and item.dtype in FLOATS and item.attrs["fill_value"] == 0
 
     def _parted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[Fraction, Any]:
         """The factors that come out, and what is left of the operands."""

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
-from tensure.program import Op, TensorType, bind_op, lookup
+from tensure.program import Op, TensorType, bind_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
@@ -133,7 +133,7 @@ class Field:
                 if given["rounding_mode"] is not None:
                     return self._oracle(op, given, operands)
                 values[1] = self._inverse(values[1])
-            alpha = _element(Fraction(given.get("alpha", 1)))
+            alpha = _element(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
             return [F(made, degree)]
         if op in TERMS:
@@ -323,7 +323,7 @@ _RATIONAL: Final[dict[str, Callable[[list[Any], int], Any]]] = {
 
 def hash_number(value: float) -> int:
     """A number as the field element it stands for."""
-    return _element(Fraction(value))
+    return _element(rational(value))
 
 
 def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
@@ -357,7 +357,7 @@ def _objects(values: list[int], shape: tuple[int, ...]) -> Array:
 def _number(value: Any) -> int:
     if not isinstance(value, (int, float)):
         raise UnsupportedError(f"operand {value!r} in the field")
-    return _element(Fraction(value))
+    return _element(rational(value))
 
 
 def _element(value: Fraction) -> int:

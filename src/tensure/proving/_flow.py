@@ -33,9 +33,12 @@ from ._limit import Share, limited, share_of
 from ._logical import Logical
 from ._relation import ONE, Relation, Term, describe, total
 from ._steps import Held
+from ._suspects import Made, Suspect, suspect
 from ._values import FLOATS, is_part
 
 MAX_LOCALS: Final = 1 << 20
+MAX_SUSPECTS: Final = 64
+"""Doubts whose beginnings are looked for."""
 StatePart: TypeAlias = tuple[str, str, Region]
 """(rank, before-state, region of it)."""
 
@@ -69,6 +72,7 @@ class Flow:
         keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
         supplied: locals taken from inputs, weights and before-states, by rank.
         ended: whether every rank came to its end.
+        suspects: for doubts, by rank and local as they are printed, the first step that went astray.
     """
 
     logical: Logical
@@ -79,6 +83,7 @@ class Flow:
     keeps: frozenset[StatePart]
     supplied: Mapping[Rank, frozenset[Name]]
     ended: bool
+    suspects: Mapping[tuple[str, str], Suspect]
 
 
 def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False) -> Flow:
@@ -112,7 +117,8 @@ def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, ta
     }
     reads, keeps = machine.states()
     supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
-    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended)
+    suspects = machine.suspects(relations)
+    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended, suspects)
 
 
 class _Relations(PlanMachine[Held]):
@@ -129,6 +135,8 @@ class _Relations(PlanMachine[Held]):
         self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, Placed, Held]]] = {}
         self._streams: dict[Rank, Iterator[Op]] = {}
         self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
+        self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
 
@@ -171,6 +179,7 @@ class _Relations(PlanMachine[Held]):
             return
         if not self.logical.same(value.relation, want):
             self._doubt(rank, name, want, f"it comes out as {self._words(value.relation)}")
+            self._doubted[rank, name] = value.relation
             if shape_of(want.terms[0].region) != value.type.shape:
                 return
         if name in self.made[rank]:
@@ -187,6 +196,8 @@ class _Relations(PlanMachine[Held]):
 
     def compute(self, rank: Rank, step: Op) -> None:
         self._at = (rank, step)
+        reads = tuple((rank, ref.name) for ref in step.reads())
+        self._reads.update(((rank, out), reads) for out in step.outs)
         self._wanted = self._hint(rank, step)
         super().compute(rank, step)
 
@@ -201,14 +212,52 @@ class _Relations(PlanMachine[Held]):
 
     def recv(self, rank: Rank, step: Op, payload: Any) -> None:
         self._at = (rank, step)
-        self._mail.pop((rank, step.attr("key")), None)
+        sender, sent = self._mail.pop((rank, step.attr("key")), (rank, step))
+        for out in step.outs:
+            self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
         super().recv(rank, step, payload)
+
+    def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
+        steps = [(rank, self.current.get(rank) or step) for rank in payloads]
+        reads = tuple((rank, ref.name) for rank, own in steps for ref in own.reads())
+        for rank, own in steps:
+            self._reads.update(((rank, out), reads) for out in own.outs)
+        super().collective(step, payloads)
 
     def contribute(self, rank: Rank, step: Op) -> Any:
         self._at = (rank, step)
         return super().contribute(rank, step)
 
     # claims ------------------------------------------------------------------------------------------
+
+    def suspects(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[tuple[str, str], Suspect]:
+        """For the first doubts, the step that first went astray."""
+        if not self.doubts:
+            return {}
+        made = {
+            key: Made(self._order[key][0], step, reads)
+            for key, reads in self._reads.items()
+            if key in self._order and (step := self._order[key][1]) is not None
+        }
+        wanted = {(doubt.rank, doubt.local) for doubt in self.doubts[:MAX_SUSPECTS]}
+        found: dict[tuple[str, str], Suspect] = {}
+        for key in made:
+            label = (str(key[0]), str(key[1]))
+            if label in wanted:
+                seen = suspect(*key, made, self._derived(relations), self._is_known, self._words)
+                if seen is not None:
+                    found[label] = seen
+        return found
+
+    def _derived(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[Rank, dict[Name, Relation]]:
+        """What locals came out as, before their claims were taken for granted."""
+        made = {rank: dict(table) for rank, table in relations.items()}
+        for (rank, name), relation in self._doubted.items():
+            made[rank][name] = relation
+        return made
+
+    def _is_known(self, relation: Relation) -> bool:
+        return all(term.node in self.logical.labels for term in relation.terms)
 
     def claimed(self, claim: Placed) -> Relation:
         """A claim as a relation.
@@ -281,7 +330,7 @@ class _Relations(PlanMachine[Held]):
             summed = total((ONE, held.relation) for *_, held in members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
-            elif summed is None or not self.logical.same(self.logical.resolve(summed), want):
+            elif summed is None or not self._is_sum(summed, want):
                 found = "nothing" if summed is None else self._words(summed)
                 self._doubt(rank, name, want, f"the addends sum to {found}")
         entry = self.program.entry(self.entry)
@@ -292,6 +341,10 @@ class _Relations(PlanMachine[Held]):
             held = self._held(set(labels), sums=sums)
             for label in labels:
                 self._covered(label, held, what)
+
+    def _is_sum(self, summed: Relation, want: Relation) -> bool:
+        """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
+        return self.logical.same(self.logical.resolve(self.logical.without_zeros(summed)), want)
 
     def states(self) -> tuple[frozenset[StatePart], frozenset[StatePart]]:
         """Parts of before-states supplied, and parts of after-states held whole at the end."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
 
+from tensure.program import rational
+
 FIRST: Final = frozenset({0})
 ALONE: Final[dict[str, frozenset[int]]] = {
     **dict.fromkeys(
@@ -60,5 +62,5 @@ def exact(value: object) -> Fraction | None:
     """A finite number as a fraction."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if value == value and abs(value) < 1e300:
-            return Fraction(value)
+            return rational(value)
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from ._field import Field
 from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
+from ._suspects import Suspect
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -67,6 +69,7 @@ class _Unit:
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    suspects: Mapping[tuple[str, str], Suspect]
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
 
@@ -163,6 +166,7 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        dict(found.suspects),
         targets,
     )
 
@@ -237,7 +241,9 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
             return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; too large to replay")
         if seen.wrong:
             return Verdict(
-                "refuted", "relations and replay", counterexample=_counter(unit, seen.wrong[0], at)
+                "refuted",
+                "relations and replay",
+                counterexample=_counter(unit, _earliest(unit, seen.wrong), at),
             )
         if seen.error is not None:
             stuck = unit.doubts[-1]
@@ -269,6 +275,16 @@ def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str)
     return Verdict("probable", "field", error=domain.error)
 
 
+def _earliest(unit: _Unit, wrong: Sequence[Wrong]) -> Wrong:
+    """Of the claims that a replay found broken, the one that went astray first."""
+
+    def begin(item: Wrong) -> tuple[float, int]:
+        seen = unit.suspects.get((str(item.rank), str(item.name)))
+        return (math.inf if seen is None else seen.order, item.order)
+
+    return min(wrong, key=begin)
+
+
 def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     """The first claim that a replay found broken, in the words of the doubt about it if there is one."""
     same = next((d for d in unit.doubts if d.rank == str(wrong.rank) and d.local == str(wrong.name)), None)
@@ -277,15 +293,14 @@ def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     words = same.step if same else "supplied" if step is None else f"{made}{step.op}(...)"
     source = "" if step is None else next((str(v) for k, v in step.note if k == "source"), "")
     claim = same.claim if same else str(wrong.claim.of)
-    return Counterexample(
-        str(wrong.rank),
-        str(wrong.name),
-        claim,
-        wrong.index,
-        words + at,
-        same.source if same else source,
-        True,
-    )
+    source = same.source if same else source
+    first = unit.suspects.get((str(wrong.rank), str(wrong.name)))
+    words += at
+    if first is not None:
+        again = (first.rank, first.step) == (str(wrong.rank), words)
+        words += f": {first.why}" if again else f"; first astray on {first.rank}: {first.step}: {first.why}"
+        source = source or first.source
+    return Counterexample(str(wrong.rank), str(wrong.name), claim, wrong.index, words, source, True)
 
 
 def _stuck(doubt: Doubt, at: str, error: TensureError | None) -> Counterexample:

@@ -60,16 +60,29 @@ def derive(
     rule = RULES.get(op)
     if rule is None:
         return None
-    if rule not in FREE_AWARE:
-        parts = [_stood(part, shape) for part, shape in zip(parts, shapes, strict=True)]
-    return rule(op, local, logical, shapes, parts, out_shapes)
+    if rule in FREE_AWARE or not any(is_free(index) for part in parts for index in part or ()):
+        return rule(op, local, logical, shapes, parts, out_shapes)
+    # Where a value only repeats, any part is as good as any other: at the start, or where a neighbour stands.
+    held = {index for part in parts for index in part or () if not is_free(index)}
+    for place in (None, *sorted(held)):
+        found = rule(op, local, logical, shapes, [_stood(part, place) for part in parts], out_shapes)
+        if found is not None:
+            return found
+    return None
 
 
-def _stood(part: Region | None, shape: Shape | None) -> Region | None:
-    """Free parts at the start, where a rule wants to know where: there they are as good as anywhere."""
-    if part is None or shape is None or not any(map(is_free, part)):
-        return part
-    return tuple(((0, length(index)),) if is_free(index) else index for index in part)
+def _stood(part: Region | None, place: Index | None) -> Region | None:
+    """Free parts at a place of their length, or at the start."""
+    if part is None:
+        return None
+    return tuple(
+        index
+        if not is_free(index)
+        else place
+        if place is not None and length(place) == length(index)
+        else ((0, length(index)),)
+        for index in part
+    )
 
 
 def elementwise(

@@ -57,6 +57,11 @@ class Sums(Values):
         node = self.put(Value("full", {"fill_value": value}, (), 0, one, None, frozenset(range(rank))), key)
         return Relation((Term(node, self.spelled(node, whole_region(found.shape)), factor or ONE),))
 
+    def without_zeros(self, relation: Relation) -> Relation:
+        """The same sum, terms that are zero everywhere left out, as long as one remains."""
+        kept = tuple(term for term in relation.terms if not self._is_zero(term))
+        return Relation(kept) if kept else relation
+
     def linear(self, call: Call) -> Relation | None:
         """Linear combinations of whole operands: sums, differences, multiples; products with a bias."""
         if call.types[0].dtype not in FLOATS:
@@ -65,8 +70,7 @@ class Sums(Values):
         summed = None if parts is None else total(parts)
         if summed is None:
             return None
-        kept = tuple(term for term in summed.terms if not self._is_zero(term))
-        summed = Relation(kept) if kept else summed
+        summed = self.without_zeros(summed)
         return self.sum_of(summed, call.types[0]) if call.own else self.resolve(summed)
 
     def _is_zero(self, term: Term) -> bool:

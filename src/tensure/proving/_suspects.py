@@ -1,0 +1,107 @@
+"""Where a wrong result first went wrong: the earliest step that made what the program does not have.
+
+Claims stand at the ends of a captured step, so a broken one names a gradient and not a line. From there this
+walks back through locals that are no value of the program (or no part of one) to the first step whose
+operands all were. That is a suspicion, not a proof; the proof that something is wrong is the replay's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tensure.bundle import Rank
+from tensure.program import Name, Op, where
+
+from ._relation import Relation
+
+__all__ = ["Made", "Suspect", "suspect"]
+
+MAX_WALKED: Final = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How one local came to be: its place in the order of production, the step, the locals it came from."""
+
+    order: int
+    step: Op
+    reads: tuple[tuple[Rank, Name], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A step, its place in the order of production, where it is, and what is odd about it."""
+
+    order: int
+    rank: str
+    step: str
+    source: str
+    why: str
+
+
+def suspect(
+    rank: Rank,
+    name: Name,
+    made: Mapping[tuple[Rank, Name], Made],
+    relations: Mapping[Rank, Mapping[Name, Relation]],
+    known: Callable[[Relation], bool],
+    words: Callable[[Relation], str],
+) -> Suspect | None:
+    """The first step that led a local astray; None when nothing made it.
+
+    Args:
+        rank, name: the local whose claim is not derived.
+        made: how locals came to be.
+        relations: what they are, as derived.
+        known: whether a relation speaks of values of the program only.
+        words: a relation in words.
+    """
+    if (rank, name) not in made:
+        return None
+    first: tuple[int, Rank, Name] | None = None
+    todo, seen = [(rank, name)], {(rank, name)}
+    while todo and len(seen) < MAX_WALKED:
+        at = todo.pop()
+        entry = made[at]
+        operands = [item for item in entry.reads if item in made]
+        astray = [item for item in operands if not known(relations[item[0]][item[1]])]
+        if entry.step.op == "copy" and not astray:
+            astray = operands  # whoever made what is copied is meant
+        if not astray:
+            if first is None or entry.order < first[0]:
+                first = (entry.order, *at)
+            continue
+        for item in astray:
+            if item not in seen:
+                seen.add(item)
+                todo.append(item)
+    if first is None:
+        return None
+    return _told(first[1], first[2], made, relations, known, words)
+
+
+def _told(
+    rank: Rank,
+    name: Name,
+    made: Mapping[tuple[Rank, Name], Made],
+    relations: Mapping[Rank, Mapping[Name, Relation]],
+    known: Callable[[Relation], bool],
+    words: Callable[[Relation], str],
+) -> Suspect:
+    entry = made[rank, name]
+    step = entry.step
+    relation = relations[rank][name]
+    if known(relation):
+        why = f"it makes {words(relation)}"
+    else:
+        odd = []
+        for other, local in entry.reads:
+            found = relations[other].get(local)
+            if found is not None and (found.single is None or not found.single.plain):
+                odd.append(f"{local}, which is {words(found)}")
+        why = f"it reads {'; '.join(odd[:2])}" if odd else "the program has no such value"
+    note = dict(step.note)
+    source = ", ".join(str(note[key]) for key in ("module", "source") if key in note)
+    return Suspect(entry.order, str(rank), where(step).split(" at ")[0], source, why)
