@@ -51,10 +51,12 @@ ACCEPT: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """The Proof, and the bytes of its certificate when values are proved."""
+    """The Proof, the bytes of its certificate when values are proved, and what it is a proof of."""
 
     proof: Proof
     certificate: bytes | None
+    plan: Plan
+    program: Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,14 @@ def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = A
     if plan.num_ranks() > MAX_RANKS:
         reason = f"{plan.num_ranks()} ranks; over {MAX_RANKS} need folding, which is not built yet"
         verdict = Verdict("unknown", "relations", reason=reason)
-        return ProofResult(Proof(*digests, verdict, Verdict("unknown", "byte tags", reason=reason)), None)
+        storage = Verdict("unknown", "byte tags", reason=reason)
+        return ProofResult(Proof(*digests, verdict, storage), None, plan, program)
     invocations, open_entries = _invocations(program)
     units = _walked(plan, program, invocations, jobs)
     storage = _storage(plan, program, units)
     values, certificate = _values(plan, program, units, open_entries, accept)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
-    return ProofResult(Proof(*digests, values, storage, named), certificate)
+    return ProofResult(Proof(*digests, values, storage, named), certificate, plan, program)
 
 
 def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
