@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.proving.test_rules import Case, checker_holds, few, holds, indexes, regions
 
 from tensure.proving import _rules
 from tensure.proving._index import Region, length, whole_region
+from tests.proving.test_rules import Case, checker_holds, few, holds, indexes, regions
 
 
 def moments() -> Iterator[Case]:

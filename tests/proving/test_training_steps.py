@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.proving import steps
 
 from tensure.bundle import Plan, collect, evaluate_plan, validate_plan
 from tensure.program import Op, evaluate_program, name
 from tensure.proving import check_certificate, prove_plan
+from tests.proving import steps
 
 PROGRAM = steps.program()
 FORMS: dict[str, dict[str, Any]] = {

@@ -186,20 +186,16 @@ def repeats(
             ]
             if all(at in free for free, at in places):
                 made.add(dim)
-    elif op in ("transpose", "t", "permute", "unsqueeze"):
+    elif op in ("permute", "view") and math.prod(out) <= MAX_MOVED:
         (shape, free) = tensors[0]
-        rank = len(shape)
-        made |= _moved_dims(op, attrs, rank, free)
+        # Which element a place shows, those that are the same counted as one: it shows where it repeats.
+        kept = tuple(1 if dim in free else n for dim, n in enumerate(shape))
+        shown = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
+        moved = MOVES[op]([shown], attrs)
+        for dim, n in enumerate(moved.shape):
+            if n > 1 and bool((moved == moved.take([0], axis=dim)).all()):
+                made.add(dim)
     return frozenset(made)
-
-
-def _moved_dims(op: str, attrs: dict[str, Any], rank: int, free: frozenset[int]) -> set[int]:
-    """Where free dims go: a tensor with strides of 0 along them is moved, and shows them again."""
-    shape = tuple(2 for _ in range(rank))
-    strides = tuple(0 if dim in free else 1 for dim in range(rank))
-    probe = np.lib.stride_tricks.as_strided(np.zeros(1 << rank, np.int8), shape, strides)
-    moved = MOVES[op]([probe], attrs)
-    return {dim for dim in range(moved.ndim) if moved.shape[dim] == 2 and moved.strides[dim] == 0}
 
 
 def follows(p: Piece) -> Fraction | None:

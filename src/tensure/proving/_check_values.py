@@ -85,13 +85,32 @@ class CheckValues(CheckSums):
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
-        if op not in ("view", "reshape", "flatten") or not operands or not is_rel(operands[0]):
+        if not operands or not is_rel(operands[0]):
+            return op, attrs, operands
+        if op in ("t", "transpose", "permute"):
+            return self._turned(op, attrs, operands[0])
+        if op not in ("view", "reshape", "flatten", "unsqueeze", "squeeze"):
             return op, attrs, operands
         (shape,) = shapes_of(op, attrs, [size(operands[0][0][2])]) or ((),)
         rel = operands[0]
         while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
             rel = (back,)
         return "view", {"size": shape}, [rel]
+
+    def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
+        """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""
+        rank = len(rel[0][2])
+        order = MOVES[op]([np.empty(tuple(range(2, 2 + rank)), np.bool_)], attrs).shape if rank < 9 else ()
+        dims = tuple(n - 2 for n in order)
+        while len(rel) == 1 and (item := self.defs[rel[0][1]]).op == "permute":
+            coef, _, reg, limit = rel[0]
+            inner, outer, by = item.operands[0]
+            before: tuple[int, ...] = item.attrs["dims"]
+            part = tuple(tuple(index[i] for i in reg[before.index(dim)]) for dim, index in enumerate(outer))
+            dims = tuple(before[dim] for dim in dims)
+            left = None if limit is None else dict(limit[1]).get(0)
+            rel = ((coef * by, inner, self.spelled(inner, part), left),)
+        return "permute", {"dims": dims}, [rel]
 
     def _unviewed(self, term: Term) -> Term | None:
         """A part of a view as a part of what was viewed, where it is one."""
@@ -159,6 +178,8 @@ class CheckValues(CheckSums):
         if not rels or len(rels) < len([item for item in operands if item is not None]):
             return None
         if op == "_to_copy" and {self.defs[n].dtype for _, n, _, _ in rels[0]} == {attrs.get("dtype")}:
+            return _same(rels[0])
+        if op == "permute" and attrs["dims"] == tuple(range(len(attrs["dims"]))):
             return _same(rels[0])
         if op in ("view", "expand") and tuple(attrs["size"]) == size(rels[0][0][2]):
             return _same(rels[0])

@@ -41,7 +41,8 @@ from ._training import Derived
 from ._values import Value, is_part, number
 
 COMMUTATIVE: Final = frozenset({"add", "mul", "maximum", "minimum"})
-VIEWS: Final = frozenset(["view", "reshape", "flatten"])
+VIEWS: Final = frozenset(["view", "reshape", "flatten", "unsqueeze", "squeeze"])
+PERMUTES: Final = frozenset(["permute", "transpose", "t"])
 MAX_TERMS: Final = 16
 """Terms of a sum that a linear op is led through one by one."""
 
@@ -104,6 +105,8 @@ class Logical(Pieces):
             shape = call.types[0].shape
             step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
             call = replace(call, step=step, given={"size": shape})
+        elif call.step.op in PERMUTES:
+            call = self.permuting(call)
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:

@@ -54,7 +54,7 @@ def regrouped(part: Region, shape: Shape, out: Shape) -> Region | None:
         return None
     region: list[Index] = []
     position = 0
-    for before, after in _groups(shape, out):
+    for before, after in groups(shape, out):
         found = _regroup(part[before[0] : before[1]], shape[before[0] : before[1]], out[after[0] : after[1]])
         if found is None:
             return None
@@ -72,7 +72,7 @@ def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
     if math.prod(held) != math.prod(mine) or not math.prod(mine):
         return None
     sizes = list(mine)
-    for before, after in _groups(held, mine):
+    for before, after in groups(held, mine):
         more, rest = divmod(math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]]))
         if rest or (more > 1 and before[0] == before[1]) or (more > 1 and after[0] == after[1]):
             return None
@@ -81,7 +81,7 @@ def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
     return tuple(sizes)
 
 
-def _groups(one: Shape, other: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def groups(one: Shape, other: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Runs of dims of both shapes with equal products, as short as can be; no dim is 0."""
     groups: list[tuple[tuple[int, int], tuple[int, int]]] = []
     i = j = 0

@@ -12,6 +12,7 @@ from tensure.program import Op, TensorType
 from ._index import Shape, cut, joined, select, shape_of
 from ._movement import regrouped, slice_of
 from ._relation import Relation, Term, narrowed
+from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
 from ._sums import Sums
 
@@ -28,6 +29,8 @@ class Pieces(Sums):
             return first.relation
         if op in ("view", "expand") and call.types[0] == first.type:
             return first.relation
+        if op == "permute" and given["dims"] == tuple(range(len(call.types[0].shape))):
+            return first.relation
         if op == "view" and (back := self._viewed_back(first, call.types[0])) is not None:
             return back
         if op == "slice" and first.type.shape:
@@ -39,6 +42,26 @@ class Pieces(Sums):
         if op == "cat" and len({item.type.dtype for item in parts}) == 1:
             return self.merge(parts, given["dim"] % len(call.types[0].shape))
         return None
+
+    def permuting(self, call: Call) -> Call:
+        """A transpose in the one spelling; of a transpose, as one of what was transposed first."""
+        (held,) = call.operands
+        assert isinstance(held, Held)
+        dims = tuple(order_of(call.given, len(held.type.shape)))
+        while (term := held.relation.single) is not None and self.values[term.node].op == "permute":
+            value = self.values[term.node]
+            (operand,) = value.operands
+            assert isinstance(operand, tuple)
+            node, outer, coef = operand
+            inner: tuple[int, ...] = value.given["dims"]
+            back = [inner.index(dim) for dim in range(len(inner))]
+            region = tuple(select(index, term.region[at]) for index, at in zip(outer, back, strict=True))
+            limit = None if term.limit is None else dict(term.limit.through)[0]
+            dims = tuple(inner[dim] for dim in dims)
+            found = Term(node, self.spelled(node, region), term.coef * coef, limit)
+            held = Held(TensorType(shape_of(region), held.type.dtype), Relation((found,)))
+        step = Op("permute", call.step.args, call.step.outs, (("dims", dims),), call.step.note)
+        return replace(call, step=step, given={"dims": dims}, operands=[held])
 
     def piece(self, held: Held, dim: int, lo: int, hi: int) -> Held:
         """Members lo..hi of a dim."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ._contraction import TERMS, terms_of
 from ._index import Shape
+from ._movement import groups
 
 
 class Repeats(Protocol):
@@ -62,11 +63,16 @@ def repeating(op: str, given: dict[str, Any], held: Held, out: Shape) -> frozens
             )
         )
     value, shape = tensors[0]
-    if op in ("transpose", "t", "permute"):
+    if op == "permute":
         return frozenset(dim for dim, at in enumerate(order_of(given, len(shape))) if at in value.free)
-    if op == "unsqueeze":
-        at = given["dim"] % len(out)
-        return frozenset(dim if dim < at else dim + 1 for dim in value.free)
+    if op == "view":
+        made: set[int] = set()
+        for before, after in groups(shape, out):
+            if all(dim in value.free or shape[dim] == 1 for dim in range(*before)) and any(
+                dim in value.free for dim in range(*before)
+            ):
+                made.update(dim for dim in range(*after) if out[dim] != 1)
+        return frozenset(made)
     return frozenset()
 
 

@@ -174,9 +174,7 @@ class Sums(Values):
         return [Held(item.type, scaled(item.relation, 1 / total)) for item in made]
 
 
-_MOVES: Final = frozenset(
-    "view permute transpose t unsqueeze squeeze select expand slice cat stack flip roll repeat copy".split()
-)
+_MOVES: Final = frozenset("view permute select expand slice cat stack flip roll repeat copy".split())
 
 
 def _signs(op: str, given: dict[str, Any], count: int) -> list[Fraction] | None:
