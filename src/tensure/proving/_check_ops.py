@@ -99,12 +99,34 @@ DEFAULTS: Final[dict[str, Any]] = {
     "dropout_p": 0.0,
     "scale": None,
 }
+OWN_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "embedding": {"padding_idx": -1, "scale_grad_by_freq": False},
+    "arange": {"start": 0},
+    "slice_scatter": {"dim": 0, "start": None, "end": None},
+    "slice": {"dim": 0, "start": None, "end": None},
+    "mse_loss": {"reduction": 1},
+    "cat": {"dim": 0},
+    "stack": {"dim": 0},
+    "tril": {"diagonal": 0},
+    "triu": {"diagonal": 0},
+    "constant_pad_nd": {"value": 0},
+    "leaky_relu": {"negative_slope": 0.01},
+    "softplus": {"beta": 1, "threshold": 20},
+    "hardtanh": {"min_val": -1, "max_val": 1},
+    "layer_norm": {"eps": 1e-05},
+    "rms_norm": {"eps": None},
+    "var": {"correction": None},
+    "topk": {"dim": -1, "largest": True, "sorted": True},
+    "sort": {"stable": None, "dim": -1, "descending": False},
+    "convolution": {"stride": (1,), "padding": (0,)},
+}
 _FREE: Final = frozenset(["stride", "padding", "dilation", "groups"])
 
 
-def clean(attrs: dict[str, Any]) -> dict[str, Any]:
+def clean(op: str, attrs: dict[str, Any]) -> dict[str, Any]:
     """Attributes without those that say what is meant anyway."""
-    return {key: at for key, at in attrs.items() if key not in DEFAULTS or repr(DEFAULTS[key]) != repr(at)}
+    known = {**DEFAULTS, **OWN_DEFAULTS.get(op, {})}
+    return {key: at for key, at in attrs.items() if key not in known or repr(known[key]) != repr(at)}
 
 
 def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) -> list[Shape] | None:
@@ -297,6 +319,8 @@ def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], lette
     tensors = [shape for shape in shapes if shape is not None]
     if op in ("sum", "mean") and letter in [f"dim{d}" for d in _dims(attrs.get("dim"), len(tensors[0]))]:
         return tensors[0][int(letter[3:])]
+    if op == "embedding" and letter == "v":
+        return tensors[0][0]
     if op == "convolution" and letter == "c" and attrs.get("groups", 1) == 1 and len(tensors) == 2:
         return tensors[0][1]
     if op in CONTRACTIONS and len(letter) == 1 and not (op == "linear" and len(tensors) == 3):
@@ -309,7 +333,7 @@ def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], lette
 
 
 def _same(mine: dict[str, Any], theirs: dict[str, Any], free: frozenset[str]) -> bool:
-    one, other = ({**DEFAULTS, **attrs, **dict.fromkeys(free)} for attrs in (mine, theirs))
+    one, other = ({**DEFAULTS, **clean("", attrs), **dict.fromkeys(free)} for attrs in (mine, theirs))
     return repr(sorted(one.items())) == repr(sorted(other.items()))
 
 

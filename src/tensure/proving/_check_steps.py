@@ -13,6 +13,7 @@ from typing import Any, Final
 from tensure.program import Cat, Op, Ref
 
 from ._check_linear import every, single
+from ._check_masked import masked_lookup
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
@@ -33,7 +34,7 @@ class CheckSteps(CheckValues):
             for arg, item in zip(step.args, operands, strict=True)
         ):
             return False
-        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         moved = self.passed(op, attrs, operands)
         if moved is not None and self.equal(claim, moved):
             return True
@@ -44,13 +45,42 @@ class CheckSteps(CheckValues):
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
-        counted = self.counted(op, attrs, operands)
-        if counted is not None:
-            by, summed, args = counted
-            if at == 1:
-                return self.equal(claim, self.filled(float(by), (), self.defs[operands[0][0][1]].dtype))
-            return self._led(op, summed, args, at, tuple((coef * by, *rest) for coef, *rest in claim))
+        if len(claim) == 1 and masked_lookup(self, op, operands, claim[0]):
+            return True
+        ways = self.ways(op, attrs, operands)
+        if ways is not None and at == 1:
+            return self._total_follows(op, attrs, operands, claim)
+        if ways is not None:
+            by, steps = ways
+            return self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim))
         return self._led(op, attrs, operands, at, claim)
+
+    def _total_follows(
+        self, op: str, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]
+    ) -> bool:
+        if attrs["reduction"] == 1:
+            return self.equal(claim, self._total(op, attrs, operands))
+        return self._led(op, attrs, operands, 1, claim)
+
+    def _in_steps(self, steps: Sequence[Any], operands: list[Any], claim: tuple[Term, ...]) -> bool:
+        """One step, or two of which the second sums what the first makes of every sample."""
+        (kind, given, args), *rest = steps
+        if not rest:
+            return self._led(kind, given, list(args(operands)), 0, claim)
+        if len(claim) != 1 or not is_rel(operands[1]) or len(operands[1]) != 1:
+            return False
+        whole = self.defs[claim[0][1]]
+        each = self.defs[whole.operands[0][0]] if whole.op == "sum" and whole.operands else None
+        if each is None or each.op != kind:
+            return False
+        rows = self._within(operands[1], each.operands[1])
+        if rows == "no" or any(isinstance(index, range) for index in rows):
+            return False
+        samples: Term = (ONE, whole.operands[0][0], rows, None)
+        (last, summed, _) = rest[0]
+        return self._led(kind, given, operands, 0, (samples,)) and self._led(
+            last, summed, [(samples,)], 0, claim
+        )
 
     def _led(
         self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: tuple[Term, ...]

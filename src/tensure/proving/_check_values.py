@@ -16,7 +16,7 @@ import numpy as np
 from tensure.program import Op, Program, expand, leaves, rational
 
 from ._check_linear import every, signs, single, value
-from ._check_ops import FLOATS, MAX_MOVED, MOVES, clean, dtype_of, repeats, shapes_of
+from ._check_ops import FLOATS, MAX_MOVED, MOVES, REDUCTIONS, clean, dtype_of, repeats, shapes_of
 from ._check_piece import Reg, Shape, whole
 from ._check_sums import (
     ONE,
@@ -66,27 +66,80 @@ class CheckValues(CheckSums):
 
     def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
         """What an op makes of whole parts of values: relations, numbers and None."""
-        op, attrs, operands = self.told(step.op, clean(dict(step.attrs)), operands)
+        op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         rel = self.passed(op, attrs, operands)
         if rel is None:
             rel = self.linear(op, attrs, operands, True)
             rel = None if rel is None else self.gathered(rel)
         if rel is not None:
             return [rel]
-        counted = self.counted(op, attrs, operands)
-        if counted is not None:
-            by, summed, args = counted
-            rels = self._made(op, summed, args)
-            return [
-                times(rels[0] or (), 1 / by),
-                *([self.filled(float(by), (), "f32")] if len(rels) > 1 else []),
-            ]
-        return self._made(op, attrs, operands, len(step.outs))
+        ways = self.ways(op, attrs, operands)
+        if ways is None:
+            return self._made(op, attrs, operands, len(step.outs))
+        by, steps = ways
+        made: list[Rel] = list(operands)
+        for kind, given, args in steps:
+            made = self.make(Op(kind, (), (), tuple(given.items())), args(made))[:1]
+        found: list[Rel] = [times(made[0] or (), 1 / by)]
+        return found if op != "nll_loss_forward" else [*found, self._total(op, attrs, operands)]
+
+    def _total(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+        """The total weight of a loss: how many samples count, where all of them do."""
+        if attrs["reduction"] == 1:
+            return self.filled(float(len(operands[1][0][2][0])), (), self.defs[operands[0][0][1]].dtype)
+        return self._made(op, attrs, operands)[1]
+
+    def ways(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """A mean, a summed or a mean loss as simpler steps, each on what the one before made, and a divisor.
+
+        Steps are (op, attributes, what makes operands of the results so far).
+        """
+        rel: Any = operands[0] if operands and is_rel(operands[0]) else ()
+        floats = bool(rel) and all(self.defs[n].dtype in FLOATS for _, n, _, _ in rel)
+        if op == "mean" and floats and "dtype" not in attrs:
+            count = math.prod(len(rel[0][2][dim]) for dim in attrs["dim"])
+            return (Fraction(count), [("sum", attrs, lambda made: made)]) if count else None
+        if op not in ("nll_loss_forward", "nll_loss_backward"):
+            return None
+        if op == "nll_loss_forward" and attrs["reduction"] == 0:
+            return None
+        at = 1 if op == "nll_loss_forward" else 2
+        target, weight = operands[at : at + 2]
+        if not is_rel(target) or len(target[0][2]) != 1 or not target[0][2][0]:
+            return None
+        mean, rows = attrs["reduction"] == 1, len(target[0][2][0])
+        if mean and (not self.targets or weight is not None):
+            return None
+        each = {**attrs, "reduction": 0}
+        if at == 1:
+            summed = ("sum", {"dim": (0,)}, lambda made: made)
+            return Fraction(rows if mean else 1), [(op, each, lambda made: made), summed]
+        by = self._number(operands[4]) if mean else ONE
+        if not by or not floats:
+            return None
+        one = self.filled(1.0, (), self.defs[operands[4][0][1]].dtype)
+        if attrs["reduction"] == 0:
+            return None if operands[4] == one else (by, [(op, each, lambda _: [*operands[:4], one])])
+        wide = self._widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
+        return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
         if not operands or not is_rel(operands[0]):
             return op, attrs, operands
+        if op == "select":
+            dim, at = attrs["dim"] % len(operands[0][0][2]), attrs["index"]
+            one = {"dim": dim, "start": at, "end": at + 1 or None}
+            cut = self.tidy(tuple((c, n, sliced(one, r), lim) for c, n, r, lim in operands[0]))
+            op, attrs, operands = "squeeze", {"dim": (dim,)}, [cut]
+        if op == "stack":
+            dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
+            thin = [self._thin(rel, dim) if is_rel(rel) else None for rel in operands]
+            return ("cat", {"dim": dim}, thin) if all(thin) else (op, attrs, operands)
+        if op in REDUCTIONS:
+            rank = len(operands[0][0][2])
+            dims = tuple(sorted(d % rank for d in _dims_of(attrs, rank)))
+            return op, {**attrs, "dim": dims}, operands
         if op in ("t", "transpose", "permute"):
             return self._turned(op, attrs, operands[0])
         if op not in ("view", "reshape", "flatten", "unsqueeze", "squeeze"):
@@ -96,6 +149,25 @@ class CheckValues(CheckSums):
         while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
             rel = (back,)
         return "view", {"size": shape}, [rel]
+
+    def _thin(self, rel: Any, dim: int) -> Rel:
+        """The same tensor with a dim of size 1 more."""
+        made: list[Term] = []
+        for coef, node, reg, limit in rel:
+            item = self.defs[node]
+            full = tuple(reg[d] if d in item.free else at for d, at in enumerate(whole(item.shape)))
+            shape = (*size(full)[:dim], 1, *size(full)[dim:])
+            (seen,) = self.make(Op("view", (), (), (("size", shape),)), [((ONE, node, full, None),)])
+            if seen is None or size(seen[0][2]) != shape:
+                return None
+            part = (*reg[:dim], (0,), *reg[dim:])
+            view = self.defs[seen[0][1]]
+            if limit is not None and view.op == "view" and view.operands[0][0] == node:
+                limit = ((), ((0, limit),))
+            elif limit is not None and not (item.op == view.op == "view" and item.operands == view.operands):
+                return None
+            made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
+        return tuple(made)
 
     def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
         """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""
@@ -127,23 +199,6 @@ class CheckValues(CheckSums):
         part = tuple(tuple(index[i] for i in at) for index, at in zip(outer, spots, strict=True))
         left = None if limit is None else dict(limit[1]).get(0)
         return coef * by, inner, self.spelled(inner, part), left
-
-    def counted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Any:
-        """A mean loss of which every sample counts: its count, and attributes and operands of its sum."""
-        if not self.targets or op not in ("nll_loss_forward", "nll_loss_backward") or attrs["reduction"] != 1:
-            return None
-        at = 1 if op == "nll_loss_forward" else 2
-        target = operands[at]
-        if operands[at + 1] is not None or target is None or len(target[0][2]) != 1 or not target[0][2][0]:
-            return None
-        summed = {**attrs, "reduction": 2}
-        if op == "nll_loss_forward":
-            return Fraction(len(target[0][2][0])), summed, operands
-        by = self._number(operands[4]) if is_rel(operands[4]) else None
-        if not by:
-            return None
-        dtype = self.defs[operands[4][0][1]].dtype
-        return by, summed, [*operands[:4], self.filled(1.0, (), dtype)]
 
     def _made(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], results: int = 0) -> list[Rel]:
         for item in operands:
@@ -331,7 +386,8 @@ class CheckValues(CheckSums):
         """The factors that come out, and what is left of the operands."""
         coef, parts = ONE, list[Any]()
         together = every(op, operands)
-        alike = {operands[at][0][0] if is_rel(operands[at]) else 0 for at in together}
+        known = bool(together) and all(is_rel(operands[at]) for at in together)
+        common = operands[together[0]][0][0] if known else ONE
         floats = all(self.defs[item[0][1]].dtype in FLOATS for item in operands if is_rel(item))
         for at, item in enumerate(operands):
             if not is_rel(item):
@@ -339,10 +395,10 @@ class CheckValues(CheckSums):
                 continue
             ((by, node, reg, _),) = item
             is_float = self.defs[node].dtype in FLOATS
-            shared = at in together and len(alike) == 1 and 0 not in alike and floats
-            if is_float and (single(op, attrs, operands, at) or shared):
-                coef = by if shared else coef * by
-                by = ONE
+            if at in together and known and floats:
+                coef, by = common, by / common
+            elif is_float and single(op, attrs, operands, at):
+                coef, by = coef * by, ONE
             parts.append((node, self.spelled(node, reg), by))
         return coef, tuple(parts)
 
@@ -390,3 +446,10 @@ class CheckValues(CheckSums):
 
 def _same(rel: Any) -> Rel:
     return tuple(rel)
+
+
+def _dims_of(attrs: Mapping[str, Any], rank: int) -> Sequence[int]:
+    dim: Any = attrs.get("dim")
+    if dim is None or dim == ():
+        return range(rank)
+    return dim if isinstance(dim, tuple) else (dim,)

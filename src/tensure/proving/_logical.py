@@ -23,19 +23,21 @@ from tensure.program import (
     TensorType,
     box_type,
     expand,
+    infer_op,
     infer_step,
     joined_type,
     leaves,
 )
 
-from ._index import Index, Region, free_index, relative, shape_of, whole_region
-from ._limit import Limit, limited
+from ._index import Index, Region, free_index, relative, select, shape_of, whole_region
+from ._limit import Limit, limited, share_of
 from ._linear import alone, together
+from ._masked import ROWS, Lookup, masked_lookup
 from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
-from ._rules import derive
+from ._rules import REDUCTIONS, derive, reduced_dims
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._training import Derived
 from ._values import Value, is_part, number
@@ -107,13 +109,19 @@ class Logical(Pieces):
             call = replace(call, step=step, given={"size": shape})
         elif call.step.op in PERMUTES:
             call = self.permuting(call)
+        elif call.step.op == "stack":
+            call = self.stacking(call)
+        elif call.step.op == "select":
+            call = self.selecting(call)
+        elif call.step.op in REDUCTIONS and "dim" in call.given and isinstance(call.operands[0], Held):
+            dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
+            call = replace(call, given={**call.given, "dim": dims})
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found)]
-        if self.targets and call.step.op in ("nll_loss_forward", "nll_loss_backward"):
-            return self.mean_loss(call)
-        return self.general(call)
+        written = {"mean": self.mean, "nll_loss_forward": self.loss, "nll_loss_backward": self.loss_backward}
+        return written.get(call.step.op, self.general)(call)
 
     def general(self, call: Call) -> list[Held]:
         """A step by the rule for its op, on single terms; a sum is led through term by term."""
@@ -138,6 +146,10 @@ class Logical(Pieces):
                     Held(t, self.resolve(s)) for t, s in zip(call.types, sums, strict=True) if s is not None
                 ]
         terms = [self._single(item) for item in call.operands]
+        lookup = masked_lookup(self, call.step.op, terms)
+        addend = None if lookup is None else self._looked_up(lookup, call.types[0])
+        if addend is not None:
+            return [addend]
         factor, core, limits = self._parted(call, terms)
         found = self._match(call, core) or self._new(call, core)
         node, derived, order = found
@@ -148,6 +160,28 @@ class Logical(Pieces):
             term = Term(node + out, region, factor * part.coef, limited(part.shares, through))
             made.append(Held(want, Relation((term,))))
         return made
+
+    def _looked_up(self, lookup: Lookup, found: TensorType) -> Held | None:
+        """The addend over some rows of a table's lookup."""
+        node, region, _ = lookup.table
+        at, places, _ = lookup.indices
+        rows = self.values[node].type.shape[0]
+        for value in self.candidates.get(("embedding", (node, ONE), (at, ONE)), ()):
+            table, indices = self.values[value].operands
+            if not isinstance(table, tuple) or not isinstance(indices, tuple):
+                continue
+            columns = [relative(mine, theirs) for mine, theirs in zip(region[1:], table[1][1:], strict=True)]
+            spots = [select(index, spot) for index, spot in zip(places, lookup.places, strict=True)]
+            mine = [relative(spot, theirs) for spot, theirs in zip(spots, indices[1], strict=True)]
+            made = (*mine, *columns)
+            share = share_of(ROWS, rows, ((lookup.lo, lookup.hi),))
+            if table[1][0] != ((0, rows),) or any(index is None for index in made):
+                continue
+            part = tuple(index for index in made if index is not None)
+            if shape_of(part) == found.shape:
+                shares = () if share is None else (share,)
+                return Held(found, Relation((Term(value, part, ONE, limited(shares, ())),)))
+        return None
 
     def _leads_through(self, call: Call, at: int) -> bool:
         held = call.operands[at]
@@ -199,22 +233,21 @@ class Logical(Pieces):
                 factor *= term.coef
                 core[at] = replace(term, coef=ONE)
         if all_ and all_ <= held.keys() and all_float(call, sorted(all_)):
-            coefs = {held[at].coef for at in all_}
-            if len(coefs) == 1:
-                factor *= coefs.pop()
-                for at in all_:
-                    core[at] = replace(held[at], coef=ONE)
+            common = held[min(all_)].coef  # of a sum of operands: what is left tells their proportion
+            factor *= common
+            for at in all_:
+                core[at] = replace(held[at], coef=held[at].coef / common)
         addends = {at: item for at, item in held.items() if item.limit is not None}
-        left = [core[at] for at in addends]
-        alike = all(isinstance(item, Term) and item.coef == 1 for item in left)
         passes = (len(addends) == 1 and addends.keys() <= one) or (bool(all_) and addends.keys() == all_)
-        passes = passes and alike and all_float(call, sorted(addends))
+        passes = passes and all_float(call, sorted(addends))
         for at, item in addends.items():
             whole = call.operands[at]
             assert isinstance(whole, Held) and item.limit is not None
             if passes:
                 limits[at] = item.limit
-                core[at] = Term(item.node, item.region)
+                kept = core[at]
+                assert isinstance(kept, Term)
+                core[at] = replace(kept, limit=None)
             else:
                 core[at] = self.ghost(("addend", item), whole.type).terms[0]
         return factor, core, limits
@@ -241,7 +274,7 @@ class Logical(Pieces):
             ]
             lifted = self._lifted(call, parts)
             try:
-                found = infer_step(replace(call.step, attrs=tuple(lifted.items())), types)
+                found = infer_op(call.step.op, types, lifted)
             except TensureError:
                 found = []
             if found:

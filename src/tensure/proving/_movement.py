@@ -77,7 +77,7 @@ def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
         if rest or (more > 1 and before[0] == before[1]) or (more > 1 and after[0] == after[1]):
             return None
         if more > 1:
-            sizes[after[0]] *= more
+            sizes[next((dim for dim in range(*after) if mine[dim] != 1), after[0])] *= more
     return tuple(sizes)
 
 

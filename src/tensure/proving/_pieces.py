@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from tensure.program import Op, TensorType
 
-from ._index import Shape, cut, joined, select, shape_of
-from ._movement import regrouped, slice_of
+from ._index import Shape, cut, joined, select, shape_of, whole_region
+from ._limit import limited
+from ._movement import regrouped, slice_of, viewed_whole
 from ._relation import Relation, Term, narrowed
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
@@ -62,6 +63,31 @@ class Pieces(Sums):
             held = Held(TensorType(shape_of(region), held.type.dtype), Relation((found,)))
         step = Op("permute", call.step.args, call.step.outs, (("dims", dims),), call.step.note)
         return replace(call, step=step, given={"dims": dims}, operands=[held])
+
+    def stacking(self, call: Call) -> Call:
+        """A stack as a join of the same tensors with a dim of size 1 more."""
+        shape = call.types[0].shape
+        dim = call.given["dim"] % len(shape)
+        thin = (*shape[:dim], 1, *shape[dim + 1 :])
+        parts = [self._as(item, thin, call.own) for item in call.operands if isinstance(item, Held)]
+        step = Op("cat", call.step.args, call.step.outs, (("dim", dim),), call.step.note)
+        return replace(call, step=step, given={"dim": dim}, operands=list(parts))
+
+    def selecting(self, call: Call) -> Call:
+        """One index of a dim as a slice seen without that dim."""
+        (held,) = call.operands
+        assert isinstance(held, Held)
+        dim, at = call.given["dim"] % len(held.type.shape), call.given["index"]
+        at = at + held.type.shape[dim] if at < 0 else at
+        shape = call.types[0].shape
+        step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
+        return replace(call, step=step, given={"size": shape}, operands=[self.piece(held, dim, at, at + 1)])
+
+    def _as(self, held: Held, shape: Shape, own: bool) -> Held:
+        """The same elements in another shape."""
+        step = Op("view", (), (), (("size", shape),))
+        found = TensorType(shape, held.type.dtype)
+        return self.made(Call(step, bound(step, [held]), [held], [found], None, own))[0]
 
     def piece(self, held: Held, dim: int, lo: int, hi: int) -> Held:
         """Members lo..hi of a dim."""
@@ -158,6 +184,17 @@ class Pieces(Sums):
         inner = Held(TensorType(shape_of(region), held.type.dtype), relation)
         if inner.type.shape == found.shape:
             return relation
+        lifted = viewed_whole(term.region, value.type.shape, found.shape)
+        again = None if lifted is None else regrouped(term.region, value.type.shape, lifted)
+        full = whole_region(shape_of(outer))
+        if again is not None and lifted is not None and outer == full and shape_of(again) == found.shape:
+            # The whole seen in the shape that this part of it suggests.
+            all_of = Held(TensorType(shape_of(outer), held.type.dtype), Relation((Term(node, outer),)))
+            seen = self._as(all_of, lifted, True).relation.single
+            if seen is not None and self.values[seen.node].op == "view":
+                through = limited((), [] if limit is None else [(0, limit)])
+                part = self.spelled(seen.node, again)
+                return Relation((Term(seen.node, part, term.coef * coef * seen.coef, through),))
         step = Op("view", (), (), (("size", found.shape),))
         own = self.is_whole(node, region)
         return self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation

@@ -5,6 +5,7 @@ What they make is said as terms and factors; only products are left to rules. Kn
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
@@ -14,7 +15,7 @@ from tensure.program import Op, TensorType
 from ._index import whole_region
 from ._linear import exact
 from ._relation import ONE, Relation, Term, scaled, total
-from ._steps import Call, Held, Number, Operand, bound, type_of
+from ._steps import Call, Held, Number, Operand, bound
 from ._values import FLOATS, Value, Values, number
 
 
@@ -145,33 +146,53 @@ class Sums(Values):
         made = self.made(Call(step, bound(step, args), args, [found], None, call.own))
         return [(beta, spread), (by, made[0].relation)]
 
-    def mean_loss(self, call: Call) -> list[Held]:
-        """A mean loss of which every sample counts: the sum over their number, which is the total weight."""
-        op, given, target = (
-            call.step.op,
-            call.given,
-            call.operands[1 if call.step.op == "nll_loss_forward" else 2],
-        )
-        weight = call.operands[2 if op == "nll_loss_forward" else 3]
-        assert isinstance(target, Held)
-        if (
-            given["reduction"] != 1
-            or weight is not None
-            or len(target.type.shape) != 1
-            or not target.type.shape[0]
-        ):
+    def mean(self, call: Call) -> list[Held]:
+        """A mean is a sum over the number of elements."""
+        (held,) = call.operands
+        assert isinstance(held, Held)
+        count = math.prod(held.type.shape[dim] for dim in call.given["dim"])
+        if not count or call.given["dtype"] is not None or held.type.dtype not in FLOATS:
             return self.general(call)
-        summed = replace(call, given={**given, "reduction": 2})
-        if op == "nll_loss_forward":
-            (loss, _), count = self.general(summed), target.type.shape[0]
-            found = Held(loss.type, scaled(loss.relation, Fraction(1, count)))
-            return [found, Held(call.types[1], self.filled(float(count), call.types[1]))]
-        total = self.factor(call.operands[4])
-        if not total:
+        step = replace(call.step, op="sum")
+        (made,) = self.made(replace(call, step=step))
+        return [Held(made.type, scaled(made.relation, Fraction(1, count)))]
+
+    def loss(self, call: Call) -> list[Held]:
+        """A summed loss is the sum of its samples', a mean one that over their number, if all count."""
+        x, target, weight = call.operands[:3]
+        assert isinstance(x, Held) and isinstance(target, Held)
+        reduction, count = call.given["reduction"], math.prod(target.type.shape)
+        counts = reduction == 2 or (reduction == 1 and self.targets and weight is None and count)
+        if not counts or len(target.type.shape) != 1:
             return self.general(call)
-        one = Held(type_of(call.operands[4]), self.filled(1.0, type_of(call.operands[4])))
-        made = self.general(replace(summed, operands=[*call.operands[:4], one]))
-        return [Held(item.type, scaled(item.relation, 1 / total)) for item in made]
+        each = TensorType(target.type.shape, x.type.dtype)
+        given = {**call.given, "reduction": 0}
+        samples = self.general(replace(call, given=given, types=[each, call.types[1]]))[0]
+        step = Op("sum", (), (), (("dim", (0,)),))
+        (made,) = self.made(Call(step, bound(step, [samples]), [samples], call.types[:1], None, call.own))
+        if reduction == 2:
+            return [made, self.general(call)[1]]
+        total = Held(call.types[1], self.filled(float(count), call.types[1]))
+        return [Held(made.type, scaled(made.relation, Fraction(1, count))), total]
+
+    def loss_backward(self, call: Call) -> list[Held]:
+        """The gradient of a summed or mean loss from that of each sample's."""
+        grad, _, target, weight, total = call.operands
+        assert isinstance(grad, Held) and isinstance(target, Held) and isinstance(total, Held)
+        reduction, factor = call.given["reduction"], self.factor(total)
+        counts = reduction in (0, 2) or (reduction == 1 and self.targets and weight is None and factor)
+        if not counts or len(target.type.shape) != 1:
+            return self.general(call)
+        each = TensorType(target.type.shape, grad.type.dtype)
+        wide = grad
+        if reduction:
+            step = Op("expand", (), (), (("size", each.shape),))
+            (wide,) = self.made(Call(step, bound(step, [grad]), [grad], [each], None, call.own))
+        one = Held(total.type, self.filled(1.0, total.type))
+        operands = [wide, *call.operands[1:4], one]
+        made = self.general(replace(call, given={**call.given, "reduction": 0}, operands=operands))
+        by = 1 / factor if reduction == 1 and factor else ONE
+        return [Held(item.type, scaled(item.relation, by)) for item in made]
 
 
 _MOVES: Final = frozenset("view permute select expand slice cat stack flip roll repeat copy".split())
