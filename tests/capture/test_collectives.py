@@ -545,8 +545,10 @@ def test_an_error_in_the_step_leaves_no_group() -> None:
     def fail(x: Tensor, mesh: DeviceMesh) -> Tensor:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InputError, match="the step of rank 0 raises ZeroDivisionError") as caught:
         Case(fail, lambda x: x, NOT, LINE, NOT).wrong()
+    assert "test_collectives.py:" in str(caught.value.place)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not dist.is_initialized()
 
 

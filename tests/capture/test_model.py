@@ -124,6 +124,22 @@ class Twice(nn.Module):
         return self.again(torch.sigmoid(self.layer(x)))
 
 
+class Begun(nn.Module):
+    """Parameters set in the usual ways, some by looking at the numbers drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4, dtype=F64) for _ in range(3))
+        nn.init.trunc_normal_(self.a.weight, std=0.02)
+        nn.init.trunc_normal_(self.b.weight, mean=1.0, std=2.0, a=1.5, b=1.7)
+        nn.init.orthogonal_(self.c.weight)
+        nn.init.xavier_uniform_(self.b.weight)
+        nn.init.constant_(self.b.bias, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)))
+
+
 class Several(nn.Module):
     """A loss and outputs of several dtypes, one of which is an input and one used twice."""
 
@@ -174,6 +190,7 @@ MODELS: dict[str, Build] = {
     "tied embedding": lambda: (Language(tied=True).to(F64), tokens()),
     "residual": lambda: around(Residual(), drawn(3, 4)),
     "in place": lambda: around(InPlace(), drawn(3, 4)),
+    "parameters set by hand": lambda: around(Begun(), drawn(3, 4)),
     "a layer twice": lambda: around(Twice(), drawn(3, 4)),
     "several outputs": lambda: (Several(), (drawn(5, 4), drawn(5, 3))),
     "inputs with gradients": lambda: (Several(), (drawn(5, 4, grad=True), drawn(5, 3, grad=True))),

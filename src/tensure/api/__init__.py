@@ -15,7 +15,7 @@ from ._load import load
 from ._not_yet import build, guard, quantize
 from ._open import open  # noqa: A004
 from ._plan import plan
-from ._prove import check, prove
+from ._prove import check, proof_page, prove
 from ._seal import seal
 from ._verify import Verification, trusted_key_of, verify
 from ._view import page_of
@@ -40,6 +40,7 @@ __all__ = [
     "names_code",
     "page_of",
     "plan_in_bundle",
+    "proof_page",
     "trusted_key_of",
     "KNOWN",
     "KnownModel",

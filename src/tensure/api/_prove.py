@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
-__all__ = ["check", "prove", "read_plan"]
+__all__ = ["check", "proof_page", "prove", "read_plan"]
 
 MAX_CERTIFICATE = 1 << 30
 
@@ -93,6 +93,18 @@ def _with_microbatches(parallel: Any, count: int) -> Any:
             wanted=f"a parallel function that takes `microbatches`; {parallel.__name__} does not",
         )
     return lambda net, mesh: parallel(net, mesh, microbatches=count)
+
+
+def proof_page(result: ProofResult) -> str:
+    """One self-contained HTML page: the verdict, where it fails, every output, what was assumed."""
+    from tensure.views import OutputRow, ProofView, render
+
+    outputs = tuple(
+        OutputRow(item.name, item.status, item.rank, item.why, item.step, item.source)
+        for item in result.tensors
+    )
+    size = None if result.certificate is None else len(result.certificate)
+    return render(ProofView(result.proof, result.plan, result.program, outputs, size))
 
 
 def check(

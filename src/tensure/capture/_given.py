@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from tensure.errors import InputError, UnsupportedError
 
+from ._sources import their_errors
 from ._step import ModelFunction, ParallelStep
 
 __all__ = [
@@ -32,7 +33,8 @@ def built(model: ModelFunction) -> tuple[torch.nn.Module, tuple[torch.Tensor, ..
     Raises:
         InputError: the function returns something else.
     """
-    found: Any = model()
+    with their_errors("the model function"):
+        found: Any = model()
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], torch.nn.Module):
         raise InputError(
             f"the model function returns {type(found).__name__}", wanted="(module, (example input, ...))"

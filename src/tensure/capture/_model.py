@@ -11,7 +11,7 @@ from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program,
 
 from ._given import built, gradients, leaves, output_names, run_backward
 from ._placements import whole_part
-from ._sources import Sources
+from ._sources import Sources, their_errors
 from ._step import ModelFunction
 from ._tape import Tape
 from ._tracer import Tracer
@@ -47,7 +47,7 @@ def capture_model(model: ModelFunction) -> Captured:
     has a gradient, and for inputs that require one.
 
     Raises:
-        InputError: not a module and inputs, or a loss that is no scalar.
+        InputError: not a module and inputs, a loss that is no scalar, or whatever the code itself raises.
         UnsupportedError: an op, dtype or form without a rule; names op, line and module.
     """
     tape, values = Tape(), dict[str, Value]()
@@ -60,7 +60,7 @@ def capture_model(model: ModelFunction) -> Captured:
                 values[label] = Value(tuple(tensor.shape), dtype_word(tensor.dtype), role)  # type: ignore[arg-type]
                 tape.add(tensor, Ref(Name(label)))
         sources = Sources(net)
-        with sources.watching(), Tracer(tape, sources, None):
+        with their_errors("the step"), sources.watching(), Tracer(tape, sources, None):
             returned = run_backward(net, inputs)
         labels = output_names(len(returned))
         found = dict(zip(labels, returned, strict=True))

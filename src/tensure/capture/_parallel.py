@@ -16,7 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tensure.bundle import Plan
-from tensure.errors import InputError, LimitError
+from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Name, Op, Ref, TensorType, digest
 
 from ._collectives import Collectives
@@ -24,9 +24,9 @@ from ._flat import apart
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._model import Captured
 from ._placements import Part, part_of, whole_part
-from ._sources import Sources
+from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
-from ._tape import Tape
+from ._tape import DRAWN, Tape
 from ._tracer import Tracer
 from ._tracks import RankTrace, live_steps, reread, tracks_of
 from ._world import fake_rank
@@ -57,7 +57,8 @@ def capture_parallel(
         progress: told (ranks done, ranks in all).
 
     Raises:
-        InputError: parameters that the model does not have, or tensors whose place nobody said.
+        InputError: parameters that the model does not have, tensors whose place nobody said, or whatever
+            the code itself raises.
         LimitError: more ranks than are traced one by one.
         UnsupportedError: an op, group or placement without a rule.
     """
@@ -83,7 +84,15 @@ def capture_parallel(
     finally:
         if not was_frozen:
             gc.unfreeze()
-    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live_steps(traces), mesh))
+    live = live_steps(traces)
+    for step in (step for trace in live for step in trace.steps):
+        if any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
+            raise UnsupportedError(
+                "random numbers drawn by the parallel function are read in the step",
+                place=", ".join(str(value) for _, value in step.note) or None,
+                wanted="random numbers for parameters alone, whose place is known",
+            )
+    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live, mesh))
 
 
 @dataclass
@@ -109,14 +118,17 @@ class _Rank:
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
                     self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            with Tracer(self.tape, Sources(net), ranks):
-                given = as_step(parallel(net, mesh), net)
+            building = Tracer(self.tape, Sources(net), ranks, building=True)
+            with their_errors("the parallel function"), building:
+                found = parallel(net, mesh)
+            given = as_step(found, net)
             module = given.module if given.module is not None else net
             for label, tensor in leaves(module):
                 self._leaf(label, tensor, whole, given)
             local = self._inputs(inputs, given)
             sources = Sources(module)
-            with sources.watching(), Tracer(self.tape, sources, ranks):
+            step = f"the step of rank {self.rank}"
+            with their_errors(step), sources.watching(), Tracer(self.tape, sources, ranks):
                 returned = returned_by(given.step(*local))
             self._results(returned, module, local, given)
         steps = apart(self.tape.steps, self._leaf_types(), self.mesh)
@@ -147,18 +159,20 @@ class _Rank:
         """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
         shape, local = self.captured.shapes.get(label), local_of(tensor)
         if shape is None:
-            if label in whole or self.tape.knows(local):
+            is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
+            if label in whole or (self.tape.knows(local) and not is_trained):
                 return  # nothing on the single device depends on it
             raise InputError(
                 f"parameter {label} of the parallel module",
                 wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
+                next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
             )
         if isinstance(tensor, DTensor):
             placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
             found = self._part(shape, placements, f"parameter {label}")
         elif label in given.parameters:
             found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif self.tape.knows(local):
+        elif self.tape.knows(local) and not self.tape.is_drawn(local):
             cut = self._cut(local, label, shape)
             if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)

@@ -91,7 +91,9 @@ def part_of(
         if not isinstance(placement, (Shard, Placement)) or not isinstance(dim, int):
             raise UnsupportedError(f"{what} is placed as {placement!r}", wanted="Shard, Replicate or Partial")
         if not -len(shape) <= dim < len(shape):
-            raise InputError(f"{what} of shape {list(shape)} is cut along dim {dim}")
+            raise InputError(
+                f"{what} of shape {list(shape)} is cut along dim {dim}", wanted=f"a dim below {len(shape)}"
+            )
         if hasattr(placement, "split_factor"):
             _check_strided(axis, placement, shape, placements, mesh, what)
         lo, hi = ranges[dim]

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Final
 
 import torch
@@ -18,12 +18,16 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from tensure.errors import InputError, TensureError
 from tensure.program import Attrs
 
-__all__ = ["Sources", "asked_by_distributed"]
+__all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_OURS: Final = os.path.dirname(__file__) + os.sep
+_CAPTURE: Final = os.path.dirname(__file__) + os.sep
+_HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
+_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("capture", "api", "cli")))
+_PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
 _PLUMBING: Final = tuple(
     os.path.join(_TORCH, part)
@@ -79,9 +83,39 @@ class Sources:
 def asked_by_distributed() -> bool:
     """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_OURS, "<", *_PLUMBING)):
+    while frame is not None and frame.f_code.co_filename.startswith((_CAPTURE, "<", *_PLUMBING)):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
+
+
+@contextmanager
+def their_errors(what: str) -> Iterator[None]:
+    """What somebody's code raises while it is traced, as an InputError that names its line.
+
+    Args:
+        what: the code, for messages.
+    """
+    try:
+        yield
+    except TensureError:
+        raise
+    except Exception as error:
+        place, is_ours = _raised_at(error.__traceback__)
+        if is_ours:
+            raise
+        found = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what} raises {type(error).__name__}: {found}", place=place) from error
+
+
+def _raised_at(trace: TracebackType | None) -> tuple[str | None, bool]:
+    """`file.py:12` of the innermost frame that is neither torch's nor ours; whether the innermost is ours."""
+    found, path = None, ""
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith((_TORCH, _PACKAGE, "<")):
+            found = f"{os.path.basename(path)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found, path.startswith(_PACKAGE)
 
 
 def _note(module: str, line: str) -> Attrs:
@@ -96,7 +130,7 @@ def _line() -> tuple[str, bool]:
         path = frame.f_code.co_filename
         if path == _BACKWARD:
             backward = True
-        if not path.startswith((_TORCH, _OURS)) and not path.startswith("<"):
+        if not path.startswith(_SKIPPED) and not path.startswith("<"):
             return f"{os.path.basename(path)}:{frame.f_lineno}", backward
         frame = frame.f_back
     return "", backward

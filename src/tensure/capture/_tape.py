@@ -19,13 +19,17 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import COLLECTIVES, AtenCall, Attrs, Name, Op, Ref, translate
 
-__all__ = ["ALIASES", "Tape", "View"]
+__all__ = ["ALIASES", "DRAWN", "Tape", "View"]
 
 ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive"})
 """Views that are the tensor itself."""
 
 _UNSET: Final = float("nan")
 """What memory holds that nobody has written: reading it makes a claim fail, writing it over does no harm."""
+
+
+DRAWN: Final = "drawn"
+"""What values of random numbers are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,30 @@ class Tape:
         storage.value = made
         storage.version += 1
         seen.value, seen.version = value, storage.version
+
+    def draw(self, tensor: torch.Tensor, note: Attrs) -> None:
+        """A tensor that holds random numbers from now on, to be replaced by what is placed in its stead."""
+        name, shape, dtype = self.fresh(DRAWN), tuple(tensor.shape), dtype_word(tensor.dtype)
+        fill: Any = _UNSET if dtype[0] in "fb" and dtype != "bool" else False if dtype == "bool" else 0
+        attrs = (("dtype", dtype), ("fill_value", fill), ("size", shape))
+        self.steps.append(Op("full", (), (name,), attrs, note))
+        if self.knows(tensor):
+            self.write(tensor, Ref(name), note)
+        else:
+            self.add(tensor, Ref(name))
+
+    def is_drawn(self, tensor: torch.Tensor) -> bool:
+        """Whether its value follows from random numbers."""
+        made = {out: step for step in self.steps for out in step.outs}
+        open_names, seen = [self.read(tensor, ()).name], set[Name]()
+        while open_names:
+            name = open_names.pop()
+            if name.base.startswith(f"{DRAWN}_"):
+                return True
+            if name in made and name not in seen:
+                seen.add(name)
+                open_names.extend(ref.name for ref in made[name].reads())
+        return False
 
     def unset(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor whose memory nobody has written yet."""

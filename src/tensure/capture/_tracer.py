@@ -48,11 +48,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape: where the steps go.
         sources: says where a call comes from.
         collectives: what a call among ranks is; None where there is one device.
+        building: modules are being made, so random numbers may be drawn for parameters.
     """
 
-    def __init__(self, tape: Tape, sources: Sources, collectives: Collectives | None) -> None:
+    def __init__(
+        self, tape: Tape, sources: Sources, collectives: Collectives | None, *, building: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.sources, self.collectives = tape, sources, collectives
+        self.tape, self.sources, self.collectives, self.building = tape, sources, collectives, building
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -97,7 +100,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
         schema = func._schema
-        if torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs):
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs)
+        if self.building and is_random:
+            result = func(*args, **kwargs)
+            for item in result if isinstance(result, (tuple, list)) else (result,):
+                self.tape.draw(item, note)
+            return result
+        if is_random:
             raise UnsupportedError(
                 f"aten.{word} draws random numbers", wanted="a step without dropout or noise"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 import torch.distributed.tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -85,8 +86,42 @@ def no_bytes() -> Iterator[None]:
     with ExitStack() as stack:
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_modules_convert(mode))
+        stack.enter_context(_normal_init())
+        stack.enter_context(_no_logged_tracebacks())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def _normal_init() -> Iterator[None]:
+    """Let parameters be truncated normals: torch draws until all numbers fit, and here it can see none."""
+    init: Any = torch.nn.init
+    truncated = init._no_grad_trunc_normal_
+
+    def normal(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return tensor.normal_()
+
+    init._no_grad_trunc_normal_ = normal
+    try:
+        yield
+    finally:
+        init._no_grad_trunc_normal_ = truncated
+
+
+@contextmanager
+def _no_logged_tracebacks() -> Iterator[None]:
+    """What fails is raised, and said once; torch would print the traceback of it too."""
+
+    def refuse(_record: logging.LogRecord) -> bool:
+        return False
+
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
 
 
 @contextmanager
@@ -118,7 +153,10 @@ def _real_meshes() -> Iterator[None]:
 
     @functools.wraps(DeviceMesh.__init__)
     def create(self: DeviceMesh, *args: Any, **kwargs: Any) -> None:
-        kept["__init__"](self, *args, **kwargs)
+        with unset_fake_temporarily(), torch.utils._python_dispatch._disable_current_modes():
+            if isinstance(kwargs.get("_rank_map"), FakeTensor):  # init_device_mesh counts the ranks
+                kwargs["_rank_map"] = torch.arange(kwargs["_rank_map"].numel(), dtype=torch.int)
+            kept["__init__"](self, *args, **kwargs)
         self._thread_id, self._hash = world, None  # part of what makes meshes equal
 
     DeviceMesh.__init__ = create  # type: ignore[method-assign]

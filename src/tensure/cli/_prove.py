@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +16,7 @@ from ._talk import Talk
 
 if TYPE_CHECKING:
     from tensure.bundle import Verdict
+    from tensure.proving import TensorVerdict
 
 PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt",
@@ -68,6 +71,9 @@ def prove_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the certificate here.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with every output's verdict.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes; the verdict is the same.")] = 1,
     accept_probable: Annotated[
         float | None, typer.Option(metavar="1E-N", help="Count `probable` up to this error bound as yes.")
@@ -88,7 +94,10 @@ def prove_command(
     targets = [] if keep is None else [keep / "program.txt", keep / "plan.txt"]
     if keep is not None:
         check_target(keep, force=True, is_folder=True)
-    for target in [*(targets if keep and keep.exists() else ()), *([] if output is None else [output])]:
+    for target in [
+        *(targets if keep and keep.exists() else ()),
+        *(path for path in (output, html) if path is not None),
+    ]:
         check_target(target, force=force)
     if plan is not None:
         if program is None or model or parallel or mesh or microbatches or keep:
@@ -115,7 +124,9 @@ def prove_command(
         texts = (format_program(result.program), format_plan(result.plan))
         for target, text in zip(targets, texts, strict=True):
             write_file_atomic(target, text.encode(), replace=force)
-    written = str(output) if output is not None and result.certificate is not None else None
+    if html is not None:
+        write_file_atomic(html, api.proof_page(result).encode(), replace=force)
+    file = str(output) if output is not None and result.certificate is not None else None
     verdicts = {"values": proof.values, "storage": proof.storage}
     talk.result(
         "tensure.prove/1",
@@ -124,18 +135,37 @@ def prove_command(
             "plan": proof.plan,
             "verdicts": {key: _fields(verdict) for key, verdict in verdicts.items()},
             "certificate": proof.certificate,
-            "file": written,
+            "file": file,
+            "tensors": [dataclasses.asdict(tensor) for tensor in result.tensors],
             "kept": [str(target) for target in targets],
+            "html": None if html is None else str(html),
         },
     )
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
-    if written is not None:
-        talk.say(f"certificate written to {written}")
+    _say_tensors(talk, result.tensors)
+    if html is not None:
+        talk.say(f"page written to {html}")
+    if file is not None:
+        talk.say(f"certificate written to {file}")
     for target in targets:
         talk.say(f"written: {target}")
     codes = [_code(verdict, accept_probable) for verdict in verdicts.values()]
     return 1 if 1 in codes else max(codes)
+
+
+def _say_tensors(talk: Talk, tensors: Sequence[TensorVerdict]) -> None:
+    """How many outputs are derived, and each that is not; every one with --verbose."""
+    if not tensors:
+        return
+    held = sum(tensor.status in ("proved", "derived") for tensor in tensors)
+    talk.say(f"{held} of {len(tensors)} outputs derived")
+    for tensor in tensors:
+        if tensor.status in ("proved", "derived"):
+            talk.detail(f"  {tensor.name}: {tensor.status}")
+            continue
+        begun = f"; since {tensor.step} ({tensor.source or 'line unknown'})" if tensor.step else ""
+        talk.say(f"  {tensor.name}: {tensor.status}, {tensor.rank}: {tensor.why}{begun}")
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -197,6 +227,4 @@ def _why(verdict: Verdict) -> str:
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(verdict)

@@ -41,6 +41,7 @@ from ._flow import Doubt, Flow, flow
 from ._replay import replay, storage_replay
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
+from ._tensors import Doubted, TensorVerdict, tensor_verdicts
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -51,12 +52,13 @@ ACCEPT: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """The Proof, the bytes of its certificate when values are proved, and what it is a proof of."""
+    """The Proof, the certificate when values are proved, what it is a proof of, and each output's verdict."""
 
     proof: Proof
     certificate: bytes | None
     plan: Plan
     program: Program
+    tensors: tuple[TensorVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,10 @@ class _Unit:
     suspects: Mapping[tuple[str, str], Suspect]
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
+
+    def suspected(self, doubt: Doubted) -> Suspect | None:
+        """The step where what is doubted first went astray."""
+        return self.suspects.get((doubt.rank, doubt.local))
 
 
 def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
@@ -101,9 +107,16 @@ def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = A
     invocations, open_entries = _invocations(program)
     units = _walked(plan, program, invocations, jobs)
     storage = _storage(plan, program, units)
-    values, certificate = _values(plan, program, units, open_entries, accept)
+    wrong: set[str] = set()
+    values, certificate = _values(plan, program, units, open_entries, accept, wrong)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
-    return ProofResult(Proof(*digests, values, storage, named), certificate, plan, program)
+    return ProofResult(
+        Proof(*digests, values, storage, named),
+        certificate,
+        plan,
+        program,
+        tensor_verdicts(plan, program, units, values, wrong),
+    )
 
 
 def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
@@ -198,14 +211,20 @@ def _plain(parts: Any) -> list[Json]:
 
 
 def _values(
-    plan: Plan, program: Program, units: Sequence[_Unit], open_entries: Sequence[str], accept: float
+    plan: Plan,
+    program: Program,
+    units: Sequence[_Unit],
+    open_entries: Sequence[str],
+    accept: float,
+    wrong: set[str],
 ) -> tuple[Verdict, bytes | None]:
+    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
     error = 0.0
     reason = ""
     for unit in units:
         if not unit.doubts:
             continue
-        verdict = _decided(plan, program, unit, accept)
+        verdict = _decided(plan, program, unit, accept, wrong)
         if verdict.status == "refuted":
             return verdict, None
         if verdict.status == "unknown":
@@ -231,7 +250,7 @@ def _values(
     return Verdict("proved", f"relations; {report.coverage}"), certificate
 
 
-def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdict:
+def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: set[str]) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = _at(unit)
@@ -239,10 +258,11 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
         try:
             seen = replay(plan, program, unit.entry, unit.params, seed)
         except (LimitError, UnsupportedError, RecordError) as failed:
-            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; no replay: {failed}")
+            return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; no replay: {failed}")
         if seen is None:
-            return Verdict("unknown", "replay", reason=f"{_words(first)}{at}; too large to replay")
+            return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too large to replay")
         if seen.wrong:
+            wrong.update(item.claim.of.base for item in seen.wrong)
             return Verdict(
                 "refuted",
                 "relations and replay",
@@ -256,9 +276,9 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float) -> Verdic
         return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, None))
     if not unit.ended:
         return Verdict(
-            "unknown", "relations", reason=f"{_words(unit.doubts[-1])}{at}; a replay comes to its end"
+            "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
         )
-    return _field(plan, program, unit, accept, f"{_words(first)}{at}")
+    return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
 
 
 def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str) -> Verdict:
@@ -326,13 +346,16 @@ def _lost_states(program: Program, units: Sequence[_Unit]) -> str:
     return ""
 
 
-def _words(doubt: Doubt) -> str:
+def _words(doubt: Doubt, unit: _Unit) -> str:
     where = (
         f"{doubt.rank}: {doubt.local} is not derived as {doubt.claim}, {doubt.why}"
         if doubt.rank
         else doubt.why
     )
-    return f"{where}{f' at {doubt.source}' if doubt.source else ''}"
+    first = unit.suspected(doubt)
+    begun = "" if first is None else f"; first astray on {first.rank}: {first.step}: {first.why}"
+    source = doubt.source or ("" if first is None else first.source)
+    return f"{where}{begun}{f' at {source}' if source else ''}"
 
 
 def _at(unit: _Unit) -> str:

@@ -111,6 +111,7 @@ pre{margin:0;overflow-x:auto;white-space:pre;font:13px/1.55 ui-monospace,Menlo,C
 .verdict p{margin:6px 0 0;overflow-wrap:anywhere}
 .basis{white-space:nowrap;font-size:13px;padding:1px 9px;border-radius:999px;border:1px solid currentColor}
 .checked-now{color:var(--good)}
+.basis.bad{color:var(--bad)}
 .checked-at-load{color:var(--accent)}
 .asserted{color:var(--soft)}
 .absent{color:var(--mute);border-style:dashed}

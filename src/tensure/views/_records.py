@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tensure.bundle import Plan, Receipt
+from tensure.bundle import Plan, Proof, Receipt
 from tensure.program import Program
 
-__all__ = ["BundleSummary", "ReceiptView", "TensorRow"]
+__all__ = ["BundleSummary", "OutputRow", "ProofView", "ReceiptView", "TensorRow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,33 @@ class ReceiptView:
     receipt: Receipt
     problem: str | None
     claims: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One output of a proved program: its verdict, and in doubt where, why and since which step and line."""
+
+    name: str
+    status: str
+    rank: str
+    why: str
+    step: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProofView:
+    """A proof beside what it is about.
+
+    Args:
+        certificate_bytes: its size; None when there is none.
+    """
+
+    proof: Proof
+    plan: Plan
+    program: Program
+    outputs: tuple[OutputRow, ...]
+    certificate_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)

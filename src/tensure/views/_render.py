@@ -13,7 +13,7 @@ from ._html import Markup, el, lines, page, table
 from ._records import BundleSummary, ReceiptView, TensorRow
 from ._svg import bars
 
-__all__ = ["render"]
+__all__ = ["claim_words", "digest_line", "facts", "render"]
 
 MAX_BARS = 14
 MAX_LINES = 500
@@ -22,18 +22,18 @@ _NOT_COMPARED = "The output itself was not compared: the verdict is on the signa
 
 @singledispatch
 def render(record: object) -> str:
-    """One self-contained HTML page for a Program, a Plan, a ReceiptView or a BundleSummary."""
+    """One self-contained HTML page for a Program, a Plan, a ReceiptView, a ProofView or a BundleSummary."""
     raise TypeError(f"no page for a {type(record).__name__}")
 
 
 @render.register
 def _program(record: Program) -> str:
-    return page("Program", "what must be computed", _digest_line(digest(record)), *_program_body(record))
+    return page("Program", "what must be computed", digest_line(digest(record)), *_program_body(record))
 
 
 @render.register
 def _plan(record: Plan) -> str:
-    return page("Plan", "how it runs", _digest_line(plan_digest(record)), *_plan_body(record))
+    return page("Plan", "how it runs", digest_line(plan_digest(record)), *_plan_body(record))
 
 
 @render.register
@@ -76,7 +76,7 @@ def _receipt(record: ReceiptView) -> str:
 @render.register
 def _bundle(record: BundleSummary) -> str:
     total = sum(tensor.num_bytes for tensor in record.tensors)
-    facts = _facts(
+    figures = facts(
         (f"{len(record.tensors):,}", "tensors"),
         (_bytes(total), "of weights"),
         (f"{len(record.program.entries)}", "entries"),
@@ -93,7 +93,7 @@ def _bundle(record: BundleSummary) -> str:
     return page(
         record.name,
         "sealed bundle",
-        facts,
+        figures,
         el("section", el("h2", "Digests"), table(("of", "digest"), digests)),
         el(
             "section",
@@ -111,7 +111,7 @@ def _bundle(record: BundleSummary) -> str:
 
 def _program_body(program: Program) -> Iterator[Markup]:
     counts = _op_counts(program)
-    yield _facts(
+    yield facts(
         (f"{len(program.entries)}", "entries"),
         (f"{sum(counts.values()):,}", "ops as written"),
         (f"{len(program.weights()):,}", "weight families"),
@@ -156,18 +156,19 @@ def _plan_body(plan: Plan, label: str = "") -> Iterator[Markup]:
         for name, track in plan.tracks.items()
     ]
     heading = f"Plan {label}".strip()
-    yield _facts(
+    yield facts(
         (f"{plan.num_ranks():,}", "rank" if plan.num_ranks() == 1 else "ranks"),
         (f"{len(plan.tracks)}", "track" if len(plan.tracks) == 1 else "tracks"),
         (f"{len(plan.pools)}", "memory pools"),
         (f"{len(plan.locals):,}", "local families"),
     )
     yield el("section", el("h2", heading), table(("track", "mesh axes", "device", "entries"), tracks))
-    claims = [(el("code", base), el("code", _claim(local))) for base, local in plan.locals.items()]
+    claims = [(el("code", base), el("code", claim_words(local))) for base, local in plan.locals.items()]
     yield el("section", el("h2", f"{heading}: claims"), table(("local", "is"), claims))
 
 
-def _claim(local: Local) -> str:
+def claim_words(local: Local) -> str:
+    """What a local tensor is claimed to be."""
     place = local.place
     if place is None:
         return "nothing is claimed"
@@ -179,15 +180,17 @@ def _claim(local: Local) -> str:
     return f"{place.of}{dims}{total}" + (f" times {place.scale}" if place.scale != 1 else "")
 
 
-def _facts(*facts: tuple[str, str]) -> Markup:
+def facts(*shown: tuple[str, str]) -> Markup:
+    """Figures side by side, each with what it counts."""
     return el(
         "div",
-        *(el("div", el("b", value), el("span", what), class_="fact") for value, what in facts),
+        *(el("div", el("b", value), el("span", what), class_="fact") for value, what in shown),
         class_="facts",
     )
 
 
-def _digest_line(value: str) -> Markup:
+def digest_line(value: str) -> Markup:
+    """A digest on a line of its own."""
     return el("p", el("code", value), class_="note")
 
 

@@ -1,0 +1,112 @@
+"""The verdict tensor by tensor: which outputs are derived, which are shown wrong, which are left open."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tensure.bundle import Plan, Verdict
+from tensure.program import Program
+
+__all__ = ["TensorVerdict", "tensor_verdicts"]
+
+_RANKED = ("proved", "derived", "probable", "unknown", "refuted")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorVerdict:
+    """One output of the program.
+
+    Args:
+        name: of the output.
+        status: as a Verdict's; `derived` where every rule held but another tensor kept the whole from
+            being proved and its certificate from being checked.
+        rank, why: the first rank where it is in doubt, and what was found there.
+        step, source: the step that first went astray, and its line.
+    """
+
+    name: str
+    status: str
+    rank: str = ""
+    why: str = ""
+    step: str = ""
+    source: str = ""
+
+
+class Doubted(Protocol):
+    """What is read of a doubt."""
+
+    @property
+    def rank(self) -> str: ...
+
+    @property
+    def local(self) -> str: ...
+
+    @property
+    def why(self) -> str: ...
+
+
+class Begun(Protocol):
+    """What is read of a suspect."""
+
+    @property
+    def step(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+class Walked(Protocol):
+    """What is read of one walk."""
+
+    @property
+    def entry(self) -> str: ...
+
+    @property
+    def doubts(self) -> Sequence[Doubted]: ...
+
+    def suspected(self, doubt: Doubted) -> Begun | None:
+        """The step that first went astray."""
+        ...
+
+
+def tensor_verdicts(
+    plan: Plan, program: Program, walks: Sequence[Walked], values: Verdict, wrong: Collection[str]
+) -> tuple[TensorVerdict, ...]:
+    """A verdict for every output, the weakest over all invocations.
+
+    Args:
+        values: the verdict on all of them.
+        wrong: the outputs that a replay has shown to be wrong.
+    """
+    found: dict[str, TensorVerdict] = {}
+    for walk in walks:
+        first: dict[str, Doubted] = {}
+        for doubt in walk.doubts:
+            first.setdefault(_claimed(plan, doubt.local), doubt)
+        for output in program.entry(walk.entry).outputs:
+            label = output.base
+            one = _of(label, first.get(label), walk, values, label in wrong)
+            if label not in found or _RANKED.index(one.status) > _RANKED.index(found[label].status):
+                found[label] = one
+    return tuple(found.values())
+
+
+def _of(label: str, doubt: Doubted | None, walk: Walked, values: Verdict, wrong: bool) -> TensorVerdict:
+    if doubt is None:
+        return TensorVerdict(label, "proved" if values.status == "proved" else "derived")
+    begun = walk.suspected(doubt)
+    status = "refuted" if wrong else "unknown" if values.status == "refuted" else values.status
+    step, source = ("", "") if begun is None else (begun.step, begun.source)
+    return TensorVerdict(label, status, doubt.rank, doubt.why, step, source)
+
+
+def _claimed(plan: Plan, local: str) -> str:
+    """The base of the logical value that a local claims to be a part of."""
+    base = local.partition("[")[0]
+    for track in plan.tracks:
+        found = plan.local(track, base)
+        if found is not None and found.place is not None:
+            return found.place.of.base
+    return base
