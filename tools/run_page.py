@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/tensors.md",)
+PAGES = ("docs/tensors.md", "docs/proving.md")
 FENCE = re.compile(r"(`{3,})(\w*)\s*")
 
 

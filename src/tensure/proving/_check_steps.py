@@ -17,6 +17,7 @@ from ._check_masked import masked_lookup
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
+from ._check_placed import placed
 from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
 from ._check_values import CheckValues
 
@@ -45,7 +46,9 @@ class CheckSteps(CheckValues):
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
-        if len(claim) == 1 and masked_lookup(self, op, operands, claim[0]):
+        if len(claim) == 1 and (
+            masked_lookup(self, op, operands, claim[0]) or placed(self, op, attrs, operands, claim[0])
+        ):
             return True
         ways = self.ways(op, attrs, operands)
         if ways is not None and at == 1:

@@ -102,8 +102,11 @@ class CheckSums:
             return False
         if one == other:
             return True
+        return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+
+    def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
-        for coef, node, reg, limit in (*self.opened(one), *times(self.opened(other), -ONE)):
+        for coef, node, reg, limit in (*one, *times(other, -ONE)):
             if not self.zero(node):
                 groups.setdefault((node, reg), []).append((coef, limit))
         return all(self._nothing(node, items) for (node, _), items in groups.items())
@@ -118,7 +121,7 @@ class CheckSums:
         made: list[Term] = []
         for coef, node, reg, limit in rel:
             form = self.defs[node].form
-            if form is None:
+            if form is None or (limit is not None and limit[0]):  # what is held to indices stays as it is
                 made.append((coef, node, self.spelled(node, reg), limit))
                 continue
             through = None if limit is None else dict(limit[1])
@@ -159,6 +162,10 @@ class CheckSums:
     def extent(self, node: int, letter: str) -> int:
         """The size of a contracted letter of a value's op."""
         item = self.defs[node]
+        if letter.startswith("@"):  # the indices of a dim of the value itself
+            dim = int(letter[1:]) if letter[1:].isdecimal() and len(letter) < 4 else len(item.shape)
+            known = dim < len(item.shape) and dim not in item.free and item.dtype in FLOATS
+            return item.shape[dim] if known else refuse(f"no addend over {letter[:40]!r} there")
         shapes = [size(part[1]) if is_part(part) else None for part in item.operands]
         found = extent(item.op, item.attrs, shapes, letter)
         return found if found is not None else refuse(f"no addend over {letter[:40]!r} there")
@@ -174,9 +181,9 @@ class CheckSums:
             if len(set(index)) != len(index) or max(index, default=-1) >= self.extent(node, letter):
                 return False
         if item.form is not None:
-            return (
-                not shares and set(keys) == set(item.form) and all(self.sound(k, lim) for k, lim in through)
-            )
+            if shares:
+                return not keys and all(letter.startswith("@") for letter, _ in shares)
+            return set(keys) == set(item.form) and all(self.sound(k, lim) for k, lim in through)
         if item.dtype not in FLOATS and keys:
             return False
         if not all(0 <= key < len(item.operands) and is_part(item.operands[key]) for key in keys):

@@ -35,6 +35,7 @@ from ._linear import alone, together
 from ._masked import ROWS, Lookup, masked_lookup
 from ._movement import viewed_whole
 from ._pieces import Pieces
+from ._placed import placed
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
 from ._rules import REDUCTIONS, derive, reduced_dims
@@ -147,6 +148,12 @@ class Logical(Pieces):
                 ]
         terms = [self._single(item) for item in call.operands]
         lookup = masked_lookup(self, call.step.op, terms)
+        put = placed(self, call.step.op, call.given, terms, call.types[0].shape)
+        if put is not None:
+            whole, shares = put
+            region = self.spelled(whole.node, whole.region)
+            term = replace(whole, region=region, limit=limited(shares, ()))
+            return [Held(call.types[0], Relation((term,)))]
         addend = None if lookup is None else self._looked_up(lookup, call.types[0])
         if addend is not None:
             return [addend]

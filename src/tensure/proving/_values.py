@@ -162,7 +162,7 @@ class Values:
 
     def _opened(self, term: Term) -> Iterable[tuple[int, Limit | None, Fraction]]:
         form = self.values[term.node].form
-        if form is None:
+        if form is None or (term.limit is not None and term.limit.shares):
             return [(term.node, term.limit, term.coef)]
         if term.limit is None:
             return [(node, None, coef * term.coef) for node, coef in form.items()]
