@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._check_ops import MAX_MOVED
+from ._check_moves import MAX_MOVED
 from ._check_piece import Reg
 from ._check_sums import CheckSums, Def, Term, is_part, is_rel, size
 

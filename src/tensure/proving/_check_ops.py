@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
 
+from ._check_moves import MAX_MOVED, MOVES, filled_size, move_fits, moved
 from ._check_piece import Piece, Reg, Shape
 from ._check_piece import holds as _holds
 from ._check_piece import whole as _whole
 from ._check_training import TRAINING
 
-MAX_MOVED: Final = 1 << 22
 FLOATS: Final = frozenset({"f64", "f32", "f16", "bf16"})
 ELEMENTWISE: Final = frozenset(
     "abs acos add add_n addcmul addcdiv asin atan bitwise_and bitwise_not bitwise_or ceil clamp cos cosh div "
@@ -59,23 +59,6 @@ OTHER_DTYPE: Final = frozenset(
     "logical_xor _to_copy requantize integer_add".split()
 )
 KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset("sum mean amax amin".split())
-MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
-    "view": lambda x, a: x[0].reshape(a["size"]),
-    "reshape": lambda x, a: x[0].reshape(a["shape"]),
-    "permute": lambda x, a: x[0].transpose(a["dims"]),
-    "transpose": lambda x, a: x[0].swapaxes(a["dim0"], a["dim1"]),
-    "t": lambda x, a: x[0].T,
-    "unsqueeze": lambda x, a: np.expand_dims(x[0], a["dim"]),
-    "select": lambda x, a: x[0].take(a["index"], axis=a["dim"]),
-    "cat": lambda x, a: np.concatenate(x, axis=a.get("dim", 0)),
-    "stack": lambda x, a: np.stack(x, axis=a.get("dim", 0)),
-    "expand": lambda x, a: np.broadcast_to(x[0], _filled(a["size"], x[0].shape)),
-    "slice_scatter": lambda x, a: _scattered(x[0], x[1], a),
-    "flatten": lambda x, a: x[0].reshape(_flat(x[0].shape, a)),
-    "squeeze": lambda x, a: x[0].squeeze(tuple(d for d in a["dim"] if x[0].shape[d] == 1)),
-    "flip": lambda x, a: np.flip(x[0], a["dims"]),
-    "repeat": lambda x, a: _tiled(x[0], a["repeats"]),
-}
 DEFAULTS: Final[dict[str, Any]] = {
     "alpha": 1,
     "beta": 1,
@@ -158,9 +141,16 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
     if op == "embedding":
         return [(*tensors[1], first[1])]
     if op == "expand":
-        return [_filled(attrs["size"], first)]
+        return [filled_size(attrs["size"], first)]
+    if op == "view" and -1 not in attrs["size"]:
+        return [tuple(attrs["size"])] if math.prod(attrs["size"]) == math.prod(first) else None
+    if op == "permute":
+        return [tuple(first[d] for d in attrs["dims"])]
+    if op == "cat":
+        dim = attrs.get("dim", 0) % len(first)
+        return [(*first[:dim], sum(shape[dim] for shape in tensors), *first[dim + 1 :])]
     if op in MOVES:
-        return [tuple(_moved(op, attrs, shapes, [_whole(shape) for shape in tensors]).shape)]
+        return [tuple(moved(op, attrs, shapes, [_whole(shape) for shape in tensors]).shape)]
     return None
 
 
@@ -209,7 +199,7 @@ def repeats(
             if all(at in free for free, at in places):
                 made.add(dim)
     elif op in ("permute", "view") and math.prod(out) <= MAX_MOVED:
-        (shape, free) = tensors[0]
+        shape, free = tensors[0]
         # Which element a place shows, those that are the same counted as one: it shows where it repeats.
         kept = tuple(1 if dim in free else n for dim, n in enumerate(shape))
         shown = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
@@ -234,7 +224,7 @@ def follows(p: Piece) -> Fraction | None:
         tries = (follows(_standing(p, place)) for place in ((), *sorted(places)))
         return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
-        return _holds(not p.shares and _move_fits(p))
+        return _holds(not p.shares and move_fits(p))
     if p.op in TRAINING:
         return TRAINING[p.op].follows(p)
     if not _same(p.mine, p.theirs, _FREE if p.op in WINDOWS else frozenset()):
@@ -288,7 +278,7 @@ def _agree(part: Reg, wanted: Reg) -> bool:
 
 def _expand_fits(p: Piece) -> bool:
     part, shape = p.parts[0], p.shapes[0]
-    skip, made = len(p.out) - len(shape), _filled(p.mine["size"], tuple(map(len, part)))
+    skip, made = len(p.out) - len(shape), filled_size(p.mine["size"], tuple(map(len, part)))
     if len(made) != len(p.out) or tuple(map(len, p.reg)) != made:
         return False
     for dim, index in enumerate(p.reg):
@@ -466,42 +456,3 @@ def _window_fits(p: Piece) -> bool:
         and x[1] == tuple(g * inside + c for g in of for c in range(inside))
         and p.reg[1] == tuple(g * made + c for g in of for c in range(made))
     )
-
-
-def _flat(shape: Shape, attrs: dict[str, Any]) -> Shape:
-    start, end = attrs.get("start_dim", 0) % max(len(shape), 1), attrs.get("end_dim", -1) % max(len(shape), 1)
-    return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
-
-
-def _tiled(array: Any, repeats: Sequence[int]) -> Any:
-    if array.size * math.prod(repeats) > MAX_MOVED:
-        raise ValueError("a repetition too large")
-    return np.tile(array, repeats)
-
-
-def _filled(size: Sequence[int], shape: Shape) -> Shape:
-    skip = len(size) - len(shape)
-    return tuple(shape[d - skip] if n == -1 else n for d, n in enumerate(size))
-
-
-def _scattered(target: Any, source: Any, attrs: dict[str, Any]) -> Any:
-    made, dim = target.copy(), attrs.get("dim", 0) % target.ndim
-    part = slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))
-    made[(slice(None),) * dim + (part,)] = source
-    return made
-
-
-def _moved(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], parts: Sequence[Any]) -> Any:
-    """The op done on the numbers of the elements: operand i's start after those of operand i-1."""
-    numbers, start = [], 0
-    for shape, part in zip(shapes, parts, strict=True):
-        if shape is None or start + math.prod(shape) > MAX_MOVED:
-            raise ValueError("a move too large, or of a number")
-        numbers.append((np.arange(math.prod(shape)).reshape(shape) + start)[np.ix_(*part)])
-        start += math.prod(shape)
-    return MOVES[op](numbers, attrs)
-
-
-def _move_fits(p: Piece) -> bool:
-    whole = _moved(p.op, p.theirs, p.shapes, [_whole(shape) for shape in p.shapes])
-    return bool(np.array_equal(whole[np.ix_(*p.reg)], _moved(p.op, p.mine, p.shapes, p.parts)))

@@ -16,7 +16,8 @@ import numpy as np
 from tensure.program import Op, Program, expand, leaves, rational
 
 from ._check_linear import every, signs, single, value
-from ._check_ops import FLOATS, MAX_MOVED, MOVES, REDUCTIONS, clean, dtype_of, repeats, shapes_of
+from ._check_moves import MOVES, regrouped
+from ._check_ops import FLOATS, REDUCTIONS, clean, dtype_of, repeats, shapes_of
 from ._check_piece import Reg, Shape, whole
 from ._check_sums import (
     ONE,
@@ -188,13 +189,11 @@ class CheckValues(CheckSums):
         """A part of a view as a part of what was viewed, where it is one."""
         coef, node, reg, limit = term
         item = self.defs[node]
-        if item.op != "view" or math.prod(item.shape) > MAX_MOVED or not math.prod(size(reg)):
+        if item.op != "view" or not math.prod(size(reg)):
             return None
         inner, outer, by = item.operands[0]
-        flat = np.arange(math.prod(item.shape)).reshape(item.shape)[np.ix_(*reg)].ravel()
-        numbers = np.arange(math.prod(item.shape)).reshape(size(outer))
-        spots = [tuple(dict.fromkeys(at.tolist())) for at in np.unravel_index(flat, numbers.shape)]
-        if not np.array_equal(numbers[np.ix_(*spots)].ravel(), flat):
+        spots = regrouped(reg, item.shape, size(outer))
+        if spots is None:
             return None
         part = tuple(tuple(index[i] for i in at) for index, at in zip(outer, spots, strict=True))
         left = None if limit is None else dict(limit[1]).get(0)
