@@ -184,6 +184,11 @@ class Pieces(Sums):
         inner = Held(TensorType(shape_of(region), held.type.dtype), relation)
         if inner.type.shape == found.shape:
             return relation
+        step = Op("view", (), (), (("size", found.shape),))
+        own = self.is_whole(node, region)
+        direct = self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
+        if all(item.node in self.labels for item in direct.terms):
+            return direct  # a value of the program, in a shape that a part with a dim of 1 would not suggest
         lifted = viewed_whole(term.region, value.type.shape, found.shape)
         again = None if lifted is None else regrouped(term.region, value.type.shape, lifted)
         full = whole_region(shape_of(outer))
@@ -195,9 +200,7 @@ class Pieces(Sums):
                 through = limited((), [] if limit is None else [(0, limit)])
                 part = self.spelled(seen.node, again)
                 return Relation((Term(seen.node, part, term.coef * coef * seen.coef, through),))
-        step = Op("view", (), (), (("size", found.shape),))
-        own = self.is_whole(node, region)
-        return self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
+        return direct
 
     def _viewed_cat(self, term: Term, found: TensorType) -> Relation | None:
         """Parts joined along the outermost dim, viewed as the same parts joined along a dim further in."""
