@@ -174,6 +174,19 @@ def _coalesced(x: Tensor, group: Any) -> Tensor:
     return one + two
 
 
+def _coalesced_shards(x: Tensor, group: Any) -> Tensor:
+    """Two gathers as one call, then two scatters."""
+    wholes = [torch.empty(ROWS, 6, dtype=F64) for _ in range(2)]
+    with dist._coalescing_manager(group):
+        dist.all_gather_single(wholes[0], x, group)
+        dist.all_gather_single(wholes[1], x * 2, group)
+    parts = [torch.empty_like(x) for _ in range(2)]
+    with dist._coalescing_manager(group):
+        dist.reduce_scatter_single(parts[0], wholes[0], group=group)
+        dist.reduce_scatter_single(parts[1], wholes[1], group=group)
+    return parts[0] + 5 * parts[1]
+
+
 CASES: dict[str, Case] = {
     # values
     "all_reduce": Case(
@@ -390,6 +403,9 @@ CASES: dict[str, Case] = {
     ),
     "coalesced": Case(
         lambda x, m: _coalesced(x, m.get_group("a")), lambda x: 3 * _sum(x, 3), NOT, LINE, BY_A
+    ),
+    "coalesced gathers and scatters": Case(
+        lambda x, m: _coalesced_shards(x, m.get_group("a")), lambda x: 33 * x, BY_A, LINE, BY_A
     ),
     "a group made by hand": Case(
         lambda x, m: _into(x, lambda y: dist.all_reduce(y, group=dist.new_group([0, 1, 2]))),

@@ -24,6 +24,7 @@ from tensure.bundle import Plan, Rank, evaluate_plan
 from tensure.capture import Captured, ParallelStep, capture_model, capture_parallel
 from tensure.errors import InputError, TensureError, UnsupportedError
 from tensure.program import Name, Op
+from tensure.proving import prove_plan
 
 from .steps import captured_plan, drawn, wrong_claims
 from .whole_models import DIM, Net, backward, net
@@ -79,10 +80,11 @@ def test_a_step_that_returns_more_than_the_module() -> None:
 
 
 def test_a_step_without_backward_leaves_gradients_unclaimed() -> None:
-    """It is traced; no local claims a gradient, so nothing can be said of those."""
-    _, plan = captured_plan(net, lambda module, mesh: lambda x, y: module(x, y).detach(), {"tp": 2})
+    """It is traced; no local claims a gradient, so nothing is proved of those."""
+    captured, plan = captured_plan(net, lambda module, mesh: lambda x, y: module(x, y).detach(), {"tp": 2})
     claimed = {local for track in plan.tracks.values() for local in track.locals}
     assert "loss" in claimed and not any(local.startswith("grad.") for local in claimed)
+    assert prove_plan(plan, captured.program).proof.values.status != "proved"
 
 
 # --- places -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as fc
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -21,6 +24,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from tensure.capture import ParallelFunction, ParallelStep
 
@@ -178,6 +182,28 @@ def fsdp(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
     return ParallelStep(step, inputs=[DATA, DATA], outputs=[MEAN])
 
 
+def uneven_fsdp(module: Any, mesh: DeviceMesh) -> None:
+    """No dim is a multiple of three; every rank sees all rows, so that gradients are their own mean."""
+    for part in (module.up, module.down):
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def hybrid_fsdp(module: Any, mesh: DeviceMesh) -> ParallelStep:
+    """Shards along one axis, replicas along the other."""
+    fully_shard(module, mesh=mesh)
+    rows, mean = dict.fromkeys(("a", "b"), Shard(0)), dict.fromkeys(("a", "b"), Partial("avg"))
+    return ParallelStep(lambda x, y: backward(module, x, y), inputs=[rows, rows], outputs=[mean])
+
+
+def checkpointed(module: Any, mesh: DeviceMesh) -> None:
+    """Recomputed in the backward pass, by wrappers that change parameters' paths, and compiled."""
+    tensor_parallel(module, mesh)
+    module.attention = checkpoint_wrapper(module.attention)
+    module.mlp = checkpoint_wrapper(module.mlp)
+    module.mlp.compile(backend="eager")
+
+
 def tensor_parallel_fsdp(module: Any, mesh: DeviceMesh) -> ParallelStep:
     tensor_parallel(module, mesh["tp"])
     for part in (module.attention, module.mlp):
@@ -319,6 +345,109 @@ def gathered(module: Any, mesh: DeviceMesh) -> ParallelStep:
     return ParallelStep(step, module=holder, inputs=[DATA, DATA], outputs=[MEAN])
 
 
+def wrapped(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
+    """DistributedDataParallel over two micro-batches, synchronised with the last."""
+    wrapper = DistributedDataParallel(module, process_group=mesh.get_group("dp"), bucket_cap_mb=0.0001)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        losses = []
+        for at, (xs, ys) in enumerate(zip(x.chunk(2), y.chunk(2), strict=True)):
+            apart = at == 0 or fault == "never synchronised"
+            with wrapper.no_sync() if apart else contextlib.nullcontext():
+                loss = wrapper(xs, ys) / 2
+                loss.backward()
+            losses.append(loss.detach())
+        return losses[0] + losses[1]
+
+    return ParallelStep(step, module=wrapper, inputs=[DATA, DATA], outputs=[MEAN])
+
+
+class _Stage(nn.Module):
+    def __init__(self, module: Any, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        if first:
+            self.up = module.up
+        else:
+            self.down = module.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.up(x)) if self.first else self.down(x)
+
+
+def scheduled(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
+    """torch's own one-forward-one-backward schedule."""
+    rank, count = mesh.get_local_rank("pp"), 2
+    rows = BATCH // count
+    between = torch.empty(rows, 2 * DIM, requires_grad=True)
+    ends = [(torch.empty(rows, DIM), between), (between, torch.empty(rows, DIM, requires_grad=True))][rank]
+    stage = _Stage(module, rank == 0)
+    schedule = Schedule1F1B(
+        PipelineStage(
+            stage,
+            rank,
+            2,
+            torch.device("cpu"),
+            input_args=(ends[0],),
+            output_args=(ends[1],),
+            group=mesh.get_group("pp"),
+        ),
+        n_microbatches=count,
+        loss_fn=F.mse_loss,
+        scale_grads=fault != "gradients not scaled",
+    )
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        if rank == 0:
+            schedule.step(x)
+            return torch.zeros(())
+        losses: list[Tensor] = []
+        schedule.step(target=y, losses=losses)
+        return torch.stack(losses).mean()
+
+    return ParallelStep(step, module=stage, outputs=[{"pp": Partial()}])
+
+
+class Experts(nn.Module):
+    """As many experts as rows come in blocks: block e goes to expert e."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.count = count
+        self.mix = nn.Linear(DIM, DIM)
+        self.experts = nn.Parameter(torch.randn(count, DIM, DIM))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        # [data block, expert block, rows, dim]: each data block has rows for every expert
+        rows = self.mix(x).view(2, self.count, -1, DIM)
+        made = torch.einsum("deri,eio->dero", rows, self.experts)
+        return F.mse_loss(F.gelu(made).reshape(x.shape), y)
+
+
+def experts() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Experts(), (torch.randn(8, DIM), torch.randn(8, DIM))
+
+
+def expert_parallel(module: Any, mesh: DeviceMesh, *, fault: str = "") -> ParallelStep:
+    """Rows travel to the rank of their expert and back; what is replicated averages over ranks."""
+    group, size, rank = mesh.get_group("ep"), mesh.size(), mesh.get_local_rank("ep")
+    module.experts = nn.Parameter(module.experts[rank : rank + 1])
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        sent = fc.all_to_all_single_autograd(module.mix(x), None, None, group)
+        made = F.gelu(sent @ module.experts[0])
+        loss = F.mse_loss(fc.all_to_all_single_autograd(made, None, None, group), y) / size
+        loss.backward()
+        dist.all_reduce(module.mix.weight.grad, group=group)
+        dist.all_reduce(module.mix.bias.grad, group=group)
+        if fault == "experts summed too":
+            dist.all_reduce(module.experts.grad, group=group)
+        return loss
+
+    rows: Mapping[str, Any] = {"ep": Shard(0)}
+    return ParallelStep(step, inputs=[rows, rows], outputs=[{"ep": Partial()}])
+
+
 @dataclass(frozen=True)
 class Whole:
     """A model, what makes it parallel, a mesh."""
@@ -334,10 +463,16 @@ RIGHT: dict[str, Whole] = {
     "sequence parallel": Whole(block, sequence_parallel, {"tp": 2}),
     "fsdp": Whole(block, fsdp, {"dp": 2}),
     "fsdp of 4": Whole(block, fsdp, {"dp": 4}),
+    "fsdp of uneven parts": Whole(net, uneven_fsdp, {"dp": 3}),
+    "fsdp with replicas": Whole(net, hybrid_fsdp, {"a": 2, "b": 2}),
+    "tensor parallel, checkpointed and compiled": Whole(block, checkpointed, {"tp": 2}),
     "tensor parallel and fsdp": Whole(block, tensor_parallel_fsdp, {"dp": 2, "tp": 2}),
     "data parallel": Whole(net, data_parallel, {"dp": 2}),
     "sliced by hand": Whole(net, sliced_by_hand, {"tp": 4}),
     "pipeline": Whole(net, pipeline, {"pp": 2}),
+    "distributed data parallel": Whole(net, wrapped, {"dp": 2}),
+    "torch's schedule": Whole(net, scheduled, {"pp": 2}),
+    "expert parallel": Whole(experts, expert_parallel, {"ep": 2}),
     "gathered by hand": Whole(net, gathered, {"dp": 2}),
 }
 
@@ -356,6 +491,9 @@ WRONG: dict[str, tuple[Whole, str]] = {
         ("the loss is a factor off", net, sliced_by_hand, {"tp": 4}, "grad.up.weight"),
         ("a gradient doubled on the way", net, pipeline, {"pp": 2}, "grad.up.weight"),
         ("not divided", net, pipeline, {"pp": 2}, "grad.down.weight"),
+        ("never synchronised", net, wrapped, {"dp": 2}, "grad.up.weight"),
+        ("gradients not scaled", net, scheduled, {"pp": 2}, "grad.down.weight"),
+        ("experts summed too", experts, expert_parallel, {"ep": 2}, "grad.experts"),
         ("the loss is doubled", block, fsdp, {"dp": 2}, "grad.attention.q.weight"),
         ("parts of a sum taken for the whole", block, sequence_parallel, {"tp": 2}, "grad.norm1.weight"),
         ("the loss is not divided", block, sequence_parallel, {"tp": 2}, "grad.attention.q.weight"),

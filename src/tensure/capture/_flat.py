@@ -15,7 +15,10 @@ from typing import Any, TypeAlias
 
 from tensure.program import Cat, Name, Op, Ref, TensorType, infer_collective, infer_step
 
-__all__ = ["apart"]
+__all__ = ["Meeting", "agree", "apart"]
+
+Meeting: TypeAlias = "tuple[tuple[str, ...], str, str, Any]"
+"""A collective as one member sees it: axes, name, op, shape of what it brings."""
 
 Piece: TypeAlias = "tuple[int, Ref | None]"
 """Elements, or columns; and the value, None where nobody has written."""
@@ -40,17 +43,39 @@ class _Rows:
 _Known: TypeAlias = "_Flat | _Rows"
 
 
-def apart(steps: Sequence[Op], leaves: Mapping[str, TensorType], mesh: Mapping[str, int]) -> list[Op]:
+def apart(
+    steps: Sequence[Op], leaves: Mapping[str, TensorType], mesh: Mapping[str, int]
+) -> tuple[list[Op], tuple[Meeting, ...]]:
     """The same steps, and beside every joined value what its parts are; whoever can reads the parts.
 
-    What nobody reads any more is left for others to drop.
+    What nobody reads any more is left for others to drop. The collectives are told too: it is for all
+    members of a group to have the same (`agree`).
 
     Args:
         steps: of one rank, in order.
         leaves: types of the values it begins with.
         mesh: sizes of the axes.
     """
-    return _Pass(dict(leaves), mesh).run(steps)
+    found = _Pass(dict(leaves), mesh)
+    return found.run(steps), tuple(found.met)
+
+
+def agree(ranks: Sequence[tuple[Mapping[str, int], Sequence[Meeting]]], mesh: Mapping[str, int]) -> bool:
+    """Whether all members of each group meet with the same; uneven shards leave some ranks other parts.
+
+    Args:
+        ranks: of every rank, its place and its collectives.
+        mesh: sizes of the axes.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for place, met in ranks:
+        for axes, name, op, shape in met:
+            rest = tuple(at for axis, at in place.items() if axis not in axes)
+            groups.setdefault((axes, rest, name), []).append((op, shape))
+    return all(
+        len(found) == math.prod(mesh[axis] for axis in axes) and len(set(found)) == 1
+        for (axes, _, _), found in groups.items()
+    )
 
 
 class _Pass:
@@ -59,6 +84,7 @@ class _Pass:
         self.known: dict[Name, _Known] = {}
         self.same: dict[Name, Ref] = {}
         self.made: list[Op] = []
+        self.met: list[Meeting] = []
         self.count = 0
 
     def run(self, steps: Sequence[Op]) -> list[Op]:
@@ -86,6 +112,9 @@ class _Pass:
         if step.op == "recv":
             return  # its type is the sender's business; nothing flat comes that way
         operands = [self._type(arg) for arg in step.args]
+        if "axes" in dict(step.attrs):
+            shape = getattr(operands[0], "shape", None)
+            self.met.append((step.attr("axes"), str(step.outs[0]), step.op, shape))  # type: ignore[arg-type]
         if any(
             isinstance(arg, Ref) and found is None for arg, found in zip(step.args, operands, strict=True)
         ):

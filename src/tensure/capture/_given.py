@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tensure.errors import InputError, UnsupportedError
 
@@ -94,11 +95,13 @@ def output_names(count: int) -> tuple[str, ...]:
 
 def leaves(net: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name."""
+    net = net.module if isinstance(net, DistributedDataParallel) else net
     return [(_clean(label), tensor) for label, tensor in [*net.named_parameters(), *net.named_buffers()]]
 
 
 def gradients(net: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """The gradients that are there, by the name of what they belong to."""
+    net = net.module if isinstance(net, DistributedDataParallel) else net
     tensors = [(_clean(label), tensor) for label, tensor in net.named_parameters()] + list(inputs.items())
     return [(label, tensor.grad) for label, tensor in tensors if tensor.grad is not None]
 
@@ -117,6 +120,11 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return local.elem if isinstance(local, AsyncCollectiveTensor) else local
 
 
+_WRAPPINGS: Final = frozenset({"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"})
+"""Modules that stand around one of the model's, as checkpointing and compiling make them."""
+
+
 def _clean(path: str) -> str:
-    """A module path as a name; one may not begin with a digit."""
+    """A module path as a name, without what only wraps; one may not begin with a digit."""
+    path = ".".join(part for part in path.split(".") if part not in _WRAPPINGS)
     return path if path[0].isalpha() or path[0] == "_" else f"_{path}"

@@ -20,7 +20,7 @@ from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Name, Op, Ref, TensorType, digest
 
 from ._collectives import Collectives
-from ._flat import apart
+from ._flat import agree, apart
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._model import Captured
 from ._placements import Part, part_of, whole_part
@@ -71,12 +71,13 @@ def capture_parallel(
         raise LimitError(
             f"a mesh of {world} ranks", wanted=f"at most {MAX_TRACED}, which are traced one by one"
         )
-    traces: list[RankTrace] = []
+    ranks: list[_Rank] = []
     was_frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         for rank in range(world):
-            traces.append(_Rank(mesh, rank, captured).trace(model, parallel))
+            ranks.append(_Rank(mesh, rank, captured))
+            ranks[-1].trace(model, parallel)
             gc.collect()  # modules and tapes are cyclic, and there is one for each rank
             gc.freeze()  # the next sweep looks at what the next rank leaves, and at nothing else
             if progress is not None:
@@ -84,6 +85,11 @@ def capture_parallel(
     finally:
         if not was_frozen:
             gc.unfreeze()
+    parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
+    if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
+        traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
+    else:
+        traces = [rank.traced(rank.steps) for rank in ranks]
     live = live_steps(traces)
     for step in (step for trace in live for step in trace.steps):
         if any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
@@ -107,8 +113,13 @@ class _Rank:
     outputs: set[str] = field(default_factory=set[str])
     standing: dict[str, Part] = field(default_factory=dict[str, Part])
     """Where each parameter stands, by name, as far as known."""
+    place: dict[str, int] = field(default_factory=dict[str, int])
+    steps: list[Op] = field(default_factory=list[Op])
+    whole: tuple[str, ...] = ()
+    """The names of the module's parameters and buffers before it was made parallel."""
 
-    def trace(self, model: ModelFunction, parallel: ParallelFunction) -> RankTrace:
+    def trace(self, model: ModelFunction, parallel: ParallelFunction) -> None:
+        """Run it, and keep what was done; the tape, which holds tensors, is let go."""
         ranks = Collectives(self.mesh, self.rank)
         self.place = dict(zip(self.mesh, ranks.place(self.rank), strict=True))
         with fake_rank(self.mesh, self.rank) as mesh:
@@ -131,11 +142,14 @@ class _Rank:
             with their_errors(step), sources.watching(), Tracer(self.tape, sources, ranks):
                 returned = returned_by(given.step(*local))
             self._results(returned, module, local, given)
-        steps = apart(self.tape.steps, self._leaf_types(), self.mesh)
+        self.steps, self.whole, self.tape = self.tape.steps, tuple(whole), Tape()
+
+    def traced(self, steps: Sequence[Op]) -> RankTrace:
+        """The steps, or others that do the same, with the claims."""
         # A parameter that stayed whole has its name to itself.
         names = {
             label + _WHOLE: label
-            for label in whole
+            for label in self.whole
             if label not in self.claims and label + _WHOLE in self.claims
         }
         claims = {names.get(label, label): found for label, found in self.claims.items()}
@@ -143,7 +157,8 @@ class _Rank:
         steps = [replace(step, args=tuple(reread(arg, renamed) for arg in step.args)) for step in steps]
         return RankTrace(tuple(self.place.items()), tuple(steps), claims, frozenset(self.outputs))
 
-    def _leaf_types(self) -> dict[str, TensorType]:
+    def leaf_types(self) -> dict[str, TensorType]:
+        """Of what the steps begin with."""
         values = self.captured.program.values
         return {
             label: TensorType(part.shape, values[of].dtype)

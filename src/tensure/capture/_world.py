@@ -87,6 +87,7 @@ def no_bytes() -> Iterator[None]:
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_modules_convert(mode))
         stack.enter_context(_normal_init())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_no_logged_tracebacks())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield

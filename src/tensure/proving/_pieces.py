@@ -5,14 +5,15 @@ Knows no rules but those of moves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from tensure.program import Op, TensorType
 
-from ._index import Shape, cut, joined, select, shape_of, whole_region
+from ._index import Region, Shape, cut, joined, select, shape_of, whole_region
 from ._limit import limited
 from ._movement import regrouped, slice_of, viewed_whole
-from ._relation import Relation, Term, narrowed
+from ._relation import ONE, Relation, Term, narrowed
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
 from ._sums import Sums
@@ -184,23 +185,33 @@ class Pieces(Sums):
         inner = Held(TensorType(shape_of(region), held.type.dtype), relation)
         if inner.type.shape == found.shape:
             return relation
-        step = Op("view", (), (), (("size", found.shape),))
-        own = self.is_whole(node, region)
-        direct = self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
-        if all(item.node in self.labels for item in direct.terms):
-            return direct  # a value of the program, in a shape that a part with a dim of 1 would not suggest
-        lifted = viewed_whole(term.region, value.type.shape, found.shape)
-        again = None if lifted is None else regrouped(term.region, value.type.shape, lifted)
         full = whole_region(shape_of(outer))
+        lifted, again = self._seen_whole(term, node, found)
         if again is not None and lifted is not None and outer == full and shape_of(again) == found.shape:
-            # The whole seen in the shape that this part of it suggests.
+            # The whole seen in a shape that it has elsewhere, or that this part of it suggests.
             all_of = Held(TensorType(shape_of(outer), held.type.dtype), Relation((Term(node, outer),)))
             seen = self._as(all_of, lifted, True).relation.single
             if seen is not None and self.values[seen.node].op == "view":
                 through = limited((), [] if limit is None else [(0, limit)])
                 part = self.spelled(seen.node, again)
                 return Relation((Term(seen.node, part, term.coef * coef * seen.coef, through),))
-        return direct
+        step = Op("view", (), (), (("size", found.shape),))
+        own = self.is_whole(node, region)
+        return self.made(Call(step, bound(step, [inner]), [inner], [found], None, own))[0].relation
+
+    def _seen_whole(self, term: Term, node: int, found: TensorType) -> tuple[Shape | None, Region | None]:
+        """The shape of the whole that a view of a part is a part of, and which.
+
+        One head on a rank looks like features of one head: what the whole is viewed as elsewhere comes first.
+        """
+        shape = self.values[term.node].type.shape
+        views = [self.values[at].type.shape for at in self.candidates.get(("view", (node, ONE)), ())]
+        for whole in (*views, viewed_whole(term.region, shape, found.shape)):
+            if whole is not None and math.prod(whole) == math.prod(shape):
+                again = regrouped(term.region, shape, whole)
+                if again is not None and shape_of(again) == found.shape:
+                    return whole, again
+        return None, None
 
     def _viewed_cat(self, term: Term, found: TensorType) -> Relation | None:
         """Parts joined along the outermost dim, viewed as the same parts joined along a dim further in."""
