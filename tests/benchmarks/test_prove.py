@@ -15,16 +15,15 @@ from tests.proving.zoo._threads import AGREE, run_twin
 from tensure.benchmarks._prove import campaign_bars
 from tensure.benchmarks._prove_campaign import (
     Proved,
-    capture,
     certificate_part,
     mutant_part,
     plan_part,
-    zoo_part,
 )
 from tensure.benchmarks._prove_certificates import KINDS as CLAIM_KINDS
 from tensure.benchmarks._prove_mutants import KINDS, LEAF, mutant, with_track_split
 from tensure.benchmarks._prove_plans import PLANS
-from tensure.benchmarks._prove_replay import SEEDS, replay
+from tensure.benchmarks._prove_replay import SEEDS, capture, replay
+from tensure.benchmarks._prove_zoo import zoo_part
 from tensure.bundle import Counterexample, Plan, Proof, Verdict, plan_digest
 from tensure.errors import UnsupportedError
 from tensure.program import Op, Program, digest

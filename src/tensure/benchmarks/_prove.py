@@ -26,7 +26,7 @@ NUM_MUTANTS: Final = 1000
 NUM_CERTIFICATES: Final = 1000
 FAMILIES: Final = ("dp", "tp", "pp", "cp", "ep")
 SEED: Final = "20261127"
-QUICK: Final = ("40", "50", SEED, "9")
+QUICK: Final = ("20", "24", SEED, "13")
 FULL: Final = (str(NUM_MUTANTS), str(NUM_CERTIFICATES), SEED)
 _CHILD_S: Final = 7200.0
 
@@ -134,7 +134,7 @@ def _zoo_bars(zoo: Json) -> Iterator[Bar | NotMeasured]:
     entries = zoo["entries"]
     for what, count in (
         ("buggy twins: refuted", zoo["refuted"]),
-        ("buggy twins: refuted with the op and the rank", zoo["named"]),
+        ("buggy twins: refuted with a step, its line and the rank", zoo["named"]),
         ("fixed twins: accepted", zoo["proved"]),
     ):
         yield Bar(f"zoo, {entries} {what}", 100.0 * count / max(entries, 1), "%", 100.0, "higher")

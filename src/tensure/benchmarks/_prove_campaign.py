@@ -14,43 +14,36 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from tensure.bundle import Plan, coordinates, format_plan, plan_digest
-from tensure.capture import ModelFunction, ParallelFunction, capture_model, capture_parallel
+from tensure.bundle import Plan, format_plan, plan_digest
 from tensure.errors import TensureError
 from tensure.program import Program, evaluate_program
-from tensure.proving import CheckReport, ProofResult, check_certificate, prove_plan
+from tensure.proving import CheckReport, check_certificate, prove_plan
 
 from ._prove_certificates import KINDS as CLAIM_KINDS
 from ._prove_certificates import certificate_mutant, known
 from ._prove_mutants import KINDS, LEAF, Mutant, Shapes, mutant, with_track_split
 from ._prove_plans import PLANS, ParallelPlan
-from ._prove_replay import SEEDS, draw, replay
+from ._prove_replay import ACCEPTED, SEEDS, Prover, capture, draw, replay
+from ._prove_zoo import zoo_part
 
 __all__ = [
     "Certificates",
     "Mutants",
     "Plans",
-    "Zoo",
-    "capture",
     "certificate_part",
     "mutant_part",
     "plan_part",
 ]
 
-Prover: TypeAlias = Callable[[Plan, Program], ProofResult]
 Checker: TypeAlias = Callable[[bytes, Plan, Program], CheckReport]
 Say: TypeAlias = Callable[[str], None]
-ACCEPTED = frozenset({"proved", "probable"})
 FAMILIES = {"dp": "dp", "replica": "dp", "shard": "dp", "tp": "tp", "kv": "tp", "copy": "tp", "row": "tp"}
 FAMILIES |= {"column": "tp", "pp": "pp", "cp": "cp", "ep": "ep"}
 
@@ -94,19 +87,6 @@ class Certificates:
     by_kind: dict[str, int] = field(default_factory=dict[str, int])
 
 
-@dataclass(slots=True)
-class Zoo:
-    """What came of the zoo's twins. `named` are refutations that name the op and the rank of the bug."""
-
-    entries: int = 0
-    refuted: int = 0
-    named: int = 0
-    proved: int = 0
-    alarms: list[str] = field(default_factory=list[str])
-    missed: list[str] = field(default_factory=list[str])
-    notes: list[str] = field(default_factory=list[str])
-
-
 @dataclass(frozen=True, slots=True)
 class Proved:
     """A plan that was accepted, to be changed."""
@@ -119,25 +99,6 @@ class Proved:
     @property
     def families(self) -> set[str]:
         return {FAMILIES[axis] for axis in self.plan.mesh if axis in FAMILIES}
-
-
-@contextmanager
-def _double_precision() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def capture(
-    model: ModelFunction, parallel: ParallelFunction, mesh: Mapping[str, int]
-) -> tuple[Plan, Program]:
-    """A step and its twin in float64, so that a replay's differences are of meaning, not of rounding."""
-    with _double_precision():
-        captured = capture_model(model)
-        return capture_parallel(model, parallel, mesh, captured), captured.program
 
 
 # --- correct plans -------------------------------------------------------------------------------------
@@ -318,63 +279,6 @@ def certificate_part(
                 say(f"ACCEPTED, BUT FALSE: {found.accepted[-1]}")
         say(f"{found.made} of {count} changed certificates, {len(found.accepted)} accepted")
     return found
-
-
-# --- the zoo -----------------------------------------------------------------------------------------------
-
-
-def zoo_part(every: int, *, prover: Prover = prove_plan, say: Say = lambda text: None) -> Zoo | None:
-    """Both twins of every entry; None where the package is not there: it lies with the tests."""
-    try:
-        there = find_spec("tests.proving.zoo") is not None
-    except ModuleNotFoundError:
-        there = False
-    if not there:
-        return None
-    entries: Any = import_module("tests.proving.zoo").ENTRIES
-    found = Zoo()
-    for entry in entries[::every]:
-        found.entries += 1
-        verdicts: list[Any] = []
-        for twin in (entry.fixed, entry.buggy):
-            try:
-                plan, program = capture(entry.model, twin, entry.mesh)
-                verdicts.append((prover(plan, program).proof.values, plan))
-            except (TensureError, RuntimeError) as error:
-                verdicts.append((None, None))
-                found.notes.append(f"{entry.name}: not captured: {error}"[:400])
-        (fixed, _), (buggy, plan) = verdicts
-        if fixed is not None:
-            found.proved += fixed.status in ACCEPTED
-            if fixed.status == "refuted":
-                found.alarms.append(f"{entry.name}: {fixed.counterexample}"[:600])
-            elif fixed.status == "unknown":
-                found.notes.append(f"{entry.name}, fixed: {fixed.reason}"[:400])
-        if buggy is not None:
-            found.refuted += buggy.status == "refuted"
-            if buggy.status in ACCEPTED:
-                found.missed.append(entry.name)
-            if buggy.status == "refuted" and buggy.counterexample is not None:
-                named = _names(buggy.counterexample, plan, entry.at.op, entry.at.ranks)
-                found.named += named
-                if not named:
-                    found.notes.append(f"{entry.name}, buggy: {buggy.counterexample}, not {entry.at}"[:600])
-        say(f"{entry.name}: {', '.join('not captured' if v is None else v.status for v, _ in verdicts)}")
-    return found
-
-
-def _names(example: Any, plan: Plan, op: str, ranks: Sequence[int]) -> bool:
-    """Whether a counterexample names the op and one of the ranks, counted over the mesh row by row."""
-    if f"{op}(" not in example.step and f" {op} " not in example.step:
-        return False
-    at = next((rank for rank in plan.ranks() if str(rank) == example.rank), None)
-    if at is None or not ranks:
-        return at is not None
-    number = 0
-    place = coordinates(plan, at)
-    for axis, size in plan.mesh.items():
-        number = number * size + place.get(axis, 0)
-    return number in ranks
 
 
 def _count(table: dict[str, int], key: str) -> None:

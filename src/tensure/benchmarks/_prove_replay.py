@@ -5,20 +5,26 @@ The judge over the prover. It shares nothing with it: not the draws, not the wal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import torch
 
 from tensure.bundle import Plan, PlanRun, collect, compare_claims, evaluate_plan
+from tensure.capture import ModelFunction, ParallelFunction, capture_model, capture_parallel
 from tensure.errors import TensureError
 from tensure.program import Program, bind_entry, evaluate_program, leaves, numpy_dtype
+from tensure.proving import ProofResult
 
-__all__ = ["SEEDS", "Array", "Replay", "draw", "replay"]
+__all__ = ["ACCEPTED", "SEEDS", "Array", "Prover", "Replay", "capture", "draw", "replay"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 SEEDS: Final = (101, 202)
+Prover: TypeAlias = Callable[[Plan, Program], ProofResult]
+ACCEPTED: Final = frozenset({"proved", "probable"})
 TOLERANCE: Final = 1e-9
 MOST_INDEX: Final = 5
 """Indices are drawn below this; every table and every number of classes is at least as large."""
@@ -31,6 +37,25 @@ class Replay:
     wrong: str | None
     ran: bool
     run: PlanRun | None
+
+
+@contextmanager
+def _double_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def capture(
+    model: ModelFunction, parallel: ParallelFunction, mesh: Mapping[str, int]
+) -> tuple[Plan, Program]:
+    """A step and its twin in float64, so that a replay's differences are of meaning, not of rounding."""
+    with _double_precision():
+        captured = capture_model(model)
+        return capture_parallel(model, parallel, mesh, captured), captured.program
 
 
 def draw(program: Program, entry: str, seed: int) -> dict[str, Array]:
