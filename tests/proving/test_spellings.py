@@ -166,6 +166,20 @@ CASES: dict[str, Spelling] = {
         {"x": 1},
         faults={"p": op("constant_pad_nd", "q", out="p", pad=[expr("2-r*2"), expr("r*2")])},
     ),
+    "joined with zeros": Spelling(
+        {"x": (3, 4)},
+        (op("square", "x", out="q"), op("softmax", "x", out="m", dim=1), op("sum", "q", out="y", dim=[0])),
+        (
+            op("square", "x", out="q"),
+            op("full", out="before", size=[3, expr("r*2")], fill_value=0.0, dtype="f64"),
+            op("full", out="after", size=[3, expr("2-r*2")], fill_value=0.0, dtype="f64"),
+            op("cat", "before", "q", "after", out="p", dim=1),
+            op("sum", "p", out="t", dim=[0]),
+            reduce("t", "y"),
+        ),
+        {"x": 1},
+        faults={"p": op("cat", "after", "q", "before", out="p", dim=1)},
+    ),
     "a joined bucket of gradients": Spelling(
         {"x": (4, 3), "d": (4, 2)},
         (

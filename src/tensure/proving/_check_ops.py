@@ -142,6 +142,14 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
         return [(*tensors[1], first[1])]
     if op == "expand":
         return [filled_size(attrs["size"], first)]
+    if op == "unsqueeze":
+        dim = attrs["dim"] % (len(first) + 1)
+        return [(*first[:dim], 1, *first[dim:])]
+    if op == "squeeze":
+        gone = {d % len(first) for d in attrs["dim"]}
+        return [tuple(n for d, n in enumerate(first) if d not in gone or n != 1)]
+    if op == "reshape" and -1 not in attrs["shape"]:
+        return [tuple(attrs["shape"])] if math.prod(attrs["shape"]) == math.prod(first) else None
     if op == "view" and -1 not in attrs["size"]:
         return [tuple(attrs["size"])] if math.prod(attrs["size"]) == math.prod(first) else None
     if op == "permute":
@@ -221,7 +229,8 @@ def follows(p: Piece) -> Fraction | None:
     if p.op not in AWARE and any(isinstance(index, range) for part in p.parts for index in part or ()):
         # What only repeats stands anywhere: at the start, or where the result or another operand does.
         places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, tuple)}
-        tries = (follows(_standing(p, place)) for place in ((), *sorted(places)))
+        stood = (_standing(p, place) for place in ((), *sorted(places)))
+        tries = (follows(piece) for piece in stood if _inside(piece))
         return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
         return _holds(not p.shares and move_fits(p))
@@ -267,6 +276,15 @@ def _standing(p: Piece, place: tuple[int, ...]) -> Piece:
         for part in p.parts
     ]
     return replace(p, parts=parts)
+
+
+def _inside(p: Piece) -> bool:
+    return all(
+        max(index, default=-1) < n
+        for part, shape in zip(p.parts, p.shapes, strict=True)
+        if part is not None
+        for index, n in zip(part, shape, strict=True)
+    )
 
 
 def _agree(part: Reg, wanted: Reg) -> bool:

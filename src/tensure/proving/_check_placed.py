@@ -12,9 +12,12 @@ from ._check_sums import CheckSums, Term, is_rel, size
 def placed(values: CheckSums, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Term) -> bool:
     """Does a step that puts a part among zeros make this addend, letter `@dim`, of the whole?"""
     coef, node, reg, limit = claim
-    if op not in ("slice_scatter", "slice_backward", "constant_pad_nd") or limit is None or limit[1]:
+    if op not in ("cat", "slice_scatter", "slice_backward", "constant_pad_nd") or limit is None or limit[1]:
         return False
     source = operands[1] if op == "slice_scatter" else operands[0]
+    if op == "cat":
+        kept = [item for item in operands if not _blank(values, item)]
+        source = kept[0] if len(kept) == 1 else None
     if len(limit[0]) != 1 or not is_rel(source) or len(source) != 1:
         return False
     ((letter, index),) = limit[0]
@@ -31,6 +34,10 @@ def placed(values: CheckSums, op: str, attrs: dict[str, Any], operands: Sequence
     if (*reg[:dim], *reg[dim + 1 :]) != (*held[:dim], *held[dim + 1 :]):
         return False
     return index == _stands(values, op, attrs, operands, dim, shape)
+
+
+def _blank(values: CheckSums, item: Any) -> bool:
+    return is_rel(item) and len(item) == 1 and values.zero(item[0][1])
 
 
 def _stands(
@@ -54,12 +61,20 @@ def _stands(
         return tuple(range(before, shape[dim] - after))
     if attrs.get("dim", 0) % rank != dim:
         return None
+    if op == "cat":
+        start = 0
+        for item in operands:
+            width = len(item[0][2][dim])
+            if not _blank(values, item):
+                whole = sum(len(other[0][2][dim]) for other in operands)
+                return tuple(range(start, start + width)) if whole == shape[dim] else None
+            start += width
+        return None
     if op == "slice_backward":
         if tuple(attrs["input_sizes"]) != shape:
             return None
     else:
         target = operands[0]
-        zero = is_rel(target) and len(target) == 1 and values.zero(target[0][1])
-        if not zero or size(target[0][2]) != shape:
+        if not _blank(values, target) or size(target[0][2]) != shape:
             return None
     return tuple(range(shape[dim])[slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))])

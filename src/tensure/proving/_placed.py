@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._index import Index
+from ._index import Index, shape_of
 from ._limit import Share, share_of
 from ._linear import exact
 from ._relation import Term
@@ -34,18 +34,31 @@ def placed(
     return Term(term.node, region, term.coef), () if share is None else (share,)
 
 
+def _is_zero(values: Values, term: Term) -> bool:
+    value = values.values[term.node]
+    return value.op == "full" and value.given["fill_value"] == 0
+
+
 def _spot(
     values: Values, op: str, given: dict[str, Any], terms: list[Term | Number], shape: tuple[int, ...]
 ) -> tuple[Term, int, int, int] | None:
     """What is put where: (part, dim, start, stop)."""
     if op == "slice_scatter" and given["step"] == 1:
         target, source = terms
-        zero = isinstance(target, Term) and values.values[target.node].op == "full"
-        if not isinstance(target, Term) or not zero or values.values[target.node].given["fill_value"] != 0:
+        if not isinstance(target, Term) or not _is_zero(values, target):
             return None
         dim = given["dim"] % len(shape)
         start, stop, _ = slice(given["start"], given["end"]).indices(shape[dim])
         return (source, dim, start, stop) if isinstance(source, Term) else None
+    if op == "cat":
+        dim = given["dim"] % len(shape)
+        blank = [isinstance(item, Term) and _is_zero(values, item) for item in terms]
+        if blank.count(False) != 1:
+            return None
+        at = blank.index(False)
+        widths = [shape_of(item.region)[dim] if isinstance(item, Term) else 0 for item in terms]
+        part, start = terms[at], sum(widths[:at])
+        return (part, dim, start, start + widths[at]) if isinstance(part, Term) else None
     if op == "slice_backward" and given["step"] == 1 and isinstance(terms[0], Term):
         dim = given["dim"] % len(shape)
         start, stop, _ = slice(given["start"], given["end"]).indices(shape[dim])

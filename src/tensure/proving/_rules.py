@@ -65,10 +65,19 @@ def derive(
     # Where a value only repeats, any part is as good as any other: at the start, or where a neighbour stands.
     held = {index for part in parts for index in part or () if not is_free(index)}
     for place in (None, *sorted(held)):
-        found = rule(op, local, logical, shapes, [_stood(part, place) for part in parts], out_shapes)
+        stood = [_stood(part, place) for part in parts]
+        inside = all(_inside(part, shape) for part, shape in zip(stood, shapes, strict=True))
+        found = rule(op, local, logical, shapes, stood, out_shapes) if inside else None
         if found is not None:
             return found
     return None
+
+
+def _inside(part: Region | None, shape: Shape | None) -> bool:
+    return part is None or all(
+        max((stop for _, stop in index), default=0) <= size
+        for index, size in zip(part, shape or (), strict=True)
+    )
 
 
 def _stood(part: Region | None, place: Index | None) -> Region | None:
