@@ -16,6 +16,7 @@ from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
 
 from ._lift import Coordinates, lift_attr, lift_ops, shape_of_text
 from ._placements import Part
+from ._spelling import spelled
 
 __all__ = ["RankTrace", "live_steps", "reread", "tracks_of"]
 
@@ -39,6 +40,7 @@ class RankTrace:
 
 def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
     """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
+    traces = [replace(trace, steps=tuple(spelled(trace.steps))) for trace in traces]
     needed: set[Any] = set()  # results of collectives, and keys of messages that somebody reads
     while True:
         kept = [_live(trace, needed) for trace in traces]
@@ -75,7 +77,7 @@ def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
         for out in step.outs:
             if str(out) in trace.claims or step.op in COLLECTIVES:
                 continue
-            label = out.base.rpartition("_")[0] or out.base
+            label = step.op.strip("_")
             counts[label] = counts.get(label, -1) + 1
             names[out] = Name(f"{label}_{counts[label]}")
         made.append(
