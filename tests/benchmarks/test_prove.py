@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.proving.zoo._threads import AGREE, run_twin
 
-from tensure.benchmarks._prove import campaign_bars
+from tensure.benchmarks import names
+from tensure.benchmarks._prove import NUM_MUTANTS, TIMED, ProveEngine, campaign_bars, prove_bars
 from tensure.benchmarks._prove_campaign import (
     Proved,
     certificate_part,
@@ -24,6 +26,7 @@ from tensure.benchmarks._prove_mutants import KINDS, LEAF, mutant, with_track_sp
 from tensure.benchmarks._prove_plans import PLANS
 from tensure.benchmarks._prove_replay import SEEDS, capture, replay
 from tensure.benchmarks._prove_zoo import zoo_part
+from tensure.benchmarks._records import Case, EngineError, Measured, NotMeasured
 from tensure.bundle import Counterexample, Plan, Proof, Verdict, plan_digest
 from tensure.errors import UnsupportedError
 from tensure.program import Op, Program, digest
@@ -298,3 +301,36 @@ def test_all_bars_are_met_by_a_good_campaign() -> None:
 )
 def test_each_bar_is_missed_by_what_it_asks_for(found: Any) -> None:
     assert missed(found)
+
+
+# --- the declaration --------------------------------------------------------------------------------------
+
+
+def test_bench_prove_stands() -> None:
+    assert "prove" in names()
+    assert set(TIMED) <= {plan.name for plan in PLANS}
+
+
+def test_timed_engine_refuses_a_refuted_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(SMALL, 1, 1.0, {"quick": True})
+    assert ProveEngine().check(case) == "proved"
+    assert ProveEngine().run(case).wall_s > 0
+    monkeypatch.setattr(
+        "tensure.proving.prove_plan", lambda plan, program, **_: prover_that("refuted")(plan, program)
+    )
+    with pytest.raises(EngineError, match="is correct and was refuted"):
+        ProveEngine().check(case)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_campaign_that_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+    asked: list[str] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        asked.extend(command)
+        return CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr("tensure.benchmarks._prove.subprocess.run", run)
+    (found,) = prove_bars([Case(SMALL, 1, 1.0, {"quick": quick})], Measured())
+    assert isinstance(found, NotMeasured) and found.wrong
+    assert (str(NUM_MUTANTS) in asked) is not quick
