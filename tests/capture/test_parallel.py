@@ -425,3 +425,10 @@ def test_a_block_of_real_size_takes_no_bytes() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 500, "megabytes"
+
+
+def test_what_python_does_with_an_uncaught_error_is_as_before() -> None:
+    """torch prints ranks before every line of a traceback from its first process group on."""
+    hook = sys.excepthook
+    capture_parallel(net, lambda module, mesh: None, {"tp": 2}, capture_model(net))
+    assert sys.excepthook is hook

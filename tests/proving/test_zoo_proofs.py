@@ -18,7 +18,6 @@ UNDECIDED = frozenset(
     [
         "fused_backward_without_reduce",
         "label_smoothing_over_own_vocabulary",
-        "norm_counts_replicated_weight_twice",
         "router_share_not_copied",
     ]
 )

@@ -1,18 +1,13 @@
-"""Calls among ranks as the steps of one rank: functional and in-place collectives, sends and receives.
-
-Knows torch's two families of ops (`_c10d_functional`, which return values, and `c10d`, which write into
-tensors) and which mesh axes a process group spans. A broadcast is a gather of which one part is kept.
-"""
+"""What one rank does with others: which mesh axes a group spans, and one call among its ranks as steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FakeWork
 from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     ProcessGroup,
     ReduceOp,
@@ -24,7 +19,7 @@ from tensure.program import Attrs, Ref
 
 from ._tape import Tape
 
-__all__ = ["Collectives"]
+__all__ = ["Collectives", "GroupCall"]
 
 _KINDS: Final = {"sum": ReduceOp.SUM, "avg": ReduceOp.AVG, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
 
@@ -44,24 +39,6 @@ class Collectives:
         default_factory=dict[tuple[int, ...], "tuple[str, ...]"]
     )
     _sent: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape, note: Attrs) -> Any:
-        """One op that is not ATen's.
-
-        Raises:
-            UnsupportedError: an op nobody has a rule for, or a group that is no product of mesh axes.
-        """
-        namespace, _, word = func._schema.name.partition("::")
-        bound = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        rule = _RULES.get((namespace, word))
-        if rule is None:
-            raise UnsupportedError(
-                f"op {namespace}::{word} has no rule", wanted="collectives of torch.distributed and ATen ops"
-            )
-        # These have no form without bytes in torch; they only write, so nothing need run.
-        result = FakeWork().boxed() if word.endswith("_coalesced_") else func(*args, **kwargs)
-        rule(_Call(self, tape, note, bound, result))
-        return result
 
     def axes_of(self, group: Any) -> tuple[str, ...]:
         """The mesh axes that a group of this rank spans.
@@ -108,7 +85,7 @@ class Collectives:
 
 
 @dataclass(slots=True)
-class _Call:
+class GroupCall:
     """One call on its way onto the tape."""
 
     ranks: Collectives
@@ -177,235 +154,3 @@ def _reduce_word(reduce: Any) -> str:
     if word not in _KINDS:
         raise UnsupportedError(f"a reduction by {word}", wanted=", ".join(_KINDS))
     return word
-
-
-# --- functional collectives -------------------------------------------------------------------------
-
-
-def _wait(call: _Call) -> None:
-    (tensor,) = call.bound.values()
-    if call.result is not tensor:
-        call.tape.add_view(call.result, tensor, None, call.read(tensor))
-
-
-def _all_reduce(call: _Call) -> None:
-    tensor = call.bound["input"]
-    made = call.reduced("all_reduce", call.read(tensor), call.bound["reduce_op"])
-    call.put(call.result, made)
-
-
-def _all_reduce_in_place(call: _Call) -> None:
-    tensor = call.bound["input"]
-    call.tape.write(tensor, call.reduced("all_reduce", call.read(tensor), call.bound["reduce_op"]), call.note)
-    if call.result is not tensor:
-        call.tape.add_view(call.result, tensor, None, call.read(tensor))
-
-
-def _all_gather(call: _Call) -> None:
-    call.put(call.result, call.gathered(call.read(call.bound["input"])))
-
-
-def _reduce_scatter(call: _Call) -> None:
-    made = call.reduced("reduce_scatter", call.read(call.bound["input"]), call.bound["reduce_op"], dim=0)
-    call.put(call.result, made)
-
-
-def _all_to_all(call: _Call) -> None:
-    splits = {*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]}
-    if len(splits) > 1:
-        raise UnsupportedError("an all-to-all of uneven splits", wanted="equal splits")
-    value = call.read(call.bound["input"])
-    call.put(
-        call.result, call.step("all_to_all", value, axes=call.axes, split=0, cat=0) if call.axes else value
-    )
-
-
-def _shard_dim(call: _Call) -> None:
-    value = call.read(call.bound["input"])
-    split, cat = call.bound["shard_dim"], call.bound["gather_dim"]
-    made = call.step("all_to_all", value, axes=call.axes, split=split, cat=cat) if call.axes else value
-    call.put(call.result, made)
-
-
-def _broadcast(call: _Call) -> None:
-    tensor = call.bound["input"]
-    source = call.bound["src"]  # counted within the group
-    call.put(call.result, call.picked(call.read(tensor), tuple(tensor.shape), source))
-
-
-def _each(rule: Callable[[_Call], None]) -> Callable[[_Call], None]:
-    """A call on a list of tensors as one call for each."""
-
-    def calls(call: _Call) -> None:
-        (key,) = (name for name in ("inputs", "input", "self") if name in call.bound)
-        for tensor, result in zip(call.bound[key], call.result, strict=True):
-            bound = {**call.bound, "input": tensor}
-            rule(_Call(call.ranks, call.tape, call.note, bound, result))
-
-    return calls
-
-
-# --- collectives that write into tensors ------------------------------------------------------------
-
-
-def _write_all_reduce(call: _Call) -> None:
-    for tensor in call.bound["tensors"]:
-        call.tape.write(
-            tensor, call.reduced("all_reduce", call.read(tensor), call.bound["reduce_op"]), call.note
-        )
-
-
-def _write_broadcast(call: _Call) -> None:
-    root = call.bound["root_rank"]
-    for tensor in call.bound["tensors"]:
-        made = call.picked(call.read(tensor), tuple(tensor.shape), root)
-        call.tape.write(tensor, made, call.note)
-
-
-def _write_gather_base(call: _Call) -> None:
-    source, target = call.bound["input_tensor"], call.bound["output_tensor"]
-    have, want = tuple(source.shape), tuple(target.shape)
-    count = len(call.group)
-    value = call.read(source)
-    if have and want == (count * have[0], *have[1:]):
-        made = call.gathered(value)
-    else:
-        flat = call.view(value, have, (source.numel(),))
-        made = call.view(call.gathered(flat), (target.numel(),), want)
-    call.tape.write(target, made, call.note)
-
-
-def _write_scatter_base(call: _Call) -> None:
-    source, target = call.bound["input_tensor"], call.bound["output_tensor"]
-    have, want = tuple(source.shape), tuple(target.shape)
-    count, reduce = len(call.group), call.bound["reduce_op"]
-    value = call.read(source)
-    if want and have == (count * want[0], *want[1:]):
-        made = call.reduced("reduce_scatter", value, reduce, dim=0)
-    else:
-        flat = call.view(value, have, (source.numel(),))
-        made = call.view(call.reduced("reduce_scatter", flat, reduce, dim=0), (target.numel(),), want)
-    call.tape.write(target, made, call.note)
-
-
-def _write_each(rule: Callable[[_Call], None], sources: str, targets: str) -> Callable[[_Call], None]:
-    """A call on lists of tensors as one call for each pair."""
-
-    def calls(call: _Call) -> None:
-        for source, target in zip(call.bound[sources], call.bound[targets], strict=True):
-            bound = {**call.bound, "input_tensor": source, "output_tensor": target}
-            rule(_Call(call.ranks, call.tape, call.note, bound, None))
-
-    return calls
-
-
-def _write_gather(call: _Call) -> None:
-    for source, targets in zip(call.bound["input_tensors"], call.bound["output_tensors"], strict=True):
-        together = call.gathered(call.step("unsqueeze", call.read(source), dim=0))
-        for member, target in enumerate(targets):
-            made = call.step("select", together, dim=0, index=member)
-            call.tape.write(target, made, call.note)
-
-
-def _write_reduce_scatter(call: _Call) -> None:
-    reduce = call.bound["reduce_op"]
-    for sources, target in zip(call.bound["input_tensors"], call.bound["output_tensors"], strict=True):
-        parts = tuple(call.step("unsqueeze", call.read(source), dim=0) for source in sources)
-        made = call.reduced("reduce_scatter", call.step("cat", *parts, dim=0), reduce, dim=0)
-        call.tape.write(target, call.step("squeeze", made, dim=(0,)), call.note)
-
-
-def _write_all_to_all(call: _Call) -> None:
-    sources, targets = call.bound["input_tensors"], call.bound["output_tensors"]
-    if len({tuple(item.shape) for item in (*sources, *targets)}) != 1:
-        raise UnsupportedError("an all-to-all of uneven parts", wanted="parts of one shape")
-    parts = tuple(call.step("unsqueeze", call.read(source), dim=0) for source in sources)
-    made = call.step("cat", *parts, dim=0)
-    made = call.step("all_to_all", made, axes=call.axes, split=0, cat=0) if call.axes else made
-    for member, target in enumerate(targets):
-        call.tape.write(target, call.step("select", made, dim=0, index=member), call.note)
-
-
-def _write_all_to_all_base(call: _Call) -> None:
-    if {*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]} - {0} and (
-        len({*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]}) > 1
-    ):
-        raise UnsupportedError("an all-to-all of uneven splits", wanted="equal splits")
-    value = call.read(call.bound["input"])
-    made = call.step("all_to_all", value, axes=call.axes, split=0, cat=0) if call.axes else value
-    call.tape.write(call.bound["output"], made, call.note)
-
-
-def _write_scatter(call: _Call) -> None:
-    root, own = call.bound["root_rank"], call.ranks.rank
-    group = call.group
-    for at, target in enumerate(call.bound["output_tensors"]):
-        if group[root] != own:
-            key = call.ranks.letter(group[root], own, -1)
-            call.tape.write(target, call.tape.message("recv", (), group[root], key, call.note), call.note)
-            continue
-        for member, source in enumerate(call.bound["input_tensors"][at]):
-            if group[member] == own:
-                call.tape.write(target, call.read(source), call.note)
-            else:
-                key = call.ranks.letter(own, group[member], -1)
-                call.tape.message("send", (call.read(source),), group[member], key, call.note)
-
-
-def _send(call: _Call) -> None:
-    receiver, tag = call.group[call.bound["dst"]], call.bound["tag"]
-    for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(call.ranks.rank, receiver, tag)
-        call.tape.message("send", (call.read(tensor),), receiver, key, call.note)
-
-
-def _recv(call: _Call) -> None:
-    sender, tag = call.group[call.bound["src"]], call.bound["tag"]
-    for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(sender, call.ranks.rank, tag)
-        call.tape.write(tensor, call.tape.message("recv", (), sender, key, call.note), call.note)
-
-
-def _nothing(call: _Call) -> None:
-    """Only waits."""
-
-
-_FUNCTIONAL: Final = "_c10d_functional"
-_RULES: Final[dict[tuple[str, str], Callable[[_Call], None]]] = {
-    **{
-        (_FUNCTIONAL, word): rule
-        for word, rule in {
-            "wait_tensor": _wait,
-            "all_reduce": _all_reduce,
-            "all_reduce_": _all_reduce_in_place,
-            "all_gather_into_tensor": _all_gather,
-            "reduce_scatter_tensor": _reduce_scatter,
-            "all_to_all_single": _all_to_all,
-            "broadcast": _broadcast,
-            "all_reduce_coalesced": _each(_all_reduce),
-            "all_gather_into_tensor_coalesced": _each(_all_gather),
-            "reduce_scatter_tensor_coalesced": _each(_reduce_scatter),
-        }.items()
-    },
-    ("_dtensor", "shard_dim_alltoall"): _shard_dim,
-    **{
-        ("c10d", word): rule
-        for word, rule in {
-            "allreduce_": _write_all_reduce,
-            "allreduce_coalesced_": _write_all_reduce,
-            "allgather_into_tensor_coalesced_": _write_each(_write_gather_base, "inputs", "outputs"),
-            "reduce_scatter_tensor_coalesced_": _write_each(_write_scatter_base, "inputs", "outputs"),
-            "broadcast_": _write_broadcast,
-            "_allgather_base_": _write_gather_base,
-            "_reduce_scatter_base_": _write_scatter_base,
-            "allgather_": _write_gather,
-            "reduce_scatter_": _write_reduce_scatter,
-            "scatter_": _write_scatter,
-            "alltoall_": _write_all_to_all,
-            "alltoall_base_": _write_all_to_all_base,
-            "send": _send,
-            "recv_": _recv,
-            "barrier": _nothing,
-        }.items()
-    },
-}

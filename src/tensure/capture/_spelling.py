@@ -15,7 +15,7 @@ __all__ = ["spelled"]
 
 
 def spelled(steps: Sequence[Op]) -> list[Op]:
-    """The same steps with every transposed product as a product of transposes, where one of them goes away."""
+    """The same steps, a transposed product as one of transposes where a transpose goes away by that."""
     made: dict[Name, Op] = {}
     found: list[Op] = []
     for step in steps:

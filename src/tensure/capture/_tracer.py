@@ -27,6 +27,7 @@ from tensure.program import Attrs, Ref, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
+from ._group_calls import call_group
 from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
 
@@ -83,7 +84,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if namespace != "aten":
                 if self.collectives is None:
                     raise UnsupportedError(f"op {name}", wanted="ATen ops on the single device")
-                return self.collectives.call(func, args, given, self.tape, note)
+                return call_group(self.collectives, func, args, given, self.tape, note)
             return self._aten(func, word, args, given, note)
         except UnsupportedError as error:
             raise error.at(place=_place(note)) from None

@@ -77,7 +77,7 @@ def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
         for out in step.outs:
             if str(out) in trace.claims or step.op in COLLECTIVES:
                 continue
-            label = step.op.strip("_")
+            label = out.base.rpartition("_")[0] or out.base
             counts[label] = counts.get(label, -1) + 1
             names[out] = Name(f"{label}_{counts[label]}")
         made.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -70,6 +71,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
         )
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    hook = sys.excepthook  # torch wraps it to print the rank, once for each process group
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
         with _real_meshes(), bucketed_reductions(), static_stages():
@@ -78,6 +80,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
                 yield built
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 @contextmanager

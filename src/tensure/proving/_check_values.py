@@ -291,6 +291,8 @@ class CheckValues(CheckSums):
         if len(dtypes) != 1 or not dtypes <= FLOATS or attrs.get("rounding_mode") is not None:
             return None
         (dtype,) = dtypes
+        if op == "sum":
+            return self._scalars(attrs, rels[0])
         if op in ("mul", "div") and len(operands) == 2:
             for one, other in ((0, 1), (1, 0))[: 1 if op == "div" else 2]:
                 by = self._number(operands[other])
@@ -309,6 +311,29 @@ class CheckValues(CheckSums):
             flat.extend(times(wide, by))
         kept = [term for term in flat if not self.zero(term[1])]
         return tuple(kept or flat)
+
+    def _scalars(self, attrs: dict[str, Any], rel: Any) -> Rel:
+        """A sum over tensors that were stacked, each as it was before; None for any other sum."""
+        if len(rel) != 1 or len(attrs["dim"]) != 1 or attrs.get("keepdim") or "dtype" in attrs:
+            return None
+        coef, node, reg, limit = rel[0]
+        (dim,), item = attrs["dim"], self.defs[node]
+        count = len(reg[dim])
+        if dim in item.free or reg[dim] != tuple(range(item.shape[dim])):
+            return None
+        stacked = (
+            item.op == "cat" and item.attrs.get("dim", 0) % len(reg) == dim and len(item.operands) == count
+        )
+        if count != 1 and not stacked:
+            return None
+        made: list[Term] = []
+        for at in range(count):
+            thin = self._tidied((coef, node, (*reg[:dim], (at,), *reg[dim + 1 :]), limit))
+            back = self._unviewed(thin)
+            if back is None or size(back[2]) != but(size(reg), dim):
+                return None
+            made.append(back)
+        return tuple(made)
 
     def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
         """What of a claim is left for the product when the bias is taken off: (op, operands, terms)."""

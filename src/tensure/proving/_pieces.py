@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 from tensure.program import Op, TensorType
 
@@ -89,6 +90,38 @@ class Pieces(Sums):
         step = Op("view", (), (), (("size", shape),))
         found = TensorType(shape, held.type.dtype)
         return self.made(Call(step, bound(step, [held]), [held], [found], None, own))[0]
+
+    def scalars(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
+        """The terms of a sum over tensors that were stacked, each seen as it was before."""
+        (held,) = call.operands
+        dims, shape = call.given["dim"], call.types[0].shape
+        term = held.relation.single if isinstance(held, Held) else None
+        if not isinstance(held, Held) or term is None or len(dims) != 1 or call.given["keepdim"]:
+            return None
+        (dim,) = dims
+        size = held.type.shape[dim]
+        joined = self.values[term.node]
+        if call.given["dtype"] is not None or joined.type.shape[dim] != size or dim in joined.free:
+            return None
+        if size > 1 and (joined.op != "cat" or len(joined.operands) != size or joined.given["dim"] != dim):
+            return None
+        parts: list[tuple[Fraction, Relation]] = []
+        for at in range(size):
+            thin = self.piece(held, dim, at, at + 1)
+            seen = self._viewed_back(thin, TensorType(shape, held.type.dtype))
+            single = None if seen is None else seen.single
+            inner = thin.relation.single
+            if seen is None or single is None or inner is None or self.values[inner.node].op != "view":
+                return None
+            operand = self.values[inner.node].operands[0]
+            if (
+                not isinstance(operand, tuple)
+                or operand[0] != single.node
+                or shape_of(single.region) != shape
+            ):
+                return None
+            parts.append((Fraction(1), seen))
+        return parts
 
     def piece(self, held: Held, dim: int, lo: int, hi: int) -> Held:
         """Members lo..hi of a dim."""

@@ -244,7 +244,10 @@ def _values(
         return Verdict("probable", "relations and field", error=error), None
     covered = [Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], []))) for unit in units]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
-    report = check_certificate(certificate, plan, program)
+    try:
+        report = check_certificate(certificate, plan, program)
+    except LimitError as limit:
+        return Verdict("unknown", "relations", reason=f"derived, but beyond the checker: {limit}"), None
     if not report.accepted:
         return Verdict("unknown", "relations", reason=f"the checker refuses: {report.reason}"), None
     return Verdict("proved", f"relations; {report.coverage}"), certificate

@@ -32,6 +32,10 @@ class Sums(Values):
         """What a step makes by the rule for its op."""
         raise NotImplementedError
 
+    def scalars(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
+        """The terms of a sum over tensors that were stacked."""
+        raise NotImplementedError
+
     def constant(self, call: Call) -> Relation | None:
         """One number everywhere, and moves of it."""
         found, op = call.types[0], call.step.op
@@ -72,7 +76,10 @@ class Sums(Values):
         if summed is None:
             return None
         summed = self.without_zeros(summed)
-        return self.sum_of(summed, call.types[0]) if call.own else self.resolve(summed)
+        if not call.own and (summed.limited or self.aligned(summed) is not None):
+            return self.resolve(summed)
+        found = self.sum_of(summed, call.types[0])
+        return found if found.single is not None else None  # a sum of parts is a value of its own
 
     def _is_zero(self, term: Term) -> bool:
         value = self.values[term.node]
@@ -85,6 +92,8 @@ class Sums(Values):
             return self._biased(call)
         if op in ("mul", "div"):
             return self._multiple(call)
+        if op == "sum":
+            return self.scalars(call)
         signs = _signs(op, given, len(operands))
         if signs is None:
             return None
