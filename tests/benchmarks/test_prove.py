@@ -26,7 +26,7 @@ from tensure.benchmarks._prove_mutants import KINDS, LEAF, mutant, with_track_sp
 from tensure.benchmarks._prove_plans import PLANS
 from tensure.benchmarks._prove_replay import SEEDS, capture, replay
 from tensure.benchmarks._prove_zoo import zoo_part
-from tensure.benchmarks._records import Case, EngineError, Measured, NotMeasured
+from tensure.benchmarks._records import Bar, Case, EngineError, Measured, NotMeasured
 from tensure.bundle import Counterexample, Plan, Proof, Verdict, plan_digest
 from tensure.errors import UnsupportedError
 from tensure.program import Op, Program, digest
@@ -247,6 +247,7 @@ GOOD: dict[str, Any] = {
     "plans": {
         "asked": 70,
         "verdicts": {"proved": 69, "unknown": 1},
+        "reasons": ["one: unknown: no rule"],
         "alarms": [],
         "disagreements": [],
         "certificates": 69,
@@ -262,7 +263,7 @@ GOOD: dict[str, Any] = {
         "by_family": {"dp": 300, "tp": 300, "pp": 200, "cp": 100, "ep": 100},
     },
     "certificates": {"made": 1000, "accepted": []},
-    "zoo": {"entries": 45, "refuted": 45, "named": 45, "proved": 45, "alarms": []},
+    "zoo": {"entries": 45, "refuted": 45, "named": 45, "proved": 45, "alarms": [], "missed": [], "notes": []},
 }
 
 
@@ -271,11 +272,25 @@ def with_change(part: str, **values: Any) -> Any:
 
 
 def missed(found: Any) -> list[str]:
-    return [bar.name for bar in campaign_bars(found, quick=False) if not getattr(bar, "met", False)]
+    return [
+        bar.name
+        for bar in campaign_bars(found, quick=False)
+        if not (bar.met if isinstance(bar, Bar) else bar.name == "not decided")
+    ]
 
 
 def test_all_bars_are_met_by_a_good_campaign() -> None:
     assert missed(GOOD) == []
+
+
+def test_what_counts_against_us_is_told_in_words() -> None:
+    found = with_change("mutants", missed=["TP2: factor dropped: ranks: div_0"])
+    told = [item for item in campaign_bars(found, quick=False) if isinstance(item, NotMeasured)]
+    assert [(item.name, item.wrong) for item in told] == [
+        ("wrong mutant accepted", True),
+        ("not decided", False),
+    ]
+    assert "factor dropped" in told[0].reason and "no rule" in told[1].reason
 
 
 @pytest.mark.parametrize(

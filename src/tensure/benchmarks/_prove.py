@@ -85,6 +85,25 @@ def campaign_bars(found: Json, *, quick: bool) -> Iterator[Bar | NotMeasured]:
     disagreements = len(found["plans"]["disagreements"])
     disagreements += len(found["mutants"]["missed"]) + len(found["mutants"]["alarms"])
     yield Bar("verdicts that a float64 replay contradicts", float(disagreements), "verdicts", 0.0, "lower")
+    yield from _told(found)
+
+
+def _told(found: Json) -> Iterator[NotMeasured]:
+    """In words: everything that a bar counts against us, and which correct plans and twins are not proved."""
+    zoo = found["zoo"] or {}
+    for what, texts in (
+        ("correct plan refuted", found["plans"]["alarms"]),
+        ("verdict contradicted", found["plans"]["disagreements"]),
+        ("wrong mutant accepted", found["mutants"]["missed"]),
+        ("mutant refuted that replay cannot tell", found["mutants"]["alarms"]),
+        ("false claim accepted", found["certificates"]["accepted"]),
+        ("fixed twin refuted", zoo.get("alarms", [])),
+        ("buggy twin accepted", zoo.get("missed", [])),
+    ):
+        for text in texts:
+            yield NotMeasured(what, text, wrong=True)
+    for text in found["plans"]["reasons"] + zoo.get("notes", []):
+        yield NotMeasured("not decided", text)
 
 
 def _plan_bars(plans: Json, quick: bool) -> Iterator[Bar | NotMeasured]:
