@@ -198,6 +198,25 @@ def test_nothing_is_overwritten_unasked(recording: Recording, tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_a_link_names_is_never_written(recording: Recording, tmp_path: Path, replace: bool) -> None:
+    """Rows 23 and 24: who plants a link where a file will be saved does not choose what is overwritten."""
+    precious, link = tmp_path / "precious", tmp_path / "a.trace"
+    precious.write_bytes(b"mine")
+    link.symlink_to(precious)
+    with pytest.raises(InputError, match="exists"):
+        save_recording(recording, link, replace=replace)
+    assert link.is_symlink()
+    assert precious.read_bytes() == b"mine"
+
+
+def test_a_dangling_link_is_no_free_name(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "a.trace").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="exists"):
+        save_recording(recording, tmp_path / "a.trace")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 # --- a stranger's ---
 
 
