@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -21,7 +21,7 @@ from tensure.bundle import PlanRun, canonical_json
 
 from ._prove_replay import Array
 
-__all__ = ["KINDS", "CertificateMutant", "Claims", "certificate_mutant"]
+__all__ = ["KINDS", "CertificateMutant", "Claims", "Known", "certificate_mutant", "known"]
 
 Claims: TypeAlias = "list[list[Any]]"
 """Rows [rank, local, terms] of a certificate's one invocation."""
@@ -183,9 +183,3 @@ KINDS: Final[Mapping[str, Callable[[Known, int, Array, np.random.Generator], Any
     "share": _of_share,
     "coefficient": _of_coefficient,
 }
-
-
-def kinds() -> Iterator[str]:
-    """In turn, for ever."""
-    while True:
-        yield from KINDS

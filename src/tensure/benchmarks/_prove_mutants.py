@@ -56,7 +56,8 @@ class _Site:
         return self.shapes.get(self.step.outs[0], ()) if self.step.outs else ()
 
 
-_Rule: TypeAlias = "Callable[[_Site], Change | None]"
+_Rule: TypeAlias = "Callable[[_Site], Change | tuple[Op, ...] | None]"
+"""What stands in the place of the step, as a list; or the whole new text, as a tuple; or None."""
 
 
 # --- collectives ---------------------------------------------------------------------------------------
@@ -111,9 +112,22 @@ def _reduced_early(site: _Site) -> Change | None:
     return [replace(step, args=(one,), outs=(early,)), Op("add", (Ref(early), other), step.outs)]
 
 
-def _message_swapped(site: _Site) -> Change | None:
-    """A message of another micro-batch is taken, and the other one here; see `_paired`."""
-    return None if site.step.op != "recv" else [site.step]
+def _message_swapped(site: _Site) -> tuple[Op, ...] | None:
+    """The message of another micro-batch is taken, and this one there; the whole text is given."""
+    step = site.step
+    if step.op != "recv":
+        return None
+    others = [
+        at
+        for at, item in enumerate(site.body)
+        if item.op == "recv" and at != site.at and site.shapes.get(item.outs[0]) == site.out()
+    ]
+    if not others:
+        return None
+    at = int(site.rng.choice(others))
+    body = list(site.body)
+    body[site.at], body[at] = _set(step, "key", body[at].attr("key")), _set(body[at], "key", step.attr("key"))
+    return tuple(body)
 
 
 # --- indices ---------------------------------------------------------------------------------------------
@@ -308,7 +322,7 @@ def mutant(plan: Plan, shapes: Shapes, kind: str, rng: np.random.Generator) -> M
         label, at = sites[int(index)]
         body: Any = plan.tracks[label].bodies[_ENTRY]
         site = _Site(plan, label, body, at, shapes[label], rng)
-        changed = _paired(site) if kind == "another micro-batch's message" else KINDS[kind](site)
+        changed = KINDS[kind](site)
         if changed is None:
             continue
         new = changed if isinstance(changed, tuple) else (*body[:at], *changed, *body[at + 1 :])
@@ -316,24 +330,6 @@ def mutant(plan: Plan, shapes: Shapes, kind: str, rng: np.random.Generator) -> M
             words = f"{label}: {', '.join(map(str, site.step.outs))} = {site.step.op}(...)"
             return Mutant(kind, words, _with_body(plan, label, new))
     return None
-
-
-def _paired(site: _Site) -> tuple[Op, ...] | None:
-    """Two receptions of the same shape with their keys exchanged."""
-    step = site.step
-    if step.op != "recv":
-        return None
-    others = [
-        at
-        for at, item in enumerate(site.body)
-        if item.op == "recv" and at != site.at and site.shapes.get(item.outs[0]) == site.out()
-    ]
-    if not others:
-        return None
-    at = int(site.rng.choice(others))
-    body = list(site.body)
-    body[site.at], body[at] = _set(step, "key", body[at].attr("key")), _set(body[at], "key", step.attr("key"))
-    return tuple(body)
 
 
 def _leaf_changed(plan: Plan, rng: np.random.Generator) -> Mutant | None:
