@@ -10,7 +10,7 @@ PIP     := $(PY) -m pip --disable-pip-version-check install --quiet
 WORKERS ?= 2
 ARGS    ?=
 BENCH   ?= conv conv-winograd conv-avx2 conv-choice gemm gemm-bf16 gemv net \
-           decode prefill decode-batch decode-start decode-quality start inspect
+           decode prefill decode-batch decode-start decode-quality start inspect prove
 NATIVE  := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help

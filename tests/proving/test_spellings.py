@@ -55,6 +55,23 @@ CASES: dict[str, Spelling] = {
         {"x": 0, "y": 0},
         faults={"s": op("flip", "u", out="s0", dims=[0])},
     ),
+    "one head of two": Spelling(
+        {"x": (4, 6), "w": (6, 4)},
+        (
+            op("mm", "x", "w", out="m"),
+            op("view", "m", out="v", size=[2, 2, 4]),
+            op("view", "v", out="u", size=[2, 2, 2, 2]),
+            op("transpose", "u", out="y", dim0=1, dim1=2),
+        ),
+        (
+            op("mm", "x", "w", out="m"),
+            op("view", "m", out="v", size=[2, 2, 2]),
+            op("view", "v", out="u", size=[2, 2, 1, 2]),
+            op("transpose", "u", out="y", dim0=1, dim1=2),
+        ),
+        {"w": 1, "y": 1},
+        faults={"u": op("view", "x", out="u", size=[2, 2, 1, 6])},
+    ),
     "transposes of transposes": Spelling(
         {"x": (4, 6), "w": (4, 2)},
         (

@@ -24,6 +24,7 @@ from . import (
     _gemv,
     _inspect,
     _net,
+    _prove,
     _start,
     _tune,
 )
@@ -47,6 +48,7 @@ _LOADED: Final = (
     _gemv,
     _inspect,
     _net,
+    _prove,
     _start,
     _tune,
 )
@@ -58,7 +60,6 @@ COMING: Final[Mapping[str, str]] = {
     "serve": "requests a second and latency of the service",
     "ecc": "protecting weights in place",
     "audit": "what checking a running model costs",
-    "prove": "proving parallel programs",
     "edge": "several edge devices",
     "pipeline": "stages over several cards",
     "mcu": "microcontrollers",
