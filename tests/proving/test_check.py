@@ -163,11 +163,13 @@ def test_hostile_bytes_get_a_typed_error(what: str) -> None:
 
 
 def test_runs_cannot_ask_for_more_memory_than_the_bound() -> None:
-    """A billion indices in a few bytes: bounded by the value's size, then by the budget."""
+    """A trillion indices in a few bytes cost one run, and are no part of the value; past 2^48 is refused."""
     case = CASES["cnn_rows"]
     row = json.loads(certificate_of(case))
     term = row["invocations"][0]["locals"][0][2][0]
     term[2][2] = [[0, 1 << 40]]
+    assert rejected(canonical_json(row), case.plan, case.program)
+    term[2][2] = [[0, 1 << 50]]
     with pytest.raises((FormatError, LimitError)):
         check_certificate(canonical_json(row), case.plan, case.program)
     term[2][2] = [[0, 44], [0, 44]] * (1 << 12)
@@ -271,3 +273,65 @@ def test_an_unsound_prover_is_stopped_by_the_checker(monkeypatch: pytest.MonkeyP
     verdict = prove_plan(case.faults["zeros for a halo"], case.program).proof.values
     assert verdict.status == "unknown"
     assert "the checker refuses: dev1: y3 does not follow" in verdict.reason
+
+
+# --- real sizes ---
+
+HIDDEN, TOKENS, HEADS, RANKS = 16384, 8192, 128, 8
+
+
+def of_real_size() -> tuple[Plan, Program]:
+    """Heads cut from a hidden dim and put together again, between two products of matrices, on 8 ranks."""
+    body = (
+        op("mm", "x", "w", out="q"),
+        op("view", "q", out="h", size=[TOKENS, HEADS, HIDDEN // HEADS]),
+        op("permute", "h", out="t", dims=[1, 0, 2]),
+        op("permute", "t", out="b", dims=[1, 0, 2]),
+        op("view", "b", out="m", size=[TOKENS, HIDDEN]),
+        op("mm", "m", "o", out="y"),
+    )
+    sizes = {"x": (TOKENS, HIDDEN), "w": (HIDDEN, HIDDEN), "o": (HIDDEN, HIDDEN)}
+    values = {base: Value(size, "f32", "input" if base == "x" else "weight") for base, size in sizes.items()}
+    program = Program({}, values, {}, {"run": Entry((name("x"),), body, (name("y"),))})
+    width, heads = HIDDEN // RANKS, HEADS // RANKS
+    columns = (expr(f"tp*{width}"), expr(f"tp*{width}+{width}"), 1)
+    some = (expr(f"tp*{heads}"), expr(f"tp*{heads}+{heads}"), 1)
+    cut = {
+        "w": (1, columns),
+        "q": (1, columns),
+        "h": (1, some),
+        "t": (0, some),
+        "m": (1, columns),
+        "o": (0, columns),
+    }
+    locals_ = {base: Local((), Place(name(base), ((dim, (run,)),))) for base, (dim, run) in cut.items()}
+    locals_ |= {base: Local((), Place(name(base))) for base in ("x", "y")}
+    mine = (
+        body[0],
+        op("view", "q", out="h", size=[TOKENS, heads, HIDDEN // HEADS]),
+        *body[2:4],
+        op("view", "b", out="m", size=[TOKENS, width]),
+        op("mm", "m", "o", out="p"),
+        op("all_reduce", "p", out="y", axes=["tp"]),
+    )
+    track = Track(("tp",), (), None, {}, {"run": mine})
+    return Plan(digest(program), None, {"tp": RANKS}, {}, locals_, {}, {"t": track}), program
+
+
+def test_real_sizes_cost_what_their_runs_cost() -> None:
+    """134 million elements of a result, in seconds; a part one index away is not the part."""
+    plan, program = of_real_size()
+    found = prove_plan(plan, program)
+    assert found.proof.values.status == "proved", found.proof.values
+    assert found.certificate is not None and len(found.certificate) < 1 << 16
+    row = json.loads(found.certificate)
+    count = 0
+    for place, (_, _, terms) in enumerate(row["invocations"][0]["locals"]):
+        for dim, runs in enumerate(terms[0][2]):
+            for end, by in ((0, 1), (1, -1)):
+                changed = copy.deepcopy(row)
+                changed["invocations"][0]["locals"][place][2][0][2][dim][0][end] += by
+                if place % 9 == 0 and len(runs) == 1:
+                    count += 1
+                    assert rejected(canonical_json(changed), plan, program)
+    assert count > 20

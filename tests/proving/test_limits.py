@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from tensure.program import Entry, Program, Value, name, op
+from tensure.proving import _check_index
+from tensure.proving._check_index import index_of
 from tensure.proving._check_steps import CheckSteps
 from tensure.proving._check_sums import Refused
 from tensure.proving._index import Index, members
@@ -137,7 +139,7 @@ def checker() -> CheckSteps:
 def spelled(limit: Limit | None) -> Any:
     if limit is None:
         return None
-    shares = tuple((item.letter, tuple(members(item.index))) for item in limit.shares)
+    shares = tuple((item.letter, _check_index.Index(item.index)) for item in limit.shares)
     return shares, tuple((key, spelled(part)) for key, part in limit.through)
 
 
@@ -190,12 +192,12 @@ def test_limits_that_are_none_are_refused() -> None:
     ((_, z, _, _),) = steps.named("z") or ()
     ((_, t, _, _),) = steps.named("t") or ()
     ((_, s, _, _),) = steps.named("s") or ()
-    half = ((("k", (0, 1)),), ())
+    half = ((("k", index_of((0, 1))),), ())
     assert steps.sound(z, half) and steps.sound(z, ((), ((0, half),)))
     for node, limit in (
-        (z, ((("m", (0,)),), ())),  # no contracted letter
-        (z, ((("k", (0, 9)),), ())),  # beyond it
-        (z, ((("k", (0, 0)),), ())),  # twice
+        (z, ((("m", index_of((0,))),), ())),  # no contracted letter
+        (z, ((("k", index_of((0, 9))),), ())),  # beyond it
+        (z, ((("k", index_of((0, 0))),), ())),  # twice
         (z, ((), ((0, half), (1, half)))),  # linear in each, not in both
         (z, ((), ((1, half),))),  # a leaf sums nothing
         (s, ((), ((z, half),))),  # no part of this sum

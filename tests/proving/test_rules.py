@@ -19,7 +19,7 @@ import pytest
 from tensure.errors import TensureError
 from tensure.program import TensorType, evaluate_op, infer_op, lookup
 from tensure.program._ops import bind_op
-from tensure.proving import _check_ops, _rules, _windows
+from tensure.proving import _check_index, _check_ops, _rules, _windows
 from tensure.proving._index import Index, Region, index_of, length, members, whole_region
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,15 +88,15 @@ def checker_holds(case: Case) -> bool:
     ]
     mine, theirs = given
     answer = _rules.derive(case.op, mine, theirs, case.shapes, case.parts, [found.shape for found in outs])
-    parts = [None if p is None else tuple(tuple(members(index)) for index in p) for p in case.parts]
+    parts = [None if p is None else tuple(map(_check_index.Index, p)) for p in case.parts]
     return answer is None or all(
         _checker_agrees(case, parts, outs[at].shape, found, at) for at, found in enumerate(answer)
     )
 
 
 def _checker_agrees(case: Case, parts: Any, shape: tuple[int, ...], found: Any, at: int) -> bool:
-    shares = {share.letter: tuple(members(share.index)) for share in found.shares}
-    region = tuple(tuple(members(index)) for index in found.region)
+    shares = {share.letter: _check_index.Index(share.index) for share in found.shares}
+    region = tuple(map(_check_index.Index, found.region))
 
     def follows(reg: Any, addend: Any) -> Any:
         attrs = dict(case.mine), dict(case.theirs)
@@ -105,11 +105,11 @@ def _checker_agrees(case: Case, parts: Any, shape: tuple[int, ...], found: Any, 
         )
 
     shifted = [
-        (*region[:dim], tuple(i + by for i in region[dim]), *region[dim + 1 :])
+        (*region[:dim], region[dim].shifted(by), *region[dim + 1 :])
         for dim, by in itertools.product(range(len(region)), (-1, 1))
         if region[dim]
-        and min(region[dim]) + by >= 0
-        and max(region[dim]) + by < shape[dim]
+        and region[dim].start + by >= 0
+        and region[dim].stop + by <= shape[dim]
         and not (case.op == "expand" and case.shapes[0] is not None and case.shapes[0][dim] == 1)
     ]
     other = [{**shares, letter: index[1:]} for letter, index in shares.items()]

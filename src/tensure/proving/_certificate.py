@@ -4,7 +4,7 @@ It holds digests of Program and Plan, which invocations were covered, and for ev
 rank what it is: terms of (coefficient, logical name, runs of each dim, addend). It says nothing of how
 that was found; `_check.py` derives each anew from the claims of its operands. Locals that are no part of
 the Program's values are left out: nothing that is claimed follows from them. Reading is bounded in
-bytes and in indices; what it means is not known here.
+bytes and in runs; what it means is not known here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from tensure.errors import FormatError, LimitError
 
 FORMAT: Final = "tensure-certificate"
 MAX_BYTES: Final = 64 << 20
-MAX_MEMBERS: Final = 1 << 26
-Members: TypeAlias = tuple[int, ...]
-Limit: TypeAlias = "tuple[tuple[tuple[str, Members], ...], tuple[tuple[int | str, Limit], ...]]"
+MAX_RUNS: Final = 1 << 22
+MAX_INDEX: Final = 1 << 48
+Runs: TypeAlias = tuple[tuple[int, int], ...]
+"""(start, stop) of runs of indices in local order, none empty and no two neighbours one."""
+Limit: TypeAlias = "tuple[tuple[tuple[str, Runs], ...], tuple[tuple[int | str, Limit], ...]]"
 """An addend: (contracted letter, indices of it); limits of operands by position, of a sum's parts by name."""
-Term: TypeAlias = "tuple[Fraction, str, tuple[Members, ...], Limit | None]"
+Term: TypeAlias = "tuple[Fraction, str, tuple[Runs, ...], Limit | None]"
 """Coefficient, name of a value, indices of each dim, addend."""
 MAX_VALUES: Final = 1 << 18
 MAX_DIGITS: Final = 4096
@@ -100,13 +102,13 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
     """Digests of Program and Plan, and the invocations.
 
     Raises:
-        FormatError: not a certificate. LimitError: over 64 MiB, or over 2^26 indices.
+        FormatError: not a certificate. LimitError: over 64 MiB, over 2^22 runs, or an index over 2^48.
     """
     row = expect_object(parse_canonical(data, max_bytes=MAX_BYTES), "certificate")
     expect_keys(row, "certificate", ("format", "version", "program", "plan", "invocations"))
     if row["format"] != FORMAT or row["version"] != 2 or isinstance(row["version"], bool):
         raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 2")
-    budget = [MAX_MEMBERS]
+    budget = [MAX_RUNS]
     items = expect_list(row["invocations"], "invocations", max_items=1 << 16)
     invocations = [_invocation(item, budget) for item in items]
     return expect_str(row["program"], "program"), expect_str(row["plan"], "plan"), invocations
@@ -201,7 +203,7 @@ def _limit(row: Json, budget: list[int]) -> Limit:
     used: set[int] = set()  # a tree: each row is named once, so that reading it stays as small as its text
     for item in expect_list(row, "limit", max_items=1 << 14):
         shares, through = _fixed(item, 2)
-        own: list[tuple[str, Members]] = []
+        own: list[tuple[str, Runs]] = []
         for share in expect_list(shares, "shares", max_items=16):
             letter, runs = _fixed(share, 2)
             own.append((expect_str(letter, "letter"), _runs(runs, budget)))
@@ -222,17 +224,19 @@ def _limit(row: Json, budget: list[int]) -> Limit:
     return made[-1]
 
 
-def _runs(value: Json, budget: list[int]) -> Members:
-    members: list[int] = []
+def _runs(value: Json, budget: list[int]) -> Runs:
+    found: list[tuple[int, int]] = []
     for run in expect_list(value, "runs", max_items=1 << 20):
         lo, hi = (expect_int(end, "run") for end in _fixed(run, 2))
-        if lo >= hi or (members and lo == members[-1] + 1):
+        if lo >= hi or (found and lo == found[-1][1]):
             raise FormatError(f"run {lo}:{hi}", wanted="maximal runs that are not empty")
-        budget[0] -= hi - lo
+        budget[0] -= 1
         if budget[0] < 0:
-            raise LimitError(f"over {MAX_MEMBERS} indices in one certificate")
-        members.extend(range(lo, hi))
-    return tuple(members)
+            raise LimitError(f"over {MAX_RUNS} runs of indices in one certificate")
+        if hi > MAX_INDEX:
+            raise LimitError(f"index {hi - 1}", wanted=f"at most {MAX_INDEX - 1}")
+        found.append((lo, hi))
+    return tuple(found)
 
 
 def _fixed(row: Json, count: int) -> list[Json]:

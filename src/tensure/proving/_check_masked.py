@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ._check_moves import MAX_MOVED
+from ._check_index import FIRST, Index, selected
 from ._check_piece import Reg
 from ._check_sums import CheckSums, Def, Term, is_part, is_rel, size
 
@@ -39,34 +37,26 @@ def masked_lookup(values: CheckSums, op: str, operands: Sequence[Any], claim: Te
     (table, rows, _), (full, every, _) = part.operands[0], whole.operands[0]
     shifted, chosen, _ = part.operands[1]
     low = _less(values, values.defs[shifted])
-    if low is None or table != full or not rows[0]:
+    if low is None or table != full or len(rows[0].runs) != 1:
         return False
     indices, low_of, chooser = low
-    lo, hi = rows[0][0], rows[0][-1] + 1
-    if (lo, hi) != (low_of, rows[0][0] + len(rows[0])) or rows[0] != tuple(range(lo, hi)):
+    ((lo, hi),) = rows[0].runs
+    if lo != low_of:
         return False
     if _outside(values, values.defs[chooser], lo, hi) != indices or indices[0] != whole.operands[1][0]:
         return False
     lead = len(chosen)
-    here = tuple(tuple(index[i] for i in at) for index, at in zip(chosen, kept[0][2][:lead], strict=True))
-    if _where(values, mask[0], chooser) != (*here, (0,)):
+    here = selected(chosen, kept[0][2][:lead])
+    if _where(values, mask[0], chooser) != (*here, FIRST):
         return False
     # Row of the logical table by row of the local one, index by index, column by column.
-    at = tuple(tuple(index[i] for i in spots) for index, spots in zip(indices[1], here, strict=True))
-    stands = tuple(
-        tuple(index[i] for i in spots) for index, spots in zip(whole.operands[1][1], reg[:lead], strict=True)
-    )
-    columns = tuple(
-        tuple(index[i] for i in spots) for index, spots in zip(every[1:], reg[lead:], strict=True)
-    )
-    local = tuple(
-        tuple(index[i] for i in spots) for index, spots in zip(rows[1:], kept[0][2][lead:], strict=True)
-    )
+    at, stands = selected(indices[1], here), selected(whole.operands[1][1], reg[:lead])
+    columns, local = selected(every[1:], reg[lead:]), selected(rows[1:], kept[0][2][lead:])
     shares = dict(limit[0])
     return (
         at == stands
         and columns == local
-        and every[0][lo:hi] == tuple(range(lo, hi))
+        and every[0][lo:hi] == Index(((lo, hi),))
         and shares == {"v": rows[0]}
     )
 
@@ -124,10 +114,10 @@ def _where(values: CheckSums, term: Term, chooser: int) -> Reg | None:
     """Where a mask seen with a last dim of its own stands in the mask itself, that dim after it."""
     _, node, reg, _ = term
     item = values.defs[node]
-    if item.op != "view" or item.operands[0][0] != chooser or int(np.prod(item.shape)) > MAX_MOVED:
+    if item.op != "view" or item.operands[0][0] != chooser:
         return None
     inner = item.operands[0][1]
     shape = (*size(inner), 1)
     if item.shape != shape or tuple(map(len, reg))[-1:] != (1,):
         return None
-    return (*(tuple(index[i] for i in at) for index, at in zip(inner, reg[:-1], strict=True)), reg[-1])
+    return (*selected(inner, reg[:-1]), reg[-1])

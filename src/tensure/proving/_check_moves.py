@@ -1,20 +1,25 @@
-"""The checker's moves: where elements go, decided on the numbers of the elements.
+"""The checker's moves: where elements go.
 
-Views are decided group by group of dims whose sizes multiply to the same; transposes and joins dim by dim;
-the rest on the numbers of all elements. Written apart from the prover's.
+Views are decided group by group of dims whose sizes multiply to the same, on runs of the numbers of their
+elements; transposes, joins and replacements dim by dim; the rest on the numbers of all elements, where these
+are few. Written apart from the prover's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from tensure.errors import LimitError
+
+from ._check_index import FIRST, Index, concatenated, flattened, unflattened
 from ._check_piece import Piece, Reg, Shape, whole
 
 MAX_MOVED: Final = 1 << 22
+"""Elements that are looked at one by one, or runs of them."""
 MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
     "view": lambda x, a: x[0].reshape(a["size"]),
     "reshape": lambda x, a: x[0].reshape(a["shape"]),
@@ -35,21 +40,106 @@ MOVES: Final[dict[str, Callable[[list[Any], dict[str, Any]], Any]]] = {
 
 
 def moved(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], parts: Sequence[Any]) -> Any:
-    """The op done on the numbers of the elements: operand i's start after those of operand i-1."""
+    """The op done on the numbers of the elements: operand i's start after those of operand i-1.
+
+    Raises:
+        LimitError: over 2^22 elements. ValueError: of a number.
+    """
     numbers, start = [], 0
     for shape, part in zip(shapes, parts, strict=True):
-        if shape is None or start + math.prod(shape) > MAX_MOVED:
-            raise ValueError("a move too large, or of a number")
-        numbers.append((np.arange(math.prod(shape)).reshape(shape) + start)[np.ix_(*part)])
+        if shape is None:
+            raise ValueError("a move of a number")
+        if start + math.prod(shape) > MAX_MOVED:
+            raise LimitError(f"{op} of shape {list(shape)} by its elements", wanted=f"at most {MAX_MOVED}")
+        numbers.append(_picked(np.arange(math.prod(shape)).reshape(shape) + start, part))
         start += math.prod(shape)
     return MOVES[op](numbers, attrs)
+
+
+def _picked(array: Any, part: Sequence[Any]) -> Any:
+    return array[np.ix_(*(np.asarray(index.members(), np.intp) for index in part))]
+
+
+def moved_shape(op: str, attrs: dict[str, Any], shapes: Sequence[Shape]) -> Shape | None:
+    """The shape of what a move makes of tensors of these shapes; None where it cannot be."""
+    first = shapes[0]
+    if op in ("view", "reshape"):
+        size = tuple(attrs["size" if op == "view" else "shape"])
+        if -1 in size:
+            known = math.prod(n for n in size if n != -1)
+            size = tuple(math.prod(first) // known if n == -1 else n for n in size) if known else ()
+        return size if math.prod(size) == math.prod(first) and min(size, default=0) >= 0 else None
+    if op == "flatten":
+        return _flat(first, attrs)
+    if op == "permute":
+        return tuple(first[d] for d in attrs["dims"])
+    if op == "transpose":
+        swapped = list(first)
+        one, other = attrs["dim0"], attrs["dim1"]
+        swapped[one], swapped[other] = swapped[other], swapped[one]
+        return tuple(swapped)
+    if op == "t":
+        return first[::-1]
+    if op in ("select", "slice_scatter", "cat"):
+        dim = attrs.get("dim", 0) % len(first)
+        if op == "select":
+            known = -first[dim] <= attrs["index"] < first[dim]
+            return (*first[:dim], *first[dim + 1 :]) if known else None
+        if op == "cat":
+            return (*first[:dim], sum(shape[dim] for shape in shapes), *first[dim + 1 :])
+        part = range(first[dim])[slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))]
+        return first if shapes[1] == (*first[:dim], len(part), *first[dim + 1 :]) else None
+    if op == "stack":
+        dim = attrs.get("dim", 0) % (len(first) + 1)
+        return (*first[:dim], len(shapes), *first[dim:]) if set(shapes) == {first} else None
+    if op == "flip":
+        return first
+    if op == "repeat":
+        repeats = attrs["repeats"]
+        wide = (*(1 for _ in repeats[len(first) :]), *first)
+        return tuple(n * by for n, by in zip(wide, repeats, strict=True))
+    return None
+
+
+def repeats_moved(op: str, attrs: dict[str, Any], shape: Shape, free: frozenset[int], out: Shape) -> set[int]:
+    """Along which dims a transpose or view only repeats, when what is moved does along `free`."""
+    if op == "permute":
+        return {dim for dim, of in enumerate(attrs["dims"]) if out[dim] > 1 and of % len(shape) in free}
+    made: set[int] = set()
+    if not math.prod(shape):
+        return made
+    for (first, at), (start, to) in _groups(shape, out):
+        frees, sizes = [dim in free for dim in range(first, at)], shape[first:at]
+        long = [so for so, n in zip(frees, sizes, strict=True) if n != 1]
+        if [n for n in sizes if n != 1] == [n for n in out[start:to] if n != 1]:
+            made.update(dim for dim in range(start, to) if out[dim] != 1 and long.pop(0))
+        elif all(long):
+            made.update(dim for dim in range(start, to) if out[dim] != 1)
+        elif any(long) and math.prod(sizes) <= MAX_MOVED:
+            # Which element a place shows, those that are the same counted as one: it shows where it repeats.
+            kept = tuple(1 if so else n for so, n in zip(frees, sizes, strict=True))
+            shown = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), sizes).reshape(out[start:to])
+            for dim in range(start, to):
+                if out[dim] > 1 and bool((shown == shown.take([0], axis=dim - start)).all()):
+                    made.add(dim)
+    return made
 
 
 def regrouped(reg: Reg, shape: Shape, out: Shape) -> Reg | None:
     """A part of a tensor as a part of the same elements in another shape; None where it is none there."""
     if math.prod(shape) != math.prod(out) or not all(reg) or not math.prod(shape):
         return None
-    made: list[tuple[int, ...]] = []
+    made: list[Index] = []
+    for (first, at), (start, to) in _groups(shape, out):
+        found = _group(reg[first:at], shape[first:at], out[start:to])
+        if found is None:
+            return None
+        made.extend(found)
+    return tuple(made)
+
+
+def _groups(shape: Shape, out: Shape) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Groups of neighbouring dims of two shapes of the same elements, whose sizes multiply to the same."""
     at = to = 0
     while at < len(shape) or to < len(out):
         first, start = at, to
@@ -67,29 +157,21 @@ def regrouped(reg: Reg, shape: Shape, out: Shape) -> Reg | None:
             to = len(out)
         elif to == len(out):
             at = len(shape)
-        found = _group(reg[first:at], shape[first:at], out[start:to])
-        if found is None:
-            return None
-        made.extend(found)
-    return tuple(made)
+        yield (first, at), (start, to)
 
 
 def _group(reg: Reg, shape: Shape, out: Shape) -> Reg | None:
-    """One group of dims: all of it, the same dims apart from those of size 1, or by the numbers."""
+    """One group of dims: all of it, the same dims apart from those of size 1, or by the numbers in runs."""
     if math.prod(shape) != math.prod(out):
         return None
     if reg == whole(shape):
         return whole(out)
     long = [index for index, n in zip(reg, shape, strict=True) if n != 1]
-    if [n for n in shape if n != 1] == [n for n in out if n != 1]:
-        return tuple((0,) if n == 1 else long.pop(0) for n in out)
-    if math.prod(shape) > MAX_MOVED:
-        return None
-    flat = np.arange(math.prod(shape)).reshape(shape)[np.ix_(*reg)].ravel()
-    spots = [tuple(dict.fromkeys(at.tolist())) for at in np.unravel_index(flat, out)]
-    numbers = np.arange(math.prod(out)).reshape(out)
-    same = np.array_equal(numbers[np.ix_(*spots)].ravel(), flat)
-    return tuple(spots) if same else None
+    once = all(index == FIRST for index, n in zip(reg, shape, strict=True) if n == 1)
+    if once and [n for n in shape if n != 1] == [n for n in out if n != 1]:
+        return tuple(FIRST if n == 1 else long.pop(0) for n in out)
+    flat = flattened(reg, shape, MAX_MOVED)
+    return None if flat is None else unflattened(flat, out)
 
 
 def move_fits(p: Piece) -> bool:
@@ -104,15 +186,32 @@ def move_fits(p: Piece) -> bool:
     if p.op == "cat":
         rank = len(p.out)
         dim = p.theirs.get("dim", 0) % rank
-        run: list[int] = []
-        start = 0
+        start, stands = 0, list[Index]()
         for part, shape in zip(p.parts, p.shapes, strict=True):
-            run.extend(start + at for at in part[dim])
+            stands.append(part[dim].shifted(start))
             start += shape[dim]
         others = all((*part[:dim], *part[dim + 1 :]) == (*p.reg[:dim], *p.reg[dim + 1 :]) for part in p.parts)
-        return others and p.mine.get("dim", 0) % rank == dim and tuple(run) == p.reg[dim]
+        return others and p.mine.get("dim", 0) % rank == dim and concatenated(stands) == p.reg[dim]
+    if p.op in ("slice_scatter", "flip") and _alike_along(p):
+        return True
     everything = moved(p.op, p.theirs, p.shapes, [whole(shape) for shape in p.shapes])
-    return bool(np.array_equal(everything[np.ix_(*p.reg)], moved(p.op, p.mine, p.shapes, p.parts)))
+    return bool(np.array_equal(_picked(everything, p.reg), moved(p.op, p.mine, p.shapes, p.parts)))
+
+
+def _alike_along(p: Piece) -> bool:
+    """Whole along the dims that elements change place in, which are those of the logical op; else alike."""
+    rank, first = len(p.out), p.parts[0]
+    keys = ("start", "end", "step") if p.op == "slice_scatter" else ()
+    dims = [
+        {d % rank for d in ((a.get("dim", 0),) if p.op == "slice_scatter" else a["dims"])}
+        for a in (p.mine, p.theirs)
+    ]
+    same = dims[0] == dims[1] and all(p.mine.get(key) == p.theirs.get(key) for key in keys)
+    full = all(
+        part[d].is_whole(shape[d]) for part, shape in zip(p.parts, p.shapes, strict=True) for d in dims[1]
+    )
+    others = all(part[d] == p.reg[d] for part in p.parts for d in range(rank) if d not in dims[1])
+    return same and full and others and p.reg == first
 
 
 def filled_size(size: Sequence[int], shape: Shape) -> Shape:

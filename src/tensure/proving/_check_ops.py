@@ -2,14 +2,13 @@
 
 `shapes_of` gives the shapes of logical results; `follows` says whether an op on the given parts of logical
 operands makes the claimed region (or addend) of one. Written apart from the prover's rules on purpose:
-elementwise and contracted dims by demand, windows tap by tap, moves on the numbers of the elements. A
-part of a dim along which an operand only repeats is a `range`: it says how many, and stands anywhere.
+elementwise and contracted dims by demand, windows tap by tap, moves by the numbers of the elements. A part
+of a dim along which an operand only repeats is `Anywhere`: it says how many, and nothing of where.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._check_moves import MAX_MOVED, MOVES, filled_size, move_fits, moved
+from ._check_index import EMPTY, FIRST, Anywhere, Index, all_of, joined
+from ._check_moves import MOVES, filled_size, move_fits, moved_shape, repeats_moved
 from ._check_piece import Piece, Reg, Shape
 from ._check_piece import holds as _holds
 from ._check_piece import whole as _whole
@@ -148,17 +148,9 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
     if op == "squeeze":
         gone = {d % len(first) for d in attrs["dim"]}
         return [tuple(n for d, n in enumerate(first) if d not in gone or n != 1)]
-    if op == "reshape" and -1 not in attrs["shape"]:
-        return [tuple(attrs["shape"])] if math.prod(attrs["shape"]) == math.prod(first) else None
-    if op == "view" and -1 not in attrs["size"]:
-        return [tuple(attrs["size"])] if math.prod(attrs["size"]) == math.prod(first) else None
-    if op == "permute":
-        return [tuple(first[d] for d in attrs["dims"])]
-    if op == "cat":
-        dim = attrs.get("dim", 0) % len(first)
-        return [(*first[:dim], sum(shape[dim] for shape in tensors), *first[dim + 1 :])]
-    if op in MOVES:
-        return [tuple(moved(op, attrs, shapes, [_whole(shape) for shape in tensors]).shape)]
+    if op in MOVES and len(tensors) == len(shapes):
+        shape = moved_shape(op, attrs, tensors)
+        return None if shape is None else [shape]
     return None
 
 
@@ -206,15 +198,8 @@ def repeats(
             ]
             if all(at in free for free, at in places):
                 made.add(dim)
-    elif op in ("permute", "view") and math.prod(out) <= MAX_MOVED:
-        shape, free = tensors[0]
-        # Which element a place shows, those that are the same counted as one: it shows where it repeats.
-        kept = tuple(1 if dim in free else n for dim, n in enumerate(shape))
-        shown = np.broadcast_to(np.arange(math.prod(kept)).reshape(kept), shape)
-        moved = MOVES[op]([shown], attrs)
-        for dim, n in enumerate(moved.shape):
-            if n > 1 and bool((moved == moved.take([0], axis=dim)).all()):
-                made.add(dim)
+    elif op in ("permute", "view"):
+        made = repeats_moved(op, attrs, *tensors[0], out)
     return frozenset(made)
 
 
@@ -226,10 +211,10 @@ def follows(p: Piece) -> Fraction | None:
             return Fraction(1)  # one function of the same operands
     if p.op == "expand":
         return _holds(not p.shares and _expand_fits(p))
-    if p.op not in AWARE and any(isinstance(index, range) for part in p.parts for index in part or ()):
+    if p.op not in AWARE and any(isinstance(index, Anywhere) for part in p.parts for index in part or ()):
         # What only repeats stands anywhere: at the start, or where the result or another operand does.
-        places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, tuple)}
-        stood = (_standing(p, place) for place in ((), *sorted(places)))
+        places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, Index)}
+        stood = (_standing(p, place) for place in (EMPTY, *sorted(places, key=lambda index: index.runs)))
         tries = (follows(piece) for piece in stood if _inside(piece))
         return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
@@ -253,24 +238,24 @@ def follows(p: Piece) -> Fraction | None:
     first, size = p.parts[0], p.shapes[0]
     if p.op in ROWS:
         (dim,) = _dims(p.theirs["dim"], len(size))
-        return _holds(all(part == p.reg for part in p.parts) and p.reg[dim] == tuple(range(size[dim])))
+        return _holds(all(part == p.reg for part in p.parts) and p.reg[dim].is_whole(size[dim]))
     if p.op in NORMS:
         tail = range(len(size) - len(p.theirs["normalized_shape"]), len(size))
         rest = zip(p.parts[1:], p.shapes[1:], strict=True)
         whole = all(part is None or part == _whole(shape) for part, shape in rest)
-        return _holds(whole and first == p.reg and all(p.reg[d] == tuple(range(size[d])) for d in tail))
+        return _holds(whole and first == p.reg and all(p.reg[d].is_whole(size[d]) for d in tail))
     if p.op == "embedding":
-        return _holds(first[0] == tuple(range(size[0])) and p.reg == (*p.parts[1], first[1]))
+        return _holds(first[0].is_whole(size[0]) and p.reg == (*p.parts[1], first[1]))
     return None
 
 
-def _standing(p: Piece, place: tuple[int, ...]) -> Piece:
+def _standing(p: Piece, place: Index) -> Piece:
     """Parts that stand anywhere put at a place of their length, or at the start."""
     parts = [
         None
         if part is None
         else tuple(
-            index if isinstance(index, tuple) else place if len(place) == len(index) else tuple(index)
+            index if isinstance(index, Index) else place if len(place) == len(index) else _start(index)
             for index in part
         )
         for part in p.parts
@@ -278,18 +263,23 @@ def _standing(p: Piece, place: tuple[int, ...]) -> Piece:
     return replace(p, parts=parts)
 
 
+def _start(index: Any) -> Any:
+    """What stands anywhere put at the start; any other part as it is."""
+    return all_of(len(index)) if isinstance(index, Anywhere) else index
+
+
 def _inside(p: Piece) -> bool:
     return all(
-        max(index, default=-1) < n
+        index.stop <= n
         for part, shape in zip(p.parts, p.shapes, strict=True)
         if part is not None
         for index, n in zip(part, shape, strict=True)
     )
 
 
-def _agree(part: Reg, wanted: Reg) -> bool:
+def _agree(part: Sequence[Any], wanted: Reg) -> bool:
     return len(part) == len(wanted) and all(
-        len(one) == len(other) if isinstance(one, range) else one == other
+        len(one) == len(other) if isinstance(one, Anywhere) else one == other
         for one, other in zip(part, wanted, strict=True)
     )
 
@@ -303,7 +293,7 @@ def _expand_fits(p: Piece) -> bool:
         if dim >= skip and shape[dim - skip] == p.out[dim]:
             if not _agree((part[dim - skip],), (index,)):
                 return False
-        elif dim >= skip and tuple(part[dim - skip]) != (0,):
+        elif dim >= skip and _start(part[dim - skip]) != FIRST:
             return False
     return True
 
@@ -354,30 +344,30 @@ def _dims(dim: Any, rank: int) -> list[int]:
 def _demand(shape: Shape, out: Shape, reg: Reg) -> Reg:
     """The part of a broadcast operand that a region of the result is made from."""
     skip = len(out) - len(shape)
-    return tuple(reg[skip + d] if n == out[skip + d] else (0,) for d, n in enumerate(shape))
+    return tuple(reg[skip + d] if n == out[skip + d] else FIRST for d, n in enumerate(shape))
 
 
 def _reduction_fits(p: Piece) -> Fraction | None:
     part, size = p.parts[0], p.shapes[0]
     dims, keep = _dims(p.theirs.get("dim"), len(size)), p.theirs.get("keepdim", False)
-    made = tuple((0,) if d in dims else index for d, index in enumerate(part) if keep or d not in dims)
+    made = tuple(FIRST if d in dims else index for d, index in enumerate(part) if keep or d not in dims)
     if not _agree(made, p.reg) or any(
-        isinstance(m, range) and r != tuple(m) for m, r in zip(made, p.reg, strict=True)
+        isinstance(m, Anywhere) and r != _start(m) for m, r in zip(made, p.reg, strict=True)
     ):
         return None
     coef, shares = Fraction(1), dict(p.shares)
     for dim in dims:
         held, n = part[dim], size[dim]
-        if isinstance(held, range):
+        if isinstance(held, Anywhere):
             if p.op not in ("sum", "mean", "amax", "amin") or not n or not held:
                 return None
             coef *= Fraction(len(held), n) if p.op == "sum" else 1
             continue
         cut = shares.pop(f"dim{dim}", None)
         if cut is None:
-            if (sorted(held) if p.op in ("sum", "mean") else list(held)) != list(range(n)):
+            if not (held.reorders(all_of(n)) if p.op in ("sum", "mean") else held.is_whole(n)):
                 return None
-        elif p.op not in ("sum", "mean") or not held or sorted(held) != sorted(cut):
+        elif p.op not in ("sum", "mean") or not held or not held.reorders(cut):
             return None
         else:
             coef *= Fraction(n, len(held)) if p.op == "mean" else 1
@@ -389,19 +379,19 @@ def _contraction_fits(p: Piece) -> Fraction | None:
     terms, out = letters(p.op, p.theirs, [shape for shape, _ in pairs])
     plain = p.op == "integer_linear" or (p.op == "linear" and len(pairs) == 3)
     wanted, sizes, anywhere = dict(zip(out, p.reg, strict=True)), dict[str, int](), dict[str, int]()
-    stands: dict[str, tuple[int, ...]] = {}
+    stands: dict[str, Index] = {}
     for term, (shape, part) in zip(terms, pairs, strict=True):
         for letter, n, index in zip(term, shape, part, strict=True):
             if sizes.setdefault(letter, n) != n:
                 return None
-            if isinstance(index, range):
+            if isinstance(index, Anywhere):
                 if anywhere.setdefault(letter, len(index)) != len(index):
                     return None
             elif stands.setdefault(letter, index) != index:
                 return None
     coef, shares = Fraction(1), dict(p.shares)
     for letter, n in sizes.items():
-        index = stands.get(letter, tuple(range(anywhere.get(letter, 0))))
+        index = stands.get(letter, all_of(anywhere.get(letter, 0)))
         if anywhere.get(letter, len(index)) != len(index):
             return None
         if letter in wanted:
@@ -411,7 +401,7 @@ def _contraction_fits(p: Piece) -> Fraction | None:
         cut = shares.pop(letter, None)
         if letter not in stands:
             coef *= Fraction(len(index), n)
-        elif sorted(index) != (list(range(n)) if cut is None else sorted(cut)):
+        elif not index.reorders(all_of(n) if cut is None else cut):
             return None
         if cut is not None and (plain or letter not in stands):
             return None
@@ -446,9 +436,10 @@ def _window_fits(p: Piece) -> bool:
     for one, other, held, size, rows in zip(ones, others, x[lead:], full[lead:], p.reg[lead:], strict=True):
         if one[:3] != other[:3] or len(rows) != _count(one, len(held)):
             return False
-        for (at, row), tap in itertools.product(enumerate(rows), range(one[0])):
+        there = held.members()
+        for (at, row), tap in itertools.product(enumerate(rows.members()), range(one[0])):
             local, whole = at * one[1] + tap * one[2] - one[3], row * other[1] + tap * other[2] - other[3]
-            if (held[local] if 0 <= local < len(held) else None) != (whole if 0 <= whole < size else None):
+            if (there[local] if 0 <= local < len(there) else None) != (whole if 0 <= whole < size else None):
                 return False
     if p.op == "max_pool2d":
         return not p.shares and bool(x[:lead] == p.reg[:lead])
@@ -460,17 +451,19 @@ def _window_fits(p: Piece) -> bool:
     )
     groups, mine = p.theirs.get("groups", 1), p.mine.get("groups", 1)
     if groups == 1:
-        whole = not p.shares and sorted(x[1]) == list(range(full[1]))
-        addend = p.shares == {"c": tuple(sorted(x[1]))} and p.op == "convolution" and bias is None
+        whole = not p.shares and x[1].reorders(all_of(full[1]))
+        cut = p.shares.get("c")
+        addend = cut is not None and len(p.shares) == 1 and x[1].reorders(cut)
+        addend = addend and p.op == "convolution" and bias is None
         return bool(fits and mine == 1 and x[1] == weight[1] and (whole or addend))
     inside, made = full[1] // groups, p.out[1] // groups
     # Whole groups, in one order on both sides: group g of the local op is group of[g] of the logical one.
-    of = [c // inside for c in x[1][::inside]]
+    of = [c // inside for c in x[1][::inside].members()]
     return bool(
         fits
         and not p.shares
-        and weight[1] == tuple(range(p.shapes[1][1]))
+        and weight[1].is_whole(p.shapes[1][1])
         and len(of) == mine
-        and x[1] == tuple(g * inside + c for g in of for c in range(inside))
-        and p.reg[1] == tuple(g * made + c for g in of for c in range(made))
+        and x[1] == joined((g * inside, g * inside + inside) for g in of)
+        and p.reg[1] == joined((g * made, g * made + made) for g in of)
     )

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-Reg: TypeAlias = tuple[tuple[int, ...], ...]
+from ._check_index import Index, all_of
+
+Reg: TypeAlias = tuple[Index, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -15,8 +17,9 @@ Shape: TypeAlias = tuple[int, ...]
 class Piece:
     """A local op beside the logical op it is claimed to be a piece of.
 
-    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `reg` the region
-    of the logical result `at` (of shape `out`) it is to make, `shares` the slices of contracted letters.
+    `parts` are the regions of the logical operands (of `shapes`) that the local op reads, `Anywhere` in dims
+    along which an operand only repeats; `reg` is the region of the logical result `at` (of shape `out`) it is
+    to make, `shares` the slices of contracted letters.
     """
 
     op: str
@@ -26,13 +29,13 @@ class Piece:
     parts: Sequence[Any]
     out: Shape
     reg: Reg
-    shares: dict[str, tuple[int, ...]]
+    shares: dict[str, Index]
     at: int = 0
 
 
 def whole(shape: Shape) -> Reg:
     """All of a tensor."""
-    return tuple(tuple(range(n)) for n in shape)
+    return tuple(map(all_of, shape))
 
 
 def holds(so: bool) -> Fraction | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ._check_index import Index, all_of
 from ._check_linear import value
 from ._check_sums import CheckSums, Term, is_rel, size
 
@@ -29,7 +30,7 @@ def placed(values: CheckSums, op: str, attrs: dict[str, Any], operands: Sequence
     ):
         return False
     dim, shape = int(letter[1:]), size(reg)
-    if reg[dim] != tuple(range(values.defs[node].shape[dim])) or held[dim] != index:
+    if not reg[dim].is_whole(values.defs[node].shape[dim]) or held[dim] != index:
         return False
     if (*reg[:dim], *reg[dim + 1 :]) != (*held[:dim], *held[dim + 1 :]):
         return False
@@ -47,7 +48,7 @@ def _stands(
     operands: Sequence[Any],
     dim: int,
     shape: tuple[int, ...],
-) -> tuple[int, ...] | None:
+) -> Index | None:
     """Which indices of the dim of a result of this shape the part fills; None where that is not so."""
     rank = len(shape)
     if op == "constant_pad_nd":
@@ -58,7 +59,7 @@ def _stands(
         )
         if value(attrs.get("value", 0)) != 0 or others or before < 0 or after < 0:
             return None
-        return tuple(range(before, shape[dim] - after))
+        return all_of(shape[dim])[before : shape[dim] - after]
     if attrs.get("dim", 0) % rank != dim:
         return None
     if op == "cat":
@@ -67,7 +68,7 @@ def _stands(
             width = len(item[0][2][dim])
             if not _blank(values, item):
                 whole = sum(len(other[0][2][dim]) for other in operands)
-                return tuple(range(start, start + width)) if whole == shape[dim] else None
+                return all_of(whole)[start : start + width] if whole == shape[dim] else None
             start += width
         return None
     if op == "slice_backward":
@@ -77,4 +78,4 @@ def _stands(
         target = operands[0]
         if not _blank(values, target) or size(target[0][2]) != shape:
             return None
-    return tuple(range(shape[dim])[slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))])
+    return all_of(shape[dim])[slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1))]

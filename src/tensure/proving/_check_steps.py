@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tensure.program import Cat, Op, Ref
 
+from ._check_index import Anywhere
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_ops import FLOATS, clean
@@ -77,7 +78,7 @@ class CheckSteps(CheckValues):
         if each is None or each.op != kind:
             return False
         rows = self._within(operands[1], each.operands[1])
-        if rows == "no" or any(isinstance(index, range) for index in rows):
+        if rows == "no" or any(isinstance(index, Anywhere) for index in rows):
             return False
         samples: Term = (ONE, whole.operands[0][0], rows, None)
         (last, summed, _) = rest[0]
@@ -173,15 +174,12 @@ class CheckSteps(CheckValues):
         free = self.defs[node].free
         for dim, (index, outer) in enumerate(zip(reg, theirs[1], strict=True)):
             if dim in free:
-                places.append(range(len(index)))
+                places.append(Anywhere(len(index)))
                 continue
-            if index == outer:
-                places.append(tuple(range(len(outer))))
-                continue
-            where = {i: position for position, i in enumerate(outer)}
-            if len(where) != len(outer) or not where.keys() >= set(index):
+            stands = index.within(outer)
+            if stands is None:
                 return "no"
-            places.append(tuple(where[i] for i in index))
+            places.append(stands)
         return tuple(places)
 
     def met(self, op: str, attrs: dict[str, Any], members: list[Rel]) -> list[Rel]:

@@ -2,7 +2,7 @@
 
 A class is how a value is made: op, attributes and operands, each a part of another class times a factor.
 An addend is a class made from slices of what is summed, down a path of linear ops; whether addends make a
-whole is decided index by index of what was sliced. Written apart from the prover.
+whole is decided between the ends of the slices, index by index alike. Written apart from the prover.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, NoReturn, TypeAlias
 
+from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
 from ._check_piece import Reg, Shape
 
-Limit: TypeAlias = "tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[int, Any], ...]] | None"
+Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
 """(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
 Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
 Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
@@ -51,12 +52,12 @@ class CheckSums:
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
         free = self.defs[node].free
-        return tuple(tuple(range(len(at))) if dim in free else at for dim, at in enumerate(reg))
+        return tuple(all_of(len(at)) if dim in free else at for dim, at in enumerate(reg))
 
     def is_whole(self, node: int, reg: Reg) -> bool:
         """All of a value, but for dims along which it only repeats."""
         item = self.defs[node]
-        return all(d in item.free or reg[d] == tuple(range(n)) for d, n in enumerate(item.shape))
+        return all(d in item.free or reg[d].is_whole(n) for d, n in enumerate(item.shape))
 
     def tidy(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
         """Parts of joined values as parts of what was joined."""
@@ -70,11 +71,9 @@ class CheckSums:
         dim, start = item.attrs.get("dim", 0) % len(reg), 0
         for at, (inner, outer, by) in enumerate(item.operands):
             stop = start + len(outer[dim])
-            if reg[dim] and start <= min(reg[dim]) and max(reg[dim]) < stop:
-                places = (*reg[:dim], tuple(i - start for i in reg[dim]), *reg[dim + 1 :])
-                part = tuple(
-                    tuple(index[i] for i in spots) for index, spots in zip(outer, places, strict=True)
-                )
+            if reg[dim] and start <= reg[dim].start and reg[dim].stop <= stop:
+                places = (*reg[:dim], reg[dim].shifted(-start), *reg[dim + 1 :])
+                part = selected(outer, places)
                 left = None if limit is None else dict(limit[1]).get(at)
                 return self._tidied((coef * by, inner, part, left))
             start = stop
@@ -92,12 +91,12 @@ class CheckSums:
                 (c, n, but(r, dim), lim) != (coef, node, but(reg, dim), limit) for c, n, r, lim in column
             ):
                 return None
-            run = tuple(i for term in column for i in term[2][dim])
+            run = concatenated(term[2][dim] for term in column)
             made.append((coef, node, self.spelled(node, (*reg[:dim], run, *reg[dim + 1 :])), limit))
         return tuple(made)
 
     def equal(self, one: Rel, other: Rel) -> bool:
-        """Are two relations the same: is their difference nothing, index by index of what was sliced?"""
+        """Are two relations the same: is their difference nothing at every index of what was sliced?"""
         if one is None or other is None:
             return False
         if one == other:
@@ -137,8 +136,12 @@ class CheckSums:
             letter = min(letters)
             held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
             seen: set[tuple[bool, ...]] = set()
-            for at in range(self.extent(node, letter)):
-                there = tuple(index is None or at in index for _, _, index in held)
+            size = self.extent(node, letter)
+            ends = {0, *(end for _, _, index in held if index for run in index.runs for end in run)}
+            for at in sorted(ends):  # between two ends every index is held by the same addends
+                if not 0 <= at < size:
+                    continue
+                there = tuple(index is None or index.holds(at) for _, _, index in held)
                 if there not in seen:
                     seen.add(there)
                     left = [
@@ -178,7 +181,7 @@ class CheckSums:
         shares, through = limit
         keys = tuple(key for key, _ in through)
         for letter, index in shares:
-            if len(set(index)) != len(index) or max(index, default=-1) >= self.extent(node, letter):
+            if not index.distinct or index.start < 0 or index.stop > self.extent(node, letter):
                 return False
         if item.form is not None:
             if shares:
@@ -257,8 +260,8 @@ def spread(shapes: Sequence[Shape]) -> Shape | None:
     return tuple(found)
 
 
-def _slice(limit: Limit, letter: str) -> frozenset[int] | None:
-    return None if limit is None or letter not in dict(limit[0]) else frozenset(dict(limit[0])[letter])
+def _slice(limit: Limit, letter: str) -> Index | None:
+    return None if limit is None else dict(limit[0]).get(letter)
 
 
 def _without(limit: Limit, letter: str) -> Limit:

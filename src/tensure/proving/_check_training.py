@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from tensure.errors import LimitError
+
+from ._check_index import EMPTY, FIRST, all_of
 from ._check_piece import Piece, Shape, holds, whole
 
 MAX_MASK: Final = 1 << 22
@@ -39,7 +42,7 @@ def _alike(p: Piece, *but: str) -> bool:
 def _full(p: Piece, at: int, *dims: int) -> bool:
     """Whole along the named dims of an operand (all of them, if none is named)."""
     part, shape = p.parts[at], p.shapes[at]
-    return part is None or all(part[d] == tuple(range(shape[d])) for d in dims or range(len(shape)))
+    return part is None or all(part[d].is_whole(shape[d]) for d in dims or range(len(shape)))
 
 
 # --- normalisation with its moments ---------------------------------------------------------------------
@@ -54,7 +57,7 @@ def _norm_shapes(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape]:
 def _norm(p: Piece) -> Fraction | None:
     x, lead = p.parts[0], len(p.shapes[0]) - len(p.theirs["normalized_shape"])
     tail = range(lead, len(p.shapes[0]))
-    wanted = x if p.at == 0 else (*x[:lead], *((0,) for _ in tail))
+    wanted = x if p.at == 0 else (*x[:lead], *(FIRST for _ in tail))
     rest = all(_full(p, at) for at in range(1, len(p.parts)))
     return holds(_alike(p) and not p.shares and rest and _full(p, 0, *tail) and p.reg == wanted)
 
@@ -106,10 +109,9 @@ def _embedding_backward(p: Piece) -> Fraction | None:
     shares = dict(p.shares)
     for d, index in enumerate(at):
         cut = shares.pop(f"i{d}", None)
-        if sorted(index) != (list(range(p.shapes[1][d])) if cut is None else sorted(cut)):
+        if not index.reorders(all_of(p.shapes[1][d]) if cut is None else cut):
             return None
-    rows = tuple(range(p.out[0]))
-    return holds(not shares and p.reg == (rows, *grad[rank:]))
+    return holds(not shares and p.reg == (all_of(p.out[0]), *grad[rank:]))
 
 
 # --- slices and pads -------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def _slice_backward(p: Piece) -> Fraction | None:
     kept = (*grad[:dim], *grad[dim + 1 :]) if p.op == "slice_backward" else grad
     around = dim < len(grad) and p.op == "slice_backward" and not _full(p, 0, dim)
     local = tuple(p.mine["input_sizes"])
-    fits = p.reg[dim] == tuple(range(p.out[dim])) and (*p.reg[:dim], *p.reg[dim + 1 :]) == kept
+    fits = p.reg[dim].is_whole(p.out[dim]) and (*p.reg[:dim], *p.reg[dim + 1 :]) == kept
     return holds(not p.shares and not around and fits and local == tuple(map(len, p.reg)))
 
 
@@ -139,15 +141,24 @@ def _padded(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape]:
 def _pad(p: Piece) -> Fraction | None:
     x, rank, pad = p.parts[0], len(p.out), p.theirs["pad"]
     touched = {rank - 1 - k for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]}
-    ends = all(p.reg[d] == (tuple(range(p.out[d])) if d in touched else x[d]) for d in range(rank))
+    ends = all(p.reg[d] == (all_of(p.out[d]) if d in touched else x[d]) for d in range(rank))
     return holds(_alike(p) and not p.shares and (not touched or _full(p, 0, *touched)) and ends)
 
 
 def _triangle(p: Piece) -> Fraction | None:
     rows, columns = p.reg[-2:]
-    if p.parts[0] != p.reg or p.shares or len(rows) * len(columns) > MAX_MASK:
+    if p.parts[0] != p.reg or p.shares:
         return None
-    there = np.subtract.outer(np.asarray(columns), np.asarray(rows)).T - p.theirs.get("diagonal", 0)
+    if len(rows.runs) == len(columns.runs) == 1:
+        # Place (i, j) stands where j - i is at most (at least, in triu) a number: all that matters of it.
+        (row, column), low = (rows.start, columns.start), 1 - len(rows)
+        edges = (p.theirs.get("diagonal", 0) - (column - row), p.mine.get("diagonal", 0))
+        least, most = (low - 1, len(columns) - 1) if p.op == "tril" else (low, len(columns))
+        return holds(len({min(max(edge, least), most) for edge in edges}) == 1)
+    if len(rows) * len(columns) > MAX_MASK:
+        raise LimitError(f"{p.op} of {len(rows)} rows and {len(columns)} columns in pieces")
+    there = np.subtract.outer(np.asarray(columns.members()), np.asarray(rows.members())).T
+    there -= p.theirs.get("diagonal", 0)
     here = np.subtract.outer(np.arange(len(columns)), np.arange(len(rows))).T - p.mine.get("diagonal", 0)
     kept = (there <= 0, here <= 0) if p.op == "tril" else (there >= 0, here >= 0)
     return holds(bool(np.array_equal(*kept)))
@@ -167,7 +178,11 @@ def _numbers(attrs: dict[str, Any]) -> range:
 def _arange(p: Piece) -> Fraction | None:
     here, there = _numbers(p.mine), _numbers(p.theirs)
     same = p.mine.get("dtype") == p.theirs.get("dtype") and len(here) == len(p.reg[0])
-    return holds(same and not p.shares and all(there[i] == n for i, n in zip(p.reg[0], here, strict=True)))
+    passed = 0
+    for start, stop in p.reg[0].runs:
+        same = same and there[start:stop] == here[passed : passed + stop - start] and stop <= len(there)
+        passed += stop - start
+    return holds(same and not p.shares)
 
 
 # --- attention, losses, convolution ------------------------------------------------------------------------
@@ -200,7 +215,7 @@ def _squares(p: Piece) -> Fraction | None:
     coef, shares = Fraction(1), dict(p.shares)
     for d, (index, n) in enumerate(zip(one, p.shapes[0], strict=True)):
         cut = shares.pop(f"dim{d}", None)
-        if not index or sorted(index) != (list(range(n)) if cut is None else sorted(cut)):
+        if not index or not index.reorders(all_of(n) if cut is None else cut):
             return None
         coef *= Fraction(n, len(index)) if p.theirs.get("reduction", 1) == 1 else 1
     return None if shares else coef
@@ -221,8 +236,8 @@ def _nll(p: Piece) -> Fraction | None:
     if p.theirs["reduction"] == 0:
         return holds(not p.shares and p.reg == (target if p.at == 0 else ()))
     cut = p.shares.get("n")
-    rows = list(range(p.shapes[1][0])) if cut is None else sorted(cut)
-    return holds(p.theirs["reduction"] == 2 and p.shares.keys() <= {"n"} and sorted(target[0]) == rows)
+    rows = all_of(p.shapes[1][0]) if cut is None else cut
+    return holds(p.theirs["reduction"] == 2 and p.shares.keys() <= {"n"} and target[0].reorders(rows))
 
 
 def _nll_backward(p: Piece) -> Fraction | None:
@@ -248,12 +263,12 @@ def _conv_backward(p: Piece) -> Fraction | None:
     if not _alike(p) or not batch or not _full(p, 2):
         return None
     if not p.theirs["output_mask"][p.at]:
-        return holds(not p.shares and p.reg == ((),))
+        return holds(not p.shares and p.reg == (EMPTY,))
     if p.at == 0:
         return holds(not p.shares and p.reg == x)
     cut = p.shares.get("n")
-    rows = list(range(p.shapes[0][0])) if cut is None else sorted(cut)
-    return holds(p.shares.keys() <= {"n"} and sorted(x[0]) == rows and p.reg == whole(p.out))
+    rows = all_of(p.shapes[0][0]) if cut is None else cut
+    return holds(p.shares.keys() <= {"n"} and x[0].reorders(rows) and p.reg == whole(p.out))
 
 
 TRAINING: Final[dict[str, TrainingRule]] = {

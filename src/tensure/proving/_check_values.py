@@ -15,6 +15,7 @@ import numpy as np
 
 from tensure.program import Op, Program, expand, leaves, rational
 
+from ._check_index import FIRST, Index, selected
 from ._check_linear import every, signs, single, value
 from ._check_moves import MOVES, regrouped
 from ._check_ops import FLOATS, REDUCTIONS, clean, dtype_of, repeats, shapes_of
@@ -36,8 +37,8 @@ from ._check_sums import (
     times,
 )
 
-MAX_DIM: Final = 1 << 24
-"""Indices of one dim of a value; they are held one by one."""
+MAX_DIM: Final = 1 << 48
+"""Indices of one dim of a value."""
 
 
 class CheckValues(CheckSums):
@@ -162,7 +163,7 @@ class CheckValues(CheckSums):
             (seen,) = self.make(Op("view", (), (), (("size", shape),)), [((ONE, node, full, None),)])
             if seen is None or size(seen[0][2]) != shape:
                 return None
-            part = (*reg[:dim], (0,), *reg[dim:])
+            part = (*reg[:dim], FIRST, *reg[dim:])
             view = self.defs[seen[0][1]]
             if limit is not None and view.op == "view" and view.operands[0][0] == node:
                 limit = ((), ((0, limit),))
@@ -184,7 +185,7 @@ class CheckValues(CheckSums):
                 break
             inner, outer, by = item.operands[0]
             before: tuple[int, ...] = item.attrs["dims"]
-            part = tuple(tuple(index[i] for i in reg[before.index(dim)]) for dim, index in enumerate(outer))
+            part = selected(outer, [reg[before.index(dim)] for dim in range(len(outer))])
             dims = tuple(before[dim] for dim in dims)
             left = None if limit is None else dict(limit[1]).get(0)
             rel = ((coef * by, inner, self.spelled(inner, part), left),)
@@ -200,7 +201,7 @@ class CheckValues(CheckSums):
         spots = regrouped(reg, item.shape, size(outer))
         if spots is None:
             return None
-        part = tuple(tuple(index[i] for i in at) for index, at in zip(outer, spots, strict=True))
+        part = selected(outer, spots)
         left = None if limit is None else dict(limit[1]).get(0)
         return coef * by, inner, self.spelled(inner, part), left
 
@@ -326,7 +327,7 @@ class CheckValues(CheckSums):
         coef, node, reg, limit = rel[0]
         (dim,), item = attrs["dim"], self.defs[node]
         count = len(reg[dim])
-        if dim in item.free or reg[dim] != tuple(range(item.shape[dim])):
+        if dim in item.free or not reg[dim].is_whole(item.shape[dim]):
             return None
         stacked = (
             item.op == "cat" and item.attrs.get("dim", 0) % len(reg) == dim and len(item.operands) == count
@@ -335,7 +336,7 @@ class CheckValues(CheckSums):
             return None
         made: list[Term] = []
         for at in range(count):
-            thin = self._tidied((coef, node, (*reg[:dim], (at,), *reg[dim + 1 :]), limit))
+            thin = self._tidied((coef, node, (*reg[:dim], FIRST.shifted(at), *reg[dim + 1 :]), limit))
             back = self._unviewed(thin)
             if back is None or size(back[2]) != but(size(reg), dim):
                 return None
@@ -459,7 +460,7 @@ class CheckValues(CheckSums):
 
     def _common(self, rel: tuple[Term, ...]) -> Reg | None:
         """The one region of all terms, but for dims along which some only repeat."""
-        found: list[tuple[int, ...]] = []
+        found: list[Index] = []
         for dim in range(len(rel[0][2])):
             held = {reg[dim] for _, node, reg, _ in rel if dim not in self.defs[node].free}
             if len(held) > 1:

@@ -6,24 +6,19 @@ It takes no walk from below; who meets whom, what is supplied and what is covere
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from tensure.bundle import Plan, Rank, placed
-from tensure.errors import LimitError
 from tensure.program import Arg, Cat, Name, Op, Program, Ref, bind_entry, expand, leaves, state_pairs
 
-from ._certificate import Invocation
-from ._check_piece import Reg
+from ._certificate import Invocation, Runs
+from ._check_index import Index, covers, index_of, selected
+from ._check_piece import Reg, whole
 from ._check_steps import CheckSteps
 from ._check_sums import ONE, Limit, Rel, Term, is_rel, need, refuse, size
-
-MAX_COVERED: Final = 1 << 26
 
 
 class Walk:
@@ -66,12 +61,7 @@ class Walk:
             *self.pairs,
         ):
             shape = size(self._one(label)[2])
-            if math.prod(shape) > MAX_COVERED:
-                raise LimitError(f"{label} of shape {list(shape)}")
-            seen = np.zeros(shape, np.bool_)
-            for reg in self.held.get(label, []):
-                seen[np.ix_(*reg)] = True
-            need(bool(seen.all()), f"{label} is not covered")
+            need(covers(self.held.get(label, []), shape), f"{label} is not covered")
         unused = set(self.claims) - {
             (str(rank), str(name)) for rank, table in self.made.items() for name in table
         }
@@ -160,8 +150,10 @@ class Walk:
             return
         label, part = str(bound.of), self._part(bound)
         by, node, outer, _ = self._one(label)
-        reg = tuple(tuple(index[at] for at in places) for index, places in zip(outer, part, strict=True))
-        pinned: Limit = None if bound.over is None else (((bound.over[0], tuple(sorted(bound.over[1]))),), ())
+        reg = selected(outer, part)
+        pinned: Limit = (
+            None if bound.over is None else (((bound.over[0], index_of(sorted(bound.over[1]))),), ())
+        )
         need(self.values.sound(node, pinned), f"{rank}: {name} claims an addend there is not")
         want = ((bound.scale * by, node, self.values.spelled(node, reg), pinned),)
         need(claim is not None, f"{rank}: {name} is claimed by the plan and not here")
@@ -214,7 +206,8 @@ class Walk:
         shape = size(self._one(str(bound.of))[2])
         inside = all(dim < len(shape) and (not at or max(at) < shape[dim]) for dim, at in bound.dims.items())
         need(inside, f"a part of {bound.of} that does not exist")
-        return tuple(tuple(bound.dims.get(dim, range(size))) for dim, size in enumerate(shape))
+        held = {dim: index_of(at) for dim, at in bound.dims.items()}
+        return tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
 
     def _one(self, label: str) -> Term:
         rel = self.values.named(label)
@@ -244,12 +237,12 @@ class Walk:
             return None
         return (self._term(*part),) if len(part) == 4 else _number(*part)
 
-    def _term(self, coef: Fraction, label: str, reg: Reg, limit: Any) -> Term:
+    def _term(self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any) -> Term:
+        reg = tuple(map(Index, dims))
         by, node, outer, _ = self._one(label)
         item = self.values.defs[node]
         inside = len(reg) == len(item.shape) and all(
-            dim in item.free or max(at, default=0) < max(n, 1)
-            for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
+            dim in item.free or at.stop <= n for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
         )
         need(self.values.is_whole(node, outer) and inside, f"{label} has no such part")
         found = self._limit(limit)
@@ -265,7 +258,10 @@ class Walk:
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        return tuple(sorted(limit[0])), tuple(sorted(through, key=lambda pair: pair[0]))
+        shares = {letter: Index(runs) for letter, runs in limit[0]}
+        return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
+            sorted(through, key=lambda pair: pair[0])
+        )
 
     def _named_operands(self, step: Op, named: Callable[[str], Rel]) -> list[Any]:
         found = [self._operand(arg, lambda ref: named(str(ref.name))) for arg in step.args]
