@@ -57,7 +57,7 @@ class CheckValues(CheckSums):
             node = self._put(Def("leaf", {"name": label}, (), 0, want.shape, want.dtype))
             self.names[label] = ((ONE, node, whole(want.shape), None),)
         for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
-            if step.op == "nll_loss_forward" and step.attr("reduction") == 1:
+            if step.op == "nll_loss_forward":
                 self._ignored.add(step.attr("ignore_index"))
             for out, rel in zip(step.outs, self.make(step, operands_of(step, self.named)), strict=True):
                 self.names[str(out)] = rel
@@ -129,7 +129,7 @@ class CheckValues(CheckSums):
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
     def counts(self, attrs: Mapping[str, Any]) -> bool:
-        """Is the class that a mean loss ignores one that the Program's ignore, and taken to be no target?"""
+        """Is the class that a mean loss ignores one that a loss of the Program ignores, and taken to be no target?"""
         return self.targets and attrs["ignore_index"] in self._ignored
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:

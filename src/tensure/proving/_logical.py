@@ -65,8 +65,8 @@ class Logical(Pieces):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
             self._name(label, Held(want, plain(node, whole_region(want.shape))))
         steps = tuple(expand(program.blocks, program.entry(entry).body, env))
-        means = [s for s in steps if s.op == "nll_loss_forward" and s.attr("reduction") == 1]
-        self.ignored = frozenset(step.attr("ignore_index") for step in means)
+        losses = [step for step in steps if step.op == "nll_loss_forward"]
+        self.ignored = frozenset(step.attr("ignore_index") for step in losses)
         for step in steps:
             operands = [self.operand(arg, self.named) for arg in step.args]
             types = infer_step(step, [type_of(operand) for operand in operands])

@@ -24,7 +24,7 @@ class Sums(Values):
 
     targets: bool = False
     ignored: frozenset[object] = frozenset()
-    """The classes that mean losses of the Program ignore; `targets` says that none of them is a target."""
+    """The classes that losses of the Program ignore; `targets` says that none of them is a target."""
 
     def made(self, call: Call) -> list[Held]:
         """What any step makes."""
