@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tensure.bundle import Local, Place, Plan, Track, collect, evaluate_plan, validate_plan
+from tensure.bundle import Local, Place, Plan, Track, collect, evaluate_plan, plan_digest, validate_plan
 from tensure.program import Entry, Op, Program, Value, digest, evaluate_program, name, op
-from tensure.proving import prove_plan
+from tensure.proving import check_certificate, prove_plan
+from tensure.proving._certificate import Covered, write_certificate
 
 Types = dict[str, tuple[tuple[int, ...], str]]
 Claims = dict[str, Place]
@@ -57,10 +59,6 @@ def status(program: Program, plan: Plan) -> str:
 
 # --- a part among zeros, then moved -----------------------------------------------------------------------
 
-BLANKED = [
-    op("slice", "y", out="kept", dim=0, start=0, end=2),
-    op("constant_pad_nd", "kept", out="part", pad=[0, 0, 0, 2], value=0.0),
-]
 MOVED: dict[str, tuple[Types, list[Op], list[Op]]] = {
     "cat": (
         {"a": ((4, 2), "f64"), "b": ((4, 2), "f64")},
@@ -125,7 +123,70 @@ def _rest(types: Types, makes: list[Op]) -> tuple[int, ...]:
 
 
 def _renamed(item: Op, old: str, new: str) -> Op:
-    from dataclasses import replace
-
-    args = tuple(op("copy", new, out="q").args[0] if str(getattr(a, "name", "")) == old else a for a in item.args)
+    args = tuple(
+        op("copy", new, out="q").args[0] if str(getattr(a, "name", "")) == old else a for a in item.args
+    )
     return replace(item, args=args)
+
+
+# --- casts -------------------------------------------------------------------------------------------------
+
+
+def test_the_integer_part_of_a_sum_is_not_the_sum_of_integer_parts() -> None:
+    """A forged certificate: no prover writes it."""
+    inputs: Types = {"a": ((4,), "f64"), "b": ((4,), "f64")}
+    right = [
+        op("_to_copy", "a", out="ia", dtype="i64"),
+        op("_to_copy", "b", out="ib", dtype="i64"),
+        op("_to_copy", "ia", out="fa", dtype="f64"),
+        op("_to_copy", "ib", out="fb", dtype="f64"),
+        op("add", "fa", "fb", out="p"),
+    ]
+    wrong = [
+        op("add", "a", "b", out="s"),
+        op("_to_copy", "s", out="n", dtype="i64"),
+        op("_to_copy", "n", out="p", dtype="f64"),
+    ]
+    program, plan = pair(inputs, right, ["p"], wrong)
+    assert not agrees(program, plan)
+    assert status(program, plan) != "proved"
+
+    def row(local: str, *labels: str) -> Any:
+        return ["t[0]", local, [["1/1", label, [[[0, 4]]], None] for label in labels]]
+
+    rows = [row("a", "a"), row("b", "b"), row("s", "a", "b"), row("n", "ia", "ib"), row("p", "fa", "fb")]
+    assert not _accepted(program, plan, rows)
+    program, plan = pair(inputs, right, ["p"], right)
+    rows = [*(row(label, label) for label in ("a", "b", "ia", "ib", "fa", "fb")), row("p", "fa", "fb")]
+    assert _accepted(program, plan, rows)
+
+
+def _accepted(program: Program, plan: Plan, rows: list[Any]) -> bool:
+    covered = [Covered("run", {}, False, [], rows)]
+    made = write_certificate(digest(program), plan_digest(plan), covered)
+    return check_certificate(made, plan, program).accepted
+
+
+# --- losses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_no_class_is_ignored_but_those_the_program_ignores(ignored: int) -> None:
+    """Where a mean counts by a class that the Program does not ignore, targets of it are not assumed away."""
+    inputs: Types = {"x": ((4, 3), "f64"), "t": ((4,), "i64")}
+    given = {"reduction": 1, "ignore_index": -100}
+    right = [op("nll_loss_forward", "x", "t", None, out=("y", "n"), **given)]
+    own = [
+        op("nll_loss_forward", "x", "t", None, out=("m", "k"), reduction=1, ignore_index=ignored),
+        op("nll_loss_forward", "x", "t", None, out=("s", "l"), reduction=2, ignore_index=-100),
+        op("div", "s", "k", out="y"),
+    ]
+    program, plan = pair(inputs, right, ["y"], own)
+    assert agrees(program, plan) == (ignored == -100)
+    assert (status(program, plan) == "proved") == (ignored == -100)
+
+
+def test_a_sum_of_a_number_is_taken() -> None:
+    inputs: Types = {"a": ((), "f64")}
+    made = [op("sum", "a", out="y", dim=[0])]
+    assert status(*pair(inputs, made, ["y"], made)) in ("proved", "unknown")

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from tensure.bundle import Plan
 from tensure.errors import InputError, LimitError, UnsupportedError
+from tensure.host import dtype_word
 from tensure.program import Name, Op, Ref, TensorType, digest
 
 from ._collectives import Collectives
@@ -85,6 +86,10 @@ def capture_parallel(
     finally:
         if not was_frozen:
             gc.unfreeze()
+    made = {label for rank in ranks for label in rank.outputs}
+    for rank in ranks:
+        for grad in sorted(rank.lacking.keys() & made):  # some rank has it
+            rank.lack(grad)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
@@ -114,6 +119,10 @@ class _Rank:
     standing: dict[str, Part] = field(default_factory=dict[str, Part])
     """Where each parameter stands, by name, as far as known."""
     place: dict[str, int] = field(default_factory=dict[str, int])
+    held: dict[str, Name] = field(default_factory=dict[str, Name])
+    """The value each parameter begins the step with."""
+    lacking: dict[str, tuple[Part, str]] = field(default_factory=dict[str, "tuple[Part, str]"])
+    """Gradients of parameters used here that are not there: where they would stand, and their dtype."""
     steps: list[Op] = field(default_factory=list[Op])
     whole: tuple[str, ...] = ()
     """The names of the module's parameters and buffers before it was made parallel."""
@@ -136,12 +145,16 @@ class _Rank:
             module = given.module if given.module is not None else net
             for label, tensor in leaves(module):
                 self._leaf(label, tensor, whole, given)
+                if label in self.standing:
+                    self.held[label] = self.tape.read(local_of(tensor), ()).name
             local = self._inputs(inputs, given)
+            begun = len(self.tape.steps)
             sources = Sources(module)
             step = f"the step of rank {self.rank}"
             with their_errors(step), sources.watching(), Tracer(self.tape, sources, ranks):
                 returned = returned_by(given.step(*local))
             self._results(returned, module, local, given)
+            self._missing(module, begun)
         self.steps, self.whole, self.tape = self.tape.steps, tuple(whole), Tape()
 
     def traced(self, steps: Sequence[Op]) -> RankTrace:
@@ -205,12 +218,20 @@ class _Rank:
             raise InputError(
                 f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
             )
+        if label in given.parameters and self._of_model(local):
+            self._claim(label, local, found)  # made of the model's own before our eyes: to be shown
         self.claims[label] = (label, found)
         self.standing[label] = found
         if self.tape.knows(local):
             self.tape.write(local, Ref(Name(label)), ())
         else:
             self.tape.add(local, Ref(Name(label)))
+
+    def _of_model(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was made of the model's parameters and buffers, and of no random numbers."""
+        return (
+            self.tape.knows(tensor) and not self.tape.is_drawn(tensor) and self.tape.rests_on(tensor, _WHOLE)
+        )
 
     def _cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
         """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
@@ -276,6 +297,27 @@ class _Rank:
                 self._claim(f"grad.{label}", tensor, standing)
             else:
                 self._output(f"grad.{label}", tensor, said)
+
+    def _missing(self, module: torch.nn.Module, begun: int) -> None:
+        """The parameters that the step uses here and leaves without a gradient."""
+        used = {ref.name for step in self.tape.steps[begun:] for ref in step.reads()}
+        for label, tensor in leaves(module):
+            grad = f"grad.{label}"
+            if (
+                tensor.grad is not None
+                or grad not in self.captured.shapes
+                or self.held.get(label) not in used
+            ):
+                continue
+            self.lacking[grad] = (self.standing[label], dtype_word(tensor.dtype))
+
+    def lack(self, grad: str) -> None:
+        """Say that a gradient holds nothing: here its parameter will not change as on the single device."""
+        part, dtype = self.lacking[grad]
+        attrs = (("dtype", dtype), ("fill_value", float("nan")), ("size", part.shape))
+        self.steps.append(Op("full", (), (Name(grad),), attrs))
+        self.claims[grad] = (grad, part)
+        self.outputs.add(grad)
 
     def _output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
         if isinstance(tensor, DTensor) and said is None:

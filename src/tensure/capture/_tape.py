@@ -232,16 +232,21 @@ class Tape:
 
     def is_drawn(self, tensor: torch.Tensor) -> bool:
         """Whether its value follows from random numbers."""
+        return any(name.base.startswith(f"{DRAWN}_") for name in self._behind(tensor))
+
+    def rests_on(self, tensor: torch.Tensor, mark: str) -> bool:
+        """Whether its value follows from one whose name ends so."""
+        return any(name.base.endswith(mark) for name in self._behind(tensor))
+
+    def _behind(self, tensor: torch.Tensor) -> set[Name]:
         made = {out: step for step in self.steps for out in step.outs}
         open_names, seen = [self.read(tensor, ()).name], set[Name]()
         while open_names:
             name = open_names.pop()
-            if name.base.startswith(f"{DRAWN}_"):
-                return True
-            if name in made and name not in seen:
+            if name not in seen:
                 seen.add(name)
-                open_names.extend(ref.name for ref in made[name].reads())
-        return False
+                open_names.extend(ref.name for ref in (made[name].reads() if name in made else ()))
+        return seen
 
     def unset(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor whose memory nobody has written yet."""

@@ -41,7 +41,7 @@ class RankTrace:
 def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
     """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
     traces = [replace(trace, steps=tuple(spelled(trace.steps))) for trace in traces]
-    needed: set[Any] = set()  # results of collectives, and keys of messages that somebody reads
+    needed = _lonely(traces)  # results of collectives, and keys of messages that somebody reads
     while True:
         kept = [_live(trace, needed) for trace in traces]
         grown: set[Any] = {step.outs[0] for steps in kept for step in steps if step.op in COLLECTIVES}
@@ -50,6 +50,41 @@ def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
             break
         needed |= grown
     return [_pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
+
+
+def _lonely(traces: Sequence[RankTrace]) -> set[Any]:
+    """What ranks do together and not all of them do, or not alike: kept, for there the step hangs."""
+    met: dict[tuple[Any, ...], dict[Coordinates, Any]] = {}
+    sizes: dict[tuple[Any, ...], int] = {}
+    sent, received = set[Any](), set[Any]()
+    for trace in traces:
+        for step in trace.steps:
+            axes: Any = step.attr("axes")
+            if step.op in COLLECTIVES:
+                rest = tuple(item for item in trace.place if item[0] not in axes)
+                met.setdefault((step.outs[0], axes, rest), {})[trace.place] = (step.op, step.attrs)
+            elif step.op == "send":
+                sent.add(step.attr("key"))
+            elif step.op == "recv":
+                received.add(step.attr("key"))
+    for _, axes, rest in met:
+        if (axes, rest) not in sizes:
+            sizes[axes, rest] = sum(
+                tuple(item for item in trace.place if item[0] not in axes) == rest for trace in traces
+            )
+    alone = {
+        key[0]
+        for key, members in met.items()
+        if len(members) < sizes[key[1], key[2]] or len(set(map(repr, members.values()))) > 1
+    }
+    alone |= sent ^ received
+    unsent = received - sent
+    return alone | {
+        step.outs[0]
+        for trace in traces
+        for step in trace.steps
+        if step.op == "recv" and step.attr("key") in unsent
+    }
 
 
 def _pruned(trace: RankTrace, steps: Sequence[Op]) -> RankTrace:

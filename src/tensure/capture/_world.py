@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -74,13 +75,29 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
     hook = sys.excepthook  # torch wraps it to print the rank, once for each process group
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with _real_meshes(), bucketed_reductions(), static_stages():
+        with _environment(rank, world), _real_meshes(), bucketed_reductions(), static_stages():
             built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
             with no_bytes():
                 yield built
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook
+
+
+@contextmanager
+def _environment(rank: int, world: int) -> Iterator[None]:
+    """What torchrun tells a process on one host: code may ask this for its rank, and not the group."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    kept = {key: os.environ.get(key) for key in told}
+    os.environ.update({key: str(value) for key, value in told.items()})
+    try:
+        yield
+    finally:
+        for key, value in kept.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
 
 
 @contextmanager

@@ -97,6 +97,8 @@ class CheckSteps(CheckValues):
             return False
         (place,) = many
         parts, left = self.opened(operands[place]), list(self.opened(claim))
+        if any(self.defs[node].dtype not in FLOATS for _, node, _, _ in (*parts, *left)):
+            return False  # a cast to integers is no linear op
         if len(parts) != len(left) or len(parts) > MAX_LED:
             return False
         for term in parts:

@@ -50,6 +50,7 @@ class CheckValues(CheckSums):
         self.names: dict[str, Rel] = {}
         self._keys: dict[Any, int] = {}
         self._program, self._entry, self._env = program, entry, env
+        self._ignored: set[Any] = set()
 
     def read_program(self, operands_of: Any) -> None:
         """Take every step of the Program; `operands_of(step, named)` reads its operands."""
@@ -57,6 +58,8 @@ class CheckValues(CheckSums):
             node = self._put(Def("leaf", {"name": label}, (), 0, want.shape, want.dtype))
             self.names[label] = ((ONE, node, whole(want.shape), None),)
         for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
+            if step.op == "nll_loss_forward":
+                self._ignored.add(step.attr("ignore_index"))
             for out, rel in zip(step.outs, self.make(step, operands_of(step, self.named)), strict=True):
                 self.names[str(out)] = rel
 
@@ -88,7 +91,7 @@ class CheckValues(CheckSums):
 
     def _total(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
         """The total weight of a loss: how many samples count, where all of them do."""
-        if attrs["reduction"] == 1:
+        if attrs["reduction"] == 1:  # only where all samples count
             return self.filled(float(len(operands[1][0][2][0])), (), self.defs[operands[0][0][1]].dtype)
         return self._made(op, attrs, operands)[1]
 
@@ -111,7 +114,7 @@ class CheckValues(CheckSums):
         if not is_rel(target) or len(target[0][2]) != 1 or not target[0][2][0]:
             return None
         mean, rows = attrs["reduction"] == 1, len(target[0][2][0])
-        if mean and (not self.targets or weight is not None):
+        if mean and (not self.counts(attrs) or weight is not None):
             return None
         each = {**attrs, "reduction": 0}
         if at == 1:
@@ -125,6 +128,10 @@ class CheckValues(CheckSums):
             return None if operands[4] == one else (by, [(op, each, lambda _: [*operands[:4], one])])
         wide = self._widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
+
+    def counts(self, attrs: Mapping[str, Any]) -> bool:
+        """Is the class that a mean loss ignores one that a loss of the Program ignores, and taken to be no target?"""
+        return self.targets and attrs["ignore_index"] in self._ignored
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
@@ -421,6 +428,7 @@ class CheckValues(CheckSums):
         known = bool(together) and all(is_rel(operands[at]) for at in together)
         common = operands[together[0]][0][0] if known else ONE
         floats = all(self.defs[item[0][1]].dtype in FLOATS for item in operands if is_rel(item))
+        stays = attrs.get("dtype") is None or attrs["dtype"] in FLOATS
         for at, item in enumerate(operands):
             if not is_rel(item):
                 parts.append(None if item is None else ("number", type(item).__name__, repr(item)))
@@ -429,7 +437,7 @@ class CheckValues(CheckSums):
             is_float = self.defs[node].dtype in FLOATS
             if at in together and known and floats:
                 coef, by = common, by / common
-            elif is_float and single(op, attrs, operands, at):
+            elif is_float and stays and single(op, attrs, operands, at):
                 coef, by = coef * by, ONE
             parts.append((node, self.spelled(node, reg), by))
         return coef, tuple(parts)

@@ -64,7 +64,10 @@ class Logical(Pieces):
         for label, want, _ in leaves(program, entry, env):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
             self._name(label, Held(want, plain(node, whole_region(want.shape))))
-        for step in expand(program.blocks, program.entry(entry).body, env):
+        steps = tuple(expand(program.blocks, program.entry(entry).body, env))
+        losses = [step for step in steps if step.op == "nll_loss_forward"]
+        self.ignored = frozenset(step.attr("ignore_index") for step in losses)
+        for step in steps:
             operands = [self.operand(arg, self.named) for arg in step.args]
             types = infer_step(step, [type_of(operand) for operand in operands])
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))

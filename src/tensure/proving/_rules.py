@@ -148,7 +148,7 @@ def _broadcast(shapes: Shapes, parts: Parts, out: Shape) -> list[Derived] | None
 
 def reduced_dims(dim: Any, rank: int) -> tuple[int, ...]:
     """The dims a reduction goes over: none or an empty list says all."""
-    if dim is None or dim == ():
+    if dim is None or dim == () or not rank:
         return tuple(range(rank))
     return tuple(sorted({item % rank for item in (dim if isinstance(dim, tuple) else (dim,))}))
 

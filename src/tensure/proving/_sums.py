@@ -23,6 +23,8 @@ class Sums(Values):
     """What linear steps make of relations."""
 
     targets: bool = False
+    ignored: frozenset[object] = frozenset()
+    """The classes that losses of the Program ignore; `targets` says that none of them is a target."""
 
     def made(self, call: Call) -> list[Held]:
         """What any step makes."""
@@ -171,7 +173,8 @@ class Sums(Values):
         x, target, weight = call.operands[:3]
         assert isinstance(x, Held) and isinstance(target, Held)
         reduction, count = call.given["reduction"], math.prod(target.type.shape)
-        counts = reduction == 2 or (reduction == 1 and self.targets and weight is None and count)
+        every = self.targets and call.given["ignore_index"] in self.ignored
+        counts = reduction == 2 or (reduction == 1 and every and weight is None and count)
         if not counts or len(target.type.shape) != 1:
             return self.general(call)
         each = TensorType(target.type.shape, x.type.dtype)
@@ -189,7 +192,8 @@ class Sums(Values):
         grad, _, target, weight, total = call.operands
         assert isinstance(grad, Held) and isinstance(target, Held) and isinstance(total, Held)
         reduction, factor = call.given["reduction"], self.factor(total)
-        counts = reduction in (0, 2) or (reduction == 1 and self.targets and weight is None and factor)
+        every = self.targets and call.given["ignore_index"] in self.ignored
+        counts = reduction in (0, 2) or (reduction == 1 and every and weight is None and factor)
         if not counts or len(target.type.shape) != 1:
             return self.general(call)
         each = TensorType(target.type.shape, grad.type.dtype)
