@@ -18,6 +18,7 @@ from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
 from ._check_placed import placed
+from ._check_products import multiplied
 from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
 from ._check_values import CheckValues
 
@@ -56,7 +57,9 @@ class CheckSteps(CheckValues):
         if ways is not None:
             by, steps = ways
             return self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim))
-        return self._led(op, attrs, operands, at, claim)
+        if self._led(op, attrs, operands, at, claim):
+            return True
+        return at == 0 and multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
 
     def _total_follows(
         self, op: str, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]

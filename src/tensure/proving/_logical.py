@@ -36,6 +36,7 @@ from ._masked import ROWS, Lookup, masked_lookup
 from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._placed import placed
+from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
 from ._rules import REDUCTIONS, derive, reduced_dims
@@ -60,6 +61,8 @@ class Logical(Pieces):
         super().__init__()
         self.targets = targets
         self.names: dict[str, Held] = {}
+        self.products = Products(self)
+        self._theirs = 1 << 60  # the first value that is not the Program's: none as yet
         self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
@@ -70,6 +73,7 @@ class Logical(Pieces):
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
                 self._name(str(out), held)
+        self._theirs = len(self.values)
 
     # operands ----------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ class Logical(Pieces):
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:
-                return [Held(call.types[0], found)]
+                return [Held(call.types[0], found if call.own else self._multiplied(found))]
         written = {"mean": self.mean, "nll_loss_forward": self.loss, "nll_loss_backward": self.loss_backward}
         return written.get(call.step.op, self.general)(call)
 
@@ -158,15 +162,23 @@ class Logical(Pieces):
         if addend is not None:
             return [addend]
         factor, core, limits = self._parted(call, terms)
-        found = self._match(call, core) or self._new(call, core)
-        node, derived, order = found
+        node, derived, order = self._match(call, core) or self._new(call, core)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
             region = self.spelled(node + out, part.region)
             term = Term(node + out, region, factor * part.coef, limited(part.shares, through))
+            if node >= self._theirs and call.step.op in OPENED and term.limit is None:
+                known = self.products.term(node, region)
+                term = term if known is None else replace(known, coef=known.coef * term.coef)
             made.append(Held(want, Relation((term,))))
         return made
+
+    def _multiplied(self, found: Relation) -> Relation:
+        """A sum with products in it that is an earlier value in another spelling, or the sum as it is."""
+        region = None if found.single is not None else self.aligned(found)
+        known = None if region is None else self.products.summed(found, region)
+        return found if known is None else Relation((known,))
 
     def _looked_up(self, lookup: Lookup, found: TensorType) -> Held | None:
         """The addend over some rows of a table's lookup."""
