@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tensure.program import Cat, Op, Ref
 
+from ._check_extremes import extreme
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_ops import FLOATS, clean
@@ -190,8 +191,10 @@ class CheckSteps(CheckValues):
     def met(self, op: str, attrs: dict[str, Any], members: list[Rel]) -> list[Rel]:
         known = [member for member in members if member is not None]
         nothing: list[Rel] = [None] * len(members)
-        if len(known) < len(members) or attrs.get("reduce", "sum") != "sum":
+        if len(known) < len(members):
             return nothing
+        if (kind := attrs.get("reduce", "sum")) != "sum":
+            return [extreme(self, kind, known) if op == "all_reduce" else None] * len(members)
         rank = len(known[0][0][2])
         if op == "all_gather":
             return [self.together(known, attrs["dim"] % rank)] * len(members)
