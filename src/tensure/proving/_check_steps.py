@@ -15,6 +15,7 @@ from tensure.program import Cat, Op, Ref
 from ._check_extremes import extreme
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
+from ._check_masked_gather import masked_gather
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
@@ -49,7 +50,9 @@ class CheckSteps(CheckValues):
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
         if len(claim) == 1 and (
-            masked_lookup(self, op, operands, claim[0]) or placed(self, op, attrs, operands, claim[0])
+            masked_lookup(self, op, operands, claim[0])
+            or masked_gather(self, op, operands, claim[0])
+            or placed(self, op, attrs, operands, claim[0])
         ):
             return True
         ways = self.ways(op, attrs, operands)

@@ -137,6 +137,8 @@ class CheckValues(CheckSums):
             dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
             thin = [self._thin(rel, dim) if is_rel(rel) else None for rel in operands]
             return ("cat", {"dim": dim}, thin) if all(thin) else (op, attrs, operands)
+        if op == "gather":
+            return op, {**attrs, "dim": attrs["dim"] % len(operands[0][0][2])}, operands
         if op in REDUCTIONS:
             rank = len(operands[0][0][2])
             dims = tuple(sorted(d % rank for d in _dims_of(attrs, rank)))

@@ -33,6 +33,7 @@ from ._index import Index, Region, free_index, relative, select, shape_of, whole
 from ._limit import Limit, limited, share_of
 from ._linear import alone, together
 from ._masked import ROWS, Lookup, masked_lookup
+from ._masked_gather import masked_gather
 from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._placed import placed
@@ -121,6 +122,10 @@ class Logical(Pieces):
         elif call.step.op in REDUCTIONS and "dim" in call.given and isinstance(call.operands[0], Held):
             dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
             call = replace(call, given={**call.given, "dim": dims})
+        elif call.step.op == "gather" and isinstance(call.operands[0], Held):
+            call = replace(
+                call, given={**call.given, "dim": call.given["dim"] % len(call.operands[0].type.shape)}
+            )
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:
@@ -158,7 +163,7 @@ class Logical(Pieces):
             region = self.spelled(whole.node, whole.region)
             term = replace(whole, region=region, limit=limited(shares, ()))
             return [Held(call.types[0], Relation((term,)))]
-        addend = None if lookup is None else self._looked_up(lookup, call.types[0])
+        addend = self._looked_up(lookup, call.types[0]) if lookup else masked_gather(self, call, terms)
         if addend is not None:
             return [addend]
         factor, core, limits = self._parted(call, terms)
