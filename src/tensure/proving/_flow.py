@@ -480,7 +480,7 @@ class _Relations(PlanMachine[Held]):
         given = dict(self.logical.values[term.node].given)
         part = Held(TensorType(shape_of(joined.region), members[0].type.dtype), Relation((joined,)))
         step = Op(EXTREMES[kind], (), (), tuple(given.items()))
-        return self.logical.apply(step, [part], [members[0].type], self._wanted)[0].relation
+        return self.logical.apply(step, [part], [members[0].type])[0].relation
 
     def _added(self, members: list[Held]) -> Relation | None:
         if members[0].type.dtype not in FLOATS and any(

@@ -123,9 +123,8 @@ class Logical(Pieces):
             dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
             call = replace(call, given={**call.given, "dim": dims})
         elif call.step.op == "gather" and isinstance(call.operands[0], Held):
-            call = replace(
-                call, given={**call.given, "dim": call.given["dim"] % len(call.operands[0].type.shape)}
-            )
+            rank = max(len(call.operands[0].type.shape), 1)
+            call = replace(call, given={**call.given, "dim": call.given["dim"] % rank})
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:

@@ -40,14 +40,19 @@ def masked_gather(values: Sums, call: Call, terms: list[Term | Number]) -> Held 
     if seen is None:
         return None
     table, places = seen.operands
-    rank = len(seen.type.shape)
-    at = seen.given["dim"] % rank
+    at = seen.given["dim"] % max(len(seen.type.shape), 1)
     if not _part(table) or not _part(places) or (squeezed is not None and squeezed != at):
         return None
     node, region, _ = table
     source = values.values[node]
     found = _indices(values, places, None if squeezed is None else at)
-    if found is None or len(region[at]) != 1 or at in source.free or source.type.dtype not in FLOATS:
+    if (
+        found is None
+        or not region
+        or len(region[at]) != 1
+        or at in source.free
+        or source.type.dtype not in FLOATS
+    ):
         return None
     chooser, rows, indices, lo, hi = found
     if region[at] != ((lo, hi),) or (mask.node, mask.region) != (chooser, rows):
@@ -94,8 +99,8 @@ def _picked(values: Values, node: int) -> tuple[Value | None, int | None]:
     shape = inner.type.shape
     if inner.op != "gather":
         return None, None
-    at = inner.given["dim"] % len(shape)
-    fits = shape[at] == 1 and (*shape[:at], *shape[at + 1 :]) == value.type.shape
+    at = inner.given["dim"] % max(len(shape), 1)
+    fits = bool(shape) and shape[at] == 1 and (*shape[:at], *shape[at + 1 :]) == value.type.shape
     return (inner, at) if fits else (None, None)
 
 
