@@ -320,8 +320,10 @@ def one_rank(program: Program, locals_: Mapping[str, Local], body: Body) -> Plan
 
 
 def test_probable_comes_with_its_bound() -> None:
-    program = program_of({"x": (3,)}, (op("square", "x", out="y"),), ("y",))
-    plan = one_rank(program, {"x": whole("x"), "y": whole("y")}, (op("mul", "x", "x", out="y"),))
+    powers = tuple(op("square", base, out=out) for base, out in ("xa", "ab", "bc"))  # x^8: products end here
+    program = program_of({"x": (3,)}, (*powers, op("square", "c", out="y")), ("y",))
+    body = (*powers, op("mul", "c", "c", out="y"))
+    plan = one_rank(program, {"x": whole("x"), "y": whole("y")}, body)
     result = prove_plan(plan, program)
     verdict = values_of(result)
     assert verdict.status == "probable" and result.certificate is None

@@ -86,10 +86,10 @@ def capture_parallel(
     finally:
         if not was_frozen:
             gc.unfreeze()
-    made = {label for rank in ranks for label in rank.outputs}
-    for rank in ranks:
-        for grad in sorted(rank.lacking.keys() & made):  # some rank has it
-            rank.lack(grad)
+    made = {label for item in ranks for label in item.outputs}
+    for item in ranks:
+        for grad in sorted(item.lacking.keys() & made):  # some rank has it
+            item.lack(grad)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]

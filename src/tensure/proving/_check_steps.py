@@ -12,13 +12,16 @@ from typing import Any, Final
 
 from tensure.program import Cat, Op, Ref
 
+from ._check_extremes import extreme
 from ._check_index import Anywhere
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
+from ._check_masked_gather import masked_gather
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
 from ._check_placed import placed
+from ._check_products import multiplied
 from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
 from ._check_values import CheckValues
 
@@ -48,7 +51,9 @@ class CheckSteps(CheckValues):
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
         if len(claim) == 1 and (
-            masked_lookup(self, op, operands, claim[0]) or placed(self, op, attrs, operands, claim[0])
+            masked_lookup(self, op, operands, claim[0])
+            or masked_gather(self, op, operands, claim[0])
+            or placed(self, op, attrs, operands, claim[0])
         ):
             return True
         ways = self.ways(op, attrs, operands)
@@ -57,7 +62,9 @@ class CheckSteps(CheckValues):
         if ways is not None:
             by, steps = ways
             return self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim))
-        return self._led(op, attrs, operands, at, claim)
+        if self._led(op, attrs, operands, at, claim):
+            return True
+        return at == 0 and multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
 
     def _total_follows(
         self, op: str, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]
@@ -187,8 +194,10 @@ class CheckSteps(CheckValues):
     def met(self, op: str, attrs: dict[str, Any], members: list[Rel]) -> list[Rel]:
         known = [member for member in members if member is not None]
         nothing: list[Rel] = [None] * len(members)
-        if len(known) < len(members) or attrs.get("reduce", "sum") != "sum":
+        if len(known) < len(members):
             return nothing
+        if (kind := attrs.get("reduce", "sum")) != "sum":
+            return [extreme(self, kind, known) if op == "all_reduce" else None] * len(members)
         rank = len(known[0][0][2])
         if op == "all_gather":
             return [self.together(known, attrs["dim"] % rank)] * len(members)

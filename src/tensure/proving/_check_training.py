@@ -275,7 +275,11 @@ TRAINING: Final[dict[str, TrainingRule]] = {
     "native_layer_norm": TrainingRule(_norm_shapes, _norm),
     "index": TrainingRule(_indexed, _index),
     "index_select": TrainingRule(_selected, _index_select),
-    "gather": TrainingRule(lambda attrs, shapes: [shapes[1]], _gather),
+    "gather": TrainingRule(
+        lambda attrs, shapes: [shapes[1]],
+        _gather,
+        lambda attrs, shapes: {"v": shapes[0][attrs["dim"] % len(shapes[0])]},
+    ),
     "embedding_dense_backward": TrainingRule(
         lambda attrs, shapes: [(attrs["num_weights"], *shapes[0][len(shapes[1]) :])],
         _embedding_backward,

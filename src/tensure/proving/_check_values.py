@@ -130,7 +130,7 @@ class CheckValues(CheckSums):
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
     def counts(self, attrs: Mapping[str, Any]) -> bool:
-        """Is the class that a mean loss ignores one that a loss of the Program ignores, and taken to be no target?"""
+        """Is the class that a mean loss ignores one that a loss of the Program ignores, hence no target?"""
         return self.targets and attrs["ignore_index"] in self._ignored
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
@@ -146,6 +146,8 @@ class CheckValues(CheckSums):
             dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
             thin = [self._thin(rel, dim) if is_rel(rel) else None for rel in operands]
             return ("cat", {"dim": dim}, thin) if all(thin) else (op, attrs, operands)
+        if op == "gather":
+            return op, {**attrs, "dim": attrs["dim"] % len(operands[0][0][2])}, operands
         if op in REDUCTIONS:
             rank = len(operands[0][0][2])
             dims = tuple(sorted(d % rank for d in _dims_of(attrs, rank)))

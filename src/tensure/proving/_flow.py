@@ -28,6 +28,7 @@ from tensure.program import (
 )
 
 from ._contraction import TERMS, terms_of
+from ._extremes import EXTREMES, extreme
 from ._index import Region, covers, index_of, length, select, shape_of, whole
 from ._limit import Share, limited, share_of
 from ._logical import Logical
@@ -456,8 +457,8 @@ class _Relations(PlanMachine[Held]):
             ]
         kind = attrs.get("reduce", "sum")
         relations = [member.relation for member in members]
-        whole = self._added(members) if kind == "sum" else None
         found = members[0].type
+        whole = self._added(members) if kind == "sum" else self._extreme(kind, members)
         if whole is None:
             whole = self.logical.ghost((op, kind, tuple(item.terms for item in relations)), found)
         whole = self.logical.resolve(whole)
@@ -469,6 +470,17 @@ class _Relations(PlanMachine[Held]):
         return [
             self.logical.piece(held, dim, to * size, (to + 1) * size).relation for to in range(len(members))
         ]
+
+    def _extreme(self, kind: str, members: list[Held]) -> Relation | None:
+        """The maximum (minimum) of maxima of parts, as one of the whole."""
+        joined = extreme(self.logical, kind, members)
+        if not isinstance(joined, Term):
+            return joined
+        term = members[0].relation.terms[0]
+        given = dict(self.logical.values[term.node].given)
+        part = Held(TensorType(shape_of(joined.region), members[0].type.dtype), Relation((joined,)))
+        step = Op(EXTREMES[kind], (), (), tuple(given.items()))
+        return self.logical.apply(step, [part], [members[0].type])[0].relation
 
     def _added(self, members: list[Held]) -> Relation | None:
         if members[0].type.dtype not in FLOATS and any(

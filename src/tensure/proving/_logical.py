@@ -33,9 +33,11 @@ from ._index import Index, Region, free_index, relative, select, shape_of, whole
 from ._limit import Limit, limited, share_of
 from ._linear import alone, together
 from ._masked import ROWS, Lookup, masked_lookup
+from ._masked_gather import masked_gather
 from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._placed import placed
+from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
 from ._rules import REDUCTIONS, derive, reduced_dims
@@ -60,6 +62,8 @@ class Logical(Pieces):
         super().__init__()
         self.targets = targets
         self.names: dict[str, Held] = {}
+        self.products = Products(self)
+        self._theirs = 1 << 60  # the first value that is not the Program's: none as yet
         self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
@@ -73,6 +77,7 @@ class Logical(Pieces):
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
                 self._name(str(out), held)
+        self._theirs = len(self.values)
 
     # operands ----------------------------------------------------------------------------------------
 
@@ -120,10 +125,13 @@ class Logical(Pieces):
         elif call.step.op in REDUCTIONS and "dim" in call.given and isinstance(call.operands[0], Held):
             dims = reduced_dims(call.given["dim"], len(call.operands[0].type.shape))
             call = replace(call, given={**call.given, "dim": dims})
+        elif call.step.op == "gather" and isinstance(call.operands[0], Held):
+            rank = max(len(call.operands[0].type.shape), 1)
+            call = replace(call, given={**call.given, "dim": call.given["dim"] % rank})
         for way in (self.passes, self.constant, self.linear):
             found = way(call)
             if found is not None:
-                return [Held(call.types[0], found)]
+                return [Held(call.types[0], found if call.own else self._multiplied(found))]
         written = {"mean": self.mean, "nll_loss_forward": self.loss, "nll_loss_backward": self.loss_backward}
         return written.get(call.step.op, self.general)(call)
 
@@ -157,19 +165,27 @@ class Logical(Pieces):
             region = self.spelled(whole.node, whole.region)
             term = replace(whole, region=region, limit=limited(shares, ()))
             return [Held(call.types[0], Relation((term,)))]
-        addend = None if lookup is None else self._looked_up(lookup, call.types[0])
+        addend = self._looked_up(lookup, call.types[0]) if lookup else masked_gather(self, call, terms)
         if addend is not None:
             return [addend]
         factor, core, limits = self._parted(call, terms)
-        found = self._match(call, core) or self._new(call, core)
-        node, derived, order = found
+        node, derived, order = self._match(call, core) or self._new(call, core)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
             region = self.spelled(node + out, part.region)
             term = Term(node + out, region, factor * part.coef, limited(part.shares, through))
+            if node >= self._theirs and call.step.op in OPENED and term.limit is None:
+                known = self.products.term(node, region)
+                term = term if known is None else replace(known, coef=known.coef * term.coef)
             made.append(Held(want, Relation((term,))))
         return made
+
+    def _multiplied(self, found: Relation) -> Relation:
+        """A sum with products in it that is an earlier value in another spelling, or the sum as it is."""
+        region = None if found.single is not None else self.aligned(found)
+        known = None if region is None else self.products.summed(found, region)
+        return found if known is None else Relation((known,))
 
     def _looked_up(self, lookup: Lookup, found: TensorType) -> Held | None:
         """The addend over some rows of a table's lookup."""
