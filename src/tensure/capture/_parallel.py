@@ -87,9 +87,9 @@ def capture_parallel(
         if not was_frozen:
             gc.unfreeze()
     made = {label for rank in ranks for label in rank.outputs}
-    for rank in ranks:
-        for grad in sorted(rank.lacking.keys() & made):  # some rank has it
-            rank.lack(grad)
+    for traced in ranks:
+        for grad in sorted(traced.lacking.keys() & made):  # some rank has it
+            traced.lack(grad)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]

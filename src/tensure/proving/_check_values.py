@@ -129,7 +129,7 @@ class CheckValues(CheckSums):
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
     def counts(self, attrs: Mapping[str, Any]) -> bool:
-        """Is the class that a mean loss ignores one that a loss of the Program ignores, and taken to be no target?"""
+        """Does a mean loss ignore a class that a loss of the Program ignores, and that is no target?"""
         return self.targets and attrs["ignore_index"] in self._ignored
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
