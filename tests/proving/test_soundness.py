@@ -127,5 +127,7 @@ def _rest(types: Types, makes: list[Op]) -> tuple[int, ...]:
 def _renamed(item: Op, old: str, new: str) -> Op:
     from dataclasses import replace
 
-    args = tuple(op("copy", new, out="q").args[0] if str(getattr(a, "name", "")) == old else a for a in item.args)
+    args = tuple(
+        op("copy", new, out="q").args[0] if str(getattr(a, "name", "")) == old else a for a in item.args
+    )
     return replace(item, args=args)

@@ -45,7 +45,22 @@ class CheckSteps(CheckValues):
                 return True
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
-                return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
+                given = attrs if op == "convolution" else {}
+                return bool(rest[2]) and self._led(rest[0], given, rest[1], 0, rest[2])
+        if op == "convolution_backward":
+            way = self.gradient(attrs, operands, at)
+            if way is None:
+                return self.equal(claim, self.filled(0.0, (0,), self.defs[operands[0][0][1]].dtype))
+            if at == 2:
+                # The same numbers in the same order with the summed dims kept, each of size 1.
+                back = [self._unviewed(term) for term in claim]
+                kept = tuple(term for term in back if term is not None)
+                ones = all(set(size(reg)[:1] + size(reg)[2:]) <= {1} for _, _, reg, _ in kept)
+                ranks = {len(reg) for _, _, reg, _ in kept} == {len(operands[0][0][2])}
+                return (
+                    len(kept) == len(back) and ones and ranks and self._led(way[0], way[1], way[2], 0, kept)
+                )
+            op, attrs, operands, at = way
         if len(claim) == 1 and (
             masked_lookup(self, op, operands, claim[0]) or placed(self, op, attrs, operands, claim[0])
         ):
@@ -69,6 +84,10 @@ class CheckSteps(CheckValues):
         """One step, or two of which the second sums what the first makes of every sample."""
         (kind, given, args), *rest = steps
         if not rest:
+            # A mean over tensors that were stacked is a sum of them, addends or not, term by term.
+            flat = self.linear(kind, given, operands, False) if kind == "sum" else None
+            if flat is not None and self.equal(claim, flat):
+                return True
             return self._led(kind, given, list(args(operands)), 0, claim)
         if len(claim) != 1 or not is_rel(operands[1]) or len(operands[1]) != 1:
             return False
