@@ -35,6 +35,11 @@ class CheckSteps(CheckValues):
             for arg, item in zip(step.args, operands, strict=True)
         ):
             return False
+        behind = self.stacked_behind(dict(step.attrs), operands) if step.op == "stack" else None
+        if behind is not None:
+            joins = Op("cat", step.args, step.outs, (("dim", behind[0]),))
+            if self.follows(joins, behind[1], at, claim):
+                return True
         op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         moved = self.passed(op, attrs, operands)
         if moved is not None and self.equal(claim, moved):

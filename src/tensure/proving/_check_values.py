@@ -203,6 +203,19 @@ class CheckValues(CheckSums):
             made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
         return tuple(made)
 
+    def stacked_behind(self, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[int, list[Rel]] | None:
+        """The dim of a stack, and its tensors with the new dim behind one of size 1; None if there is none.
+
+        A new dim of size 1 before a dim of size 1 or behind it: the same elements in the same shape.
+        """
+        if not all(is_rel(rel) for rel in operands) or not operands:
+            return None
+        dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
+        if any(size(rel[0][2])[dim : dim + 1] != (1,) for rel in operands):
+            return None
+        thin = [self._thin(rel, dim + 1) for rel in operands]
+        return None if any(rel is None for rel in thin) else (dim, thin)
+
     def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
         """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""
         rank = len(rel[0][2])
