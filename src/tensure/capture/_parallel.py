@@ -8,6 +8,7 @@ whole one under our eyes.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -63,9 +64,7 @@ def capture_parallel(
         LimitError: more ranks than are traced one by one.
         UnsupportedError: an op, group or placement without a rule.
     """
-    world = 1
-    for size in mesh.values():
-        world *= size
+    world = math.prod(mesh.values())
     if not mesh or world < 1:
         raise InputError(f"a mesh {dict(mesh)}", wanted="axes with their sizes, such as dp=2, tp=4")
     if world > MAX_TRACED:
@@ -235,8 +234,8 @@ class _Rank:
 
     def _cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
         """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
-        made = {step.outs[0]: step for step in self.tape.steps if step.outs}
         name = self.tape.read(tensor, ()).name
+        made = self.tape.makers()
         cuts: list[Op] = []
         while name in made:
             step = made[name]

@@ -28,12 +28,13 @@ def spelled(steps: Sequence[Op]) -> list[Op]:
 
 
 def _turned(step: Op, made: dict[Name, Op]) -> list[Op]:
-    product = _maker(step, "t", 0, made)
-    if step.op != "t" or product is None or product.op != "mm":
+    product = _maker(step.args[0], "mm", made) if step.op == "t" else None
+    if product is None:
         return [step]
     first, second = product.args
-    inner = _under(first, made)
-    if inner is None or not isinstance(second, Ref) or second.box:
+    turned = _maker(first, "t", made)
+    inner = None if turned is None else turned.args[0]
+    if not _is_value(inner) or not _is_value(second):
         return [step]
     (out,) = step.outs
     other = Name(f"{out.base}_other")
@@ -43,15 +44,11 @@ def _turned(step: Op, made: dict[Name, Op]) -> list[Op]:
     ]
 
 
-def _maker(step: Op, op: str, at: int, made: dict[Name, Op]) -> Op | None:
-    arg = step.args[at] if step.op == op and len(step.args) > at else None
-    return made.get(arg.name) if isinstance(arg, Ref) and not arg.box else None
-
-
-def _under(arg: object, made: dict[Name, Op]) -> Ref | None:
-    """What a transposed operand is the transpose of."""
+def _maker(arg: object, op: str, made: dict[Name, Op]) -> Op | None:
+    """The step that made an operand, if it is of this op."""
     step = made.get(arg.name) if isinstance(arg, Ref) and not arg.box else None
-    if step is None or step.op != "t":
-        return None
-    (inner,) = step.args
-    return inner if isinstance(inner, Ref) and not inner.box else None
+    return step if step is not None and step.op == op else None
+
+
+def _is_value(arg: object) -> bool:
+    return isinstance(arg, Ref) and not arg.box

@@ -93,6 +93,8 @@ class Tape:
     _seen: dict[int, _Seen] = field(default_factory=dict[int, _Seen])
     _there: dict[_Memory, _Seen] = field(default_factory=dict[_Memory, _Seen])
     _names: dict[str, int] = field(default_factory=dict[str, int])
+    _makers: dict[Name, Op] = field(default_factory=dict[Name, Op])
+    _counted: int = 0
 
     # names and steps ---------------------------------------------------------------------------------
 
@@ -238,9 +240,16 @@ class Tape:
         """Whether its value follows from one whose name ends so."""
         return any(name.base.endswith(mark) for name in self._behind(tensor))
 
+    def makers(self) -> Mapping[Name, Op]:
+        """The step behind every value so far; steps are only ever added."""
+        for step in self.steps[self._counted :]:
+            self._makers.update((out, step) for out in step.outs)
+        self._counted = len(self.steps)
+        return self._makers
+
     def _behind(self, tensor: torch.Tensor) -> set[Name]:
-        made = {out: step for step in self.steps for out in step.outs}
         open_names, seen = [self.read(tensor, ()).name], set[Name]()
+        made = self.makers()
         while open_names:
             name = open_names.pop()
             if name not in seen:

@@ -241,11 +241,11 @@ class _Relations(PlanMachine[Held]):
             if key in self._order and (step := self._order[key][1]) is not None
         }
         wanted = {(doubt.rank, doubt.local) for doubt in self.doubts[:MAX_SUSPECTS]}
-        found: dict[tuple[str, str], Suspect] = {}
+        derived, found = self._derived(relations), dict[tuple[str, str], Suspect]()
         for key in made:
             label = (str(key[0]), str(key[1]))
             if label in wanted:
-                seen = suspect(*key, made, self._derived(relations), self._is_known, self._words)
+                seen = suspect(*key, made, derived, self._is_known, self._words)
                 if seen is not None:
                     found[label] = seen
         return found
