@@ -123,7 +123,8 @@ class Walk:
         need(isinstance(over, tuple) and set(over) <= own.keys(), f"{rank}: {step.op} over {over}")
         axes: Any = over
         if (rank, axes) not in self.groups:
-            alone = set(axes) <= set(self.plan.tracks[rank.track].axes)
+            track = self.plan.tracks[rank.track]
+            alone = set(axes) <= set(track.axes) - {axis for axis, _, _ in track.spans}
             spots = dict[tuple[int, ...], Rank]()
             for other in self.plan.ranks(rank.track if alone else None):
                 place = self.places[other]
@@ -159,7 +160,8 @@ class Walk:
         need(claim is not None, f"{rank}: {name} is claimed by the plan and not here")
         if bound.sum:
             at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
-            own = self.plan.tracks[rank.track].axes
+            track = self.plan.tracks[rank.track]
+            own = set(track.axes) - {axis for axis, _, _ in track.spans}
             among = any(axis in self.places[rank] and axis not in own for axis in bound.sum)
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
