@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tensure.errors import TensureError
 from tensure.program import (
+    Affine,
     Arg,
     Cat,
     Op,
@@ -93,14 +94,14 @@ class Logical(Pieces):
                 return held
             found = box_type(arg, held.type)
             for dim, lo, hi in arg.box:
-                assert isinstance(lo, int) and isinstance(hi, int)
+                assert isinstance(lo, (int, Affine)) and isinstance(hi, (int, Affine))
                 held = self.piece(held, dim, lo, hi)
             return Held(found, held.relation)
         if isinstance(arg, Cat):
             parts = [self.operand(part, get) for part in arg.parts]
             found = joined_type(arg, [type_of(part) for part in parts])
             return Held(found, self.join([part for part in parts if isinstance(part, Held)], arg.dim))
-        assert arg is None or isinstance(arg, (bool, int, float))
+        assert arg is None or isinstance(arg, (bool, int, float, Affine))
         return arg
 
     # steps -------------------------------------------------------------------------------------------
