@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank, coordinates
@@ -22,7 +22,8 @@ from ._limit import Limit, limited, share_of
 from ._relation import Relation, Term
 
 Place: TypeAlias = tuple[tuple[str, int], ...]
-MAX_CELLS: Final = 1 << 12
+MAX_UNFOLDED: Final = 1 << 10
+"""Cells after an axis was taken apart, because what its ranks do was not seen to be alike."""
 MAX_MEMBERS: Final = 1 << 13
 """Places of one collective."""
 
@@ -124,6 +125,19 @@ class Cells:
     def coordinates(self, rank: Rank) -> dict[str, Any]:
         """Where the ranks of a cell stand."""
         return coordinates(self._plan, rank)
+
+
+def unfolding(plan: Plan, axes: Sequence[str]) -> Iterator[frozenset[str]]:
+    """Which axes to fold: all that were asked for, then fewer, the shortest taken apart first.
+
+    As long as the cells are not too many; the first is given whatever it is.
+    """
+    left = sorted((axis for axis in axes if plan.mesh[axis] > 1), key=lambda axis: (plan.mesh[axis], axis))
+    yield frozenset(left)
+    for at in range(1, len(left) + 1):
+        if Cells(plan, left[at:]).count() > MAX_UNFOLDED:
+            return
+        yield frozenset(left[at:])
 
 
 # one place of many, and many as one --------------------------------------------------------------------

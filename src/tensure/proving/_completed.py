@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from tensure.bundle import Json
+from tensure.program import Affine, Whole
 
 from ._flow import Flow
 from ._index import Region
@@ -77,6 +78,9 @@ class _Writer:
             if at in self._labels:
                 todo.pop()
                 continue
+            if at in self._logical.families:  # another at every place
+                self._labels[todo.pop()] = None
+                continue
             value = self._logical.values[at]
             operands = [item for item in value.operands if isinstance(item, tuple) and is_part(item)]
             if value.op in ("ghost", "leaf"):
@@ -124,11 +128,15 @@ def _attr(value: Any) -> Json:
 
 
 def _share(share: Share) -> Json:
-    return [share.letter, [list(run) for run in share.index]]
+    return [share.letter, [[_end(end) for end in run] for run in share.index]]
 
 
 def _region(region: Region) -> list[Json]:
-    return [[list(run) for run in index] for index in region]
+    return [[[_end(end) for end in run] for run in index] for index in region]
+
+
+def _end(end: Whole) -> Json:
+    return str(end) if isinstance(end, Affine) else end
 
 
 def _fraction(value: Fraction) -> str:

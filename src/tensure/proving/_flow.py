@@ -423,6 +423,8 @@ class _Relations(PlanMachine[Held]):
         pairs = {
             str(after): str(before) for before, after in state_pairs(self.program.entry(self.entry), self.env)
         }
+        if pairs and self.cells.folded:
+            raise Undecided("what a rank keeps from one run to the next", self.cells.folded)
         reads: set[StatePart] = set()
         keeps: set[StatePart] = set()
         for rank, made in self.made.items():
