@@ -15,12 +15,14 @@ from tensure.proving._check_index import Index
 from tensure.proving._index import index_of, members
 
 N, D = 7, 3
-PROGRAM = Program(
-    {},
-    {"x": Value((N, D), "f64")},
-    {},
-    {"run": Entry((name("x"),), (op("exp", "x", out="y"),), (name("y"),))},
-)
+
+
+def program(rows: int = N) -> Program:
+    steps = (op("exp", "x", out="y"),)
+    return Program({}, {"x": Value((rows, D), "f64")}, {}, {"run": Entry((name("x"),), steps, (name("y"),))})
+
+
+PROGRAM = program()
 
 
 def body(
@@ -30,10 +32,11 @@ def body(
     value: float = 0.0,
     order: tuple[str, str] = ("a", "p"),
     kept: tuple[int, int] = (0, 7),
+    first: int = 4,
 ) -> list[Op]:
     """Rows 0:4, and the rest padded to four; joined, cut to seven again, and through exp."""
     return [
-        op("slice", "x", out="a", dim=0, start=0, end=4, step=1),
+        op("slice", "x", out="a", dim=0, start=0, end=first, step=1),
         op("slice", "x", out="b", dim=0, start=rows[0], end=rows[1], step=1),
         op("constant_pad_nd", "b", out="p", pad=list(pad), value=value),
         op("cat", *order, out="j", dim=0),
@@ -42,10 +45,10 @@ def body(
     ]
 
 
-def plan(steps: list[Op]) -> Plan:
+def plan(steps: list[Op], of: Program = PROGRAM) -> Plan:
     locals_ = {base: Local((), Place(name(base))) for base in ("x", "y")}
     track = Track((), (), None, {}, {"run": tuple(steps)})
-    return Plan(digest(PROGRAM), None, {}, {}, locals_, {}, {"t": track})
+    return Plan(digest(of), None, {}, {}, locals_, {}, {"t": track})
 
 
 def agrees(made: Plan) -> bool:
@@ -63,6 +66,13 @@ def test_uneven_rows_are_proved(form: str) -> None:
     validate_plan(made, PROGRAM)
     assert agrees(made)
     assert prove_plan(made, PROGRAM).proof.values.status == "proved"
+
+
+def test_real_sizes_are_proved() -> None:
+    by = 1 << 24
+    large = program(N * by)
+    steps = body(rows=(4 * by, 7 * by), pad=(0, 0, 0, by), kept=(0, 7 * by), first=4 * by)
+    assert prove_plan(plan(steps, large), large).proof.values.status == "proved"
 
 
 FAULTS = {
