@@ -266,8 +266,15 @@ class Walk:
             else:
                 made = self.values.make(Op(item.op, (), (), attrs), operands)
                 rel = made[item.out]
+                if item.op == "cat" and rel is not None and not self._is_whole(rel):
+                    # One part several times reads as places of it that repeat. Joined as they stand they are
+                    # a value as well: the same elements, and each place may then be an addend of its own.
+                    rel = self.values.as_joined(dict(item.attrs), operands)
             need(rel is not None and len(rel) == 1, f"{item.label} is no value")
             self.values.names[item.label] = rel
+
+    def _is_whole(self, rel: Rel) -> bool:
+        return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
 
     def _part_of(self, part: Any) -> Any:
         if part is None:
