@@ -33,7 +33,7 @@ MAX_RUNS: Final = 1 << 22
 MAX_INDEX: Final = 1 << 48
 MAX_TEXT: Final = 400
 Runs: TypeAlias = tuple[tuple[Int, Int], ...]
-"""(start, stop) of runs of indices in local order, none empty and no two neighbours one (integers are checked)."""
+"""(start, stop) of runs of indices in local order; of integers, none empty and no two neighbours one."""
 Limit: TypeAlias = "tuple[tuple[tuple[str, Runs], ...], tuple[tuple[int | str, Limit], ...]]"
 """An addend: (contracted letter, indices of it); limits of operands by position, of a sum's parts by name."""
 Term: TypeAlias = "tuple[Fraction, str, tuple[Runs, ...], Limit | None]"
@@ -46,23 +46,24 @@ MAX_DIGITS: Final = 4096
 class Covered:
     """One invocation, to be written: rows that define values, and rows of (rank, local, terms).
 
-    `targets`: it is proved of data where no class of a mean loss is the one to be ignored. `folded`: the mesh axes
-    along which ranks are taken together; a rank then is many, and ends of runs may say where by its coordinates.
+    `targets`: it is proved of data where no class of a mean loss is the one to be ignored. `folded`: the mesh
+    axes along which ranks are taken together; ends of runs may then be expressions of their coordinates.
     """
 
     entry: str
     params: Mapping[str, int]
     targets: bool
-    folded: Sequence[str]
     values: Sequence[Json]
     locals: Sequence[Json]
+    folded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Defined:
     """A value that the Program does not name: result `out` of an op on parts of others.
 
-    Operands are Terms, None, or (kind, text) of a number; shape and dtype are what was inferred.
+    Operands are Terms, None, or (kind, text) of a number; shape and dtype are what was inferred; `where` says
+    (axis, lo, hi) of the places whose coordinates ends of runs may name: it is a value for each of them.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Defined:
     out: int
     shape: tuple[int, ...]
     dtype: str
+    where: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def _invocation(row: Json, budget: list[int]) -> Invocation:
 
 
 def _defined(row: Json, budget: list[int]) -> Defined:
-    label, op, given, operands, out, shape, dtype = _fixed(row, 7)
+    label, op, given, operands, out, shape, dtype, where = _fixed(row, 8)
+    places = tuple(_place(item) for item in expect_list(where, "places", max_items=16))
     attrs: dict[str, object] = {}
     for item in expect_list(given, "attributes", max_items=64):
         key, value = _fixed(item, 2)
@@ -154,19 +157,28 @@ def _defined(row: Json, budget: list[int]) -> Defined:
         expect_str(label, "value"),
         expect_str(op, "op"),
         attrs,
-        tuple(_operand(item, budget) for item in expect_list(operands, "operands", max_items=1 << 12)),
+        tuple(
+            _operand(item, budget, bool(places))
+            for item in expect_list(operands, "operands", max_items=1 << 12)
+        ),
         expect_int(out, "result", most=8),
         tuple(expect_int(size, "size") for size in expect_list(shape, "shape", max_items=8)),
         expect_str(dtype, "dtype", max_chars=8),
+        places,
     )
 
 
-def _operand(row: Json, budget: list[int]) -> Term | tuple[str, str] | None:
+def _place(row: Json) -> tuple[str, int, int]:
+    axis, lo, hi = _fixed(row, 3)
+    return expect_str(axis, "axis", max_chars=64), expect_int(lo, "place"), expect_int(hi, "place")
+
+
+def _operand(row: Json, budget: list[int], many: bool) -> Term | tuple[str, str] | None:
     if row is None:
         return None
     items = expect_list(row, "operand", max_items=4)
     if len(items) == 4:
-        return _term(items, budget)
+        return _term(items, budget, many)
     kind, text = _fixed(row, 2)
     return expect_str(kind, "kind", max_chars=8), expect_str(text, "number", max_chars=400)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank
 from tensure.errors import LimitError
-from tensure.program import Affine, at_place, coordinate
+from tensure.program import Affine, Undecided, at_place, coordinate
 
 from ._check_index import Index, joined
 from ._check_piece import Reg
@@ -33,9 +33,7 @@ class CheckCells:
     """
 
     def __init__(self, plan: Plan, folded: Sequence[str]) -> None:
-        need(
-            set(folded) <= plan.mesh.keys() and len(set(folded)) == len(folded), "it folds axes there are not"
-        )
+        need(len(set(folded) & plan.mesh.keys()) == len(folded), "it folds axes that there are not")
         self._plan, self.folded = plan, frozenset(folded)
         self.boxes: dict[Rank, dict[str, range]] = {}
         for label, track in plan.tracks.items():
@@ -65,7 +63,7 @@ class CheckCells:
         return {axis: coordinate(axis, at.start, at.stop) for axis, at in self.boxes[rank].items()}
 
     def group(self, rank: Rank, axes: Sequence[str], op: str) -> tuple[Rank, ...]:
-        """The cells of all ranks that stand where one of this cell does along the other axes, in mesh order."""
+        """The cells of all ranks that stand where this one's do along the other axes, in mesh order."""
         own, track = self.boxes[rank], self._plan.tracks[rank.track]
         alone = set(axes) <= set(track.axes) - {axis for axis, _, _ in track.spans}
         spots = dict[tuple[tuple[int, int], ...], Rank]()
@@ -105,11 +103,27 @@ def axes_of(end: Any) -> frozenset[str]:
     return end.axes if isinstance(end, Affine) else frozenset()
 
 
-def rel_at(rel: Sequence[Term], place: Mapping[str, int]) -> tuple[Term, ...]:
-    """What a relation of many places is at some."""
+def rel_at(
+    rel: Sequence[Term], place: Mapping[str, int], families: Mapping[int, frozenset[str]]
+) -> tuple[Term, ...]:
+    """What a relation of many places is at some.
+
+    Raises:
+        Undecided: it is of values that are others at every place.
+    """
     if not place:
         return tuple(rel)
+    for _, node, _, limit in rel:
+        apart = families.get(node, frozenset[str]()).union(*_through(limit, families)) & place.keys()
+        if apart:
+            raise Undecided("a value that each place makes for itself", apart)
     return tuple((coef, node, reg_at(reg, place), _limit_at(limit, place)) for coef, node, reg, limit in rel)
+
+
+def _through(limit: Any, families: Mapping[int, frozenset[str]]) -> Iterator[frozenset[str]]:
+    for key, inner in () if limit is None else limit[1]:
+        yield families.get(key, frozenset())  # an operand's number says too much, never too little
+        yield from _through(inner, families)
 
 
 def reg_at(reg: Reg, place: Mapping[str, int]) -> Reg:

@@ -51,6 +51,8 @@ class CheckSums:
 
     def __init__(self) -> None:
         self.defs: list[Def] = []
+        self.families: dict[int, frozenset[str]] = {}
+        """The axes along which a class is another value at every place, if there are any."""
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
@@ -279,7 +281,7 @@ def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, .
     """By which of the parts an index is held, for every index of a letter (None holds all).
 
     Between two ends every index is held by the same parts. Where the ends are those of many places and move
-    together, so does what is between them; an index outside of all is then asked for whether there is one or not.
+    together, so does what is between them; an index outside of all is asked for, whether there is one or not.
     """
     ends = [end for part in parts if part is not None for run in part.runs for end in run]
     moving = next((end for end in ends if isinstance(end, Affine)), None)

@@ -20,6 +20,7 @@ from tensure.program import (
     Program,
     Ref,
     bind_entry,
+    coordinate,
     evaluate,
     expand,
     leaves,
@@ -134,29 +135,33 @@ class Walk:
         return (rank,)
 
     def _meet(self, group: tuple[Rank, ...], step: Op, operands: list[Rel]) -> None:
-        """A collective of cells is one of every rank in them: what each gets is what its cell claims there."""
+        """A collective of cells is one of all their ranks: what each gets is what its cell claims there."""
         axes: Any = step.attr("axes")
         members = sorted(
             (
-                (spot, place, rank, None if rel is None else rel_at(rel, place))
+                (spot, place, rank, None if rel is None else rel_at(rel, place, self.values.families))
                 for rank, rel in zip(group, operands, strict=True)
                 for spot, place in self.cells.spots(rank, axes)
             ),
             key=lambda member: member[0],
         )
-        results = self.values.met(step.op, dict(step.attrs), [rel for *_, rel in members])
-        due: dict[Rank, list[tuple[dict[str, int], Rel]]] = {}
-        for (_, place, rank, _), result in zip(members, results, strict=True):
-            due.setdefault(rank, []).append((place, result))
+        parts = [rel for *_, rel in members]
+        results = self.values.met(step.op, dict(step.attrs), parts)
+        joins = self.values.joins(step.op, dict(step.attrs), parts) or [None] * len(parts)
+        due: dict[Rank, list[tuple[dict[str, int], Rel, Any]]] = {}
+        for (_, place, rank, _), result, join in zip(members, results, joins, strict=True):
+            due.setdefault(rank, []).append((place, result, join))
         for rank, rows in due.items():
             self._make(rank, step.outs[0], partial(self._everywhere, rows))
 
-    def _everywhere(self, rows: list[tuple[dict[str, int], Rel]], claim: tuple[Term, ...]) -> bool:
+    def _everywhere(self, rows: list[tuple[dict[str, int], Rel, Any]], claim: tuple[Term, ...]) -> bool:
         seen: dict[Any, bool] = {}  # most places get the same
-        for place, result in rows:
-            want = rel_at(claim, place)
+        for place, result, join in rows:
+            want = rel_at(claim, place, self.values.families)
             if (want, id(result)) not in seen:
-                seen[want, id(result)] = self.values.equal(want, result)
+                seen[want, id(result)] = self.values.equal(want, result) or (
+                    join is not None and self.values.is_join(*join, want)
+                )
             if not seen[want, id(result)]:
                 return False
         return True
@@ -166,7 +171,7 @@ class Walk:
         if rel is None:
             refuse("an addend of which nothing is known")
         for _, place in self.cells.spots(rank, sorted(over)):
-            yield from rel_at(rel, place)
+            yield from rel_at(rel, place, self.values.families)
 
     def _group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         """All ranks that stand where this one does along the other axes, one at each place, in mesh order."""
@@ -257,7 +262,10 @@ class Walk:
         for item in given.values:
             need(item.label.startswith("$") and item.label not in self.values.names, f"{item.label} again")
             attrs: Any = tuple(item.attrs.items())
-            operands = [self._part_of(part) for part in item.operands]
+            for axis, lo, hi in item.where:
+                need(axis in given.folded and 0 <= lo < hi, f"{item.label} along {axis[:40]} at {lo}:{hi}")
+            env = {axis: coordinate(axis, lo, hi) for axis, lo, hi in item.where}
+            operands = [self._part_of(part, env) for part in item.operands]
             rel: Rel
             if item.op == "+":
                 rel = self.values.gathered(tuple(part[0] for part in operands if is_rel(part)))
@@ -276,10 +284,10 @@ class Walk:
     def _is_whole(self, rel: Rel) -> bool:
         return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
 
-    def _part_of(self, part: Any) -> Any:
+    def _part_of(self, part: Any, env: Mapping[str, int]) -> Any:
         if part is None:
             return None
-        return (self._term(*part),) if len(part) == 4 else _number(*part)
+        return (self._term(*part, env),) if len(part) == 4 else _number(*part)
 
     def _term(
         self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, int] = NOWHERE

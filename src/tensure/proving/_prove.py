@@ -96,11 +96,12 @@ def prove_plan(
     """Two verdicts on a Plan for a Program: values and storage.
 
     Args:
-        plan: of over 256 ranks, those along mesh axes are taken together where what holds for one of them is seen to
-            hold for all (docs/decisions/0005).
+        plan: of over 256 ranks, those along mesh axes are taken together where what holds for one of
+            them is seen to hold for all (docs/decisions/0005).
         jobs: processes; the result is the same for any number.
         accept: the greatest error bound that is still called `probable`.
-        fold: the mesh axes along which ranks may be taken together; all of them for over 256 ranks, otherwise none.
+        fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
+            256 ranks, and otherwise none.
 
     Raises:
         RecordError: the Plan is for another Program, or the Program is malformed.
@@ -191,12 +192,7 @@ def _unit(
     plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str]
 ) -> _Unit:
     env = bind_entry(program, entry, params)
-    found: Flow = flow(plan, program, entry, env, folded=folded)
-    targets = False
-    if found.doubts and found.ended and _has_mean_loss(program):
-        counted = flow(plan, program, entry, env, targets=True, folded=folded)
-        if not counted.doubts:  # doubts are told without the assumption
-            found, targets = counted, True
+    found, targets = _flowed(plan, program, entry, env, folded)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         clashing = clash(plan, program, entry, env, found.types, found.supplied)
@@ -213,6 +209,32 @@ def _unit(
         tuple(axis for axis in plan.mesh if axis in folded),
         targets,
     )
+
+
+def _flowed(
+    plan: Plan, program: Program, entry: str, env: Mapping[str, int], folded: frozenset[str]
+) -> tuple[Flow, bool]:
+    """The walk; and whether it took that no class of a mean loss is the one to be ignored.
+
+    Doubts are told without the assumption.
+    """
+    found: Flow | None = None
+    differing: Undecided | None = None
+    try:
+        found = flow(plan, program, entry, env, folded=folded)
+    except Undecided as undecided:
+        differing = undecided
+    if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
+        try:
+            counted = flow(plan, program, entry, env, targets=True, folded=folded)
+        except Undecided:
+            counted = None
+        if counted is not None and (found is None or not counted.doubts):
+            return counted, True
+    if found is None:
+        assert differing is not None
+        raise differing
+    return found, False
 
 
 def _has_mean_loss(program: Program) -> bool:
@@ -271,7 +293,7 @@ def _values(
     if error:
         return Verdict("probable", "relations and field", error=error), None
     covered = [
-        Covered(unit.entry, unit.params, unit.targets, unit.folded, *(unit.claims or ([], [])))
+        Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], [])), unit.folded)
         for unit in units
     ]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
