@@ -202,7 +202,7 @@ class Loose(Affine):
     equal_at_some = False
 
 
-Whole: TypeAlias = "Affine | Any"
+Whole: TypeAlias = Any
 """An integer or an Affine; typed loosely, as an Affine stands where integers are expected."""
 
 

@@ -284,13 +284,13 @@ def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, .
     together, so does what is between them; an index outside of all is asked for, whether there is one or not.
     """
     ends = [end for part in parts if part is not None for run in part.runs for end in run]
-    moving = next((end for end in ends if isinstance(end, Affine)), None)
+    moving: Any = next((end for end in ends if isinstance(end, Affine)), None)
     if moving is None:
         for at in sorted({0, *ends}):
             if 0 <= at < size:
                 yield tuple(part is None or part.holds(at) for part in parts)
         return
-    by = moving - moving.constant
+    by: Any = moving - moving.constant
     still = [None if part is None else part.shifted(-by) for part in parts]
     yield tuple(part is None for part in parts)
     for at in sorted({end - by for end in ends}):

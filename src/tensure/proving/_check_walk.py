@@ -34,7 +34,7 @@ from ._check_piece import Reg, whole
 from ._check_steps import CheckSteps
 from ._check_sums import ONE, Limit, Rel, Term, is_rel, need, refuse, size
 
-NOWHERE: Final[Mapping[str, int]] = {}
+NOWHERE: Final[Mapping[str, Any]] = {}
 
 
 class Walk:
@@ -147,7 +147,7 @@ class Walk:
         )
         parts = [rel for *_, rel in members]
         results = self.values.met(step.op, dict(step.attrs), parts)
-        joins = self.values.joins(step.op, dict(step.attrs), parts) or [None] * len(parts)
+        joins: Any = self.values.joins(step.op, dict(step.attrs), parts) or [None] * len(parts)
         due: dict[Rank, list[tuple[dict[str, int], Rel, Any]]] = {}
         for (_, place, rank, _), result, join in zip(members, results, joins, strict=True):
             due.setdefault(rank, []).append((place, result, join))
@@ -160,7 +160,7 @@ class Walk:
             want = rel_at(claim, place, self.values.families)
             if (want, id(result)) not in seen:
                 seen[want, id(result)] = self.values.equal(want, result) or (
-                    join is not None and self.values.is_join(*join, want)
+                    join is not None and self.values.is_join(join[0], join[1], want)
                 )
             if not seen[want, id(result)]:
                 return False
@@ -284,13 +284,16 @@ class Walk:
     def _is_whole(self, rel: Rel) -> bool:
         return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
 
-    def _part_of(self, part: Any, env: Mapping[str, int]) -> Any:
+    def _part_of(self, part: Any, env: Mapping[str, Any]) -> Any:
         if part is None:
             return None
-        return (self._term(*part, env),) if len(part) == 4 else _number(*part)
+        if len(part) == 4:
+            coef, label, dims, limit = part
+            return (self._term(coef, label, dims, limit, env),)
+        return _number(*part)
 
     def _term(
-        self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, int] = NOWHERE
+        self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
     ) -> Term:
         """A term; `env` says which coordinates the ends of its runs may name."""
         reg = tuple(_index(runs, env) for runs in dims)
@@ -304,7 +307,7 @@ class Walk:
         need(self.values.sound(node, found), f"{label} has no such addend")
         return coef * by, node, self.values.spelled(node, reg), found
 
-    def _limit(self, limit: Any, env: Mapping[str, int]) -> Limit:
+    def _limit(self, limit: Any, env: Mapping[str, Any]) -> Limit:
         """A limit with the parts of sums by class."""
         if limit is None:
             return None
@@ -341,7 +344,7 @@ class Walk:
         return arg
 
 
-def _index(runs: Runs, env: Mapping[str, int]) -> Index:
+def _index(runs: Runs, env: Mapping[str, Any]) -> Index:
     """Runs with their ends where the coordinates are; spelled as they must be at every place."""
     ends = [(evaluate(lo, env), evaluate(hi, env)) for lo, hi in runs]
     for at, (lo, hi) in enumerate(ends):

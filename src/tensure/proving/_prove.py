@@ -118,12 +118,14 @@ def prove_plan(
         raise RecordError(f"fold along {unknown[0]!r}", wanted=f"axes of the mesh: {', '.join(plan.mesh)}")
     invocations, open_entries = _invocations(program)
     wrong: set[str] = set()
+    units, certificate = list[_Unit](), None
+    values = Verdict("unknown", "relations", reason="no way to walk it was found")
     for folded in unfolding(plan, fold):
         try:
             units = _walked(plan, program, invocations, jobs, folded)
         except Undecided as undecided:
             reason = f"ranks taken together differ: {undecided}"
-            units, values, certificate = [], Verdict("unknown", "relations", reason=reason), None
+            values = values if units else Verdict("unknown", "relations", reason=reason)
             continue
         values, certificate = _values(plan, program, units, open_entries, accept, wrong)
         if values.status in ("proved", "refuted"):

@@ -250,7 +250,8 @@ def sliced(x: Any, given: Given) -> tuple[int, slice]:
 
 def _count(part: slice) -> int:
     if part.step == 1:
-        return max(part.stop - part.start, 0)  # holds for many places at once too
+        count: int = max(part.stop - part.start, 0)  # holds for many places at once too
+        return count
     return len(range(part.start, part.stop, part.step))
 
 
