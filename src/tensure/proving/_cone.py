@@ -274,7 +274,8 @@ class _Cone:
         at = dict(place)
         if step.op == "recv":
             sender, sent = self._trail.sent_by(rank, name)
-            return self._operand(sent.args[0], sender, self._place(sender, at))
+            payload: Array = self._operand(sent.args[0], sender, self._place(sender, at))
+            return payload
         if step.op in COLLECTIVES:
             taking = self._members(rank, step, at, name)
             operands = [self._operand(own.args[0], member, where) for member, where, own in taking]
@@ -284,7 +285,8 @@ class _Cone:
             return found
         grounded = Op(step.op, step.args, step.outs, widened_attrs(_attrs_at(step.attrs, at)), step.note)
         operands = [self._operand(arg, rank, place) for arg in step.args]
-        return np.asarray(run_step(grounded, operands)[step.outs.index(name)])
+        result: Array = run_step(grounded, operands)[step.outs.index(name)]
+        return result
 
     def _operand(self, arg: Arg, rank: Rank, place: Place) -> Any:
         return read_operand(_arg_at(arg, dict(place)), lambda ref: self._made[rank, place, ref.name])

@@ -88,14 +88,14 @@ def _odd_one_out(
     made: Mapping[tuple[Rank, Name], Made],
     relations: Mapping[Rank, Mapping[Name, Relation]],
 ) -> tuple[int, Rank, Name] | None:
-    """Where a member that brings another kind of thing to a collective than most parts ways with one of them."""
+    """Where a member that brings another kind of thing than most to a collective leaves their way."""
     entry = made[first[1:]]
     if entry.step.op not in COLLECTIVES:
         return None
     kinds: dict[object, list[tuple[Rank, Name]]] = {}
     for rank, name in entry.reads:
         kinds.setdefault(_kind(relations[rank].get(name)), []).append((rank, name))
-    few, *_, most = sorted(kinds.values(), key=len)
+    few, most = min(kinds.values(), key=len, default=[]), max(kinds.values(), key=len, default=[])
     if len(few) == len(most):
         return None
     odd, peer = few[0], most[0]
@@ -120,12 +120,10 @@ def _kind(relation: Relation | None) -> object:
     """What a relation is of, and how often, whichever part."""
     if relation is None:
         return None
-    return tuple(
-        sorted(
-            (term.node, term.coef, () if term.limit is None else term.limit.skeleton)
-            for term in relation.terms
-        )
-    )
+    found = [
+        (term.node, term.coef, () if term.limit is None else term.limit.skeleton) for term in relation.terms
+    ]
+    return tuple(sorted(found, key=repr))
 
 
 def _told(
