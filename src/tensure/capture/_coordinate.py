@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
-__all__ = ["Condition", "Coordinate", "Form", "Quotient", "Reads", "is_coordinate", "line_of_user"]
+__all__ = [
+    "Condition",
+    "Coordinate",
+    "Form",
+    "Quotient",
+    "Reads",
+    "is_coordinate",
+    "line_of_user",
+    "softened",
+]
 
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
@@ -398,8 +407,39 @@ class Coordinate:
     def __deepcopy__(self, _memo: Any) -> Coordinate:
         return self
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """That there is one lets torch ask what to do, where it would refuse what is no number."""
+        return func(*softened(args, []), **softened(dict(kwargs or {}), []))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reads.pin(self.form), name)
+
+
+def softened(value: Any, found: list[Coordinate]) -> Any:
+    """The same with plain numbers, noted; lists and dicts that hold no Coordinate stay who they are.
+
+    Args:
+        value: an argument of torch's, or many.
+        found: what was replaced is added.
+    """
+    kind = type(value)
+    if kind is Coordinate:
+        found.append(value)
+        return value.reads.soften(value.form)
+    if kind is slice:
+        return slice(*(softened(item, found) for item in (value.start, value.stop, value.step)))
+    if kind is dict:
+        made = {key: softened(item, found) for key, item in value.items()}
+        return made if any(made[key] is not item for key, item in value.items()) else value
+    if isinstance(value, (tuple, list)) and kind.__module__ in ("builtins", "torch"):
+        items = [softened(item, found) for item in value]
+        if all(one is other for one, other in zip(items, value, strict=True)):
+            return value
+        return items if kind is list else tuple(items)
+    return value
 
 
 def _by_number(name: str) -> Callable[[Coordinate, Any], Any]:

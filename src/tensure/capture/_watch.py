@@ -25,7 +25,7 @@ from torch.distributed.tensor import _collective_utils, placement_types
 from torch.overrides import TorchFunctionMode
 
 from ._collectives import Collectives
-from ._coordinate import Coordinate, Form, Reads, is_coordinate
+from ._coordinate import Coordinate, Form, Reads, is_coordinate, softened
 
 __all__ = ["watched"]
 
@@ -72,8 +72,8 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             stack.enter_context(_changed(function, watch))
         for owner, name, changed in (
             (ProcessGroup, "rank", watch.group_rank),
-            (ProcessGroup, "send", _softened(ProcessGroup.send, reads)),
-            (ProcessGroup, "recv", _softened(ProcessGroup.recv, reads)),
+            (ProcessGroup, "send", _softened(ProcessGroup.send)),
+            (ProcessGroup, "recv", _softened(ProcessGroup.recv)),
             (DeviceMesh, "get_rank", watch.mesh_rank),
             (DeviceMesh, "get_local_rank", watch.mesh_local_rank),
             (DeviceMesh, "get_coordinate", watch.mesh_coordinate),
@@ -93,11 +93,11 @@ class _Watch:
 
     def __init__(self, reads: Reads, ranks: Collectives) -> None:
         self.reads, self.ranks = reads, ranks
-        self.strides: dict[str, int] = {}
-        stride = 1
-        for axis, size in reversed(tuple(ranks.mesh.items())):
-            self.strides[axis] = stride
-            stride *= size
+        sizes = list(ranks.mesh.items())
+        self.strides = {
+            axis: math.prod(size for _, size in sizes[at + 1 :]) for at, (axis, _) in enumerate(sizes)
+        }
+        """How far apart neighbours along an axis are numbered, outermost axis first."""
 
     # forms -------------------------------------------------------------------------------------------
 
@@ -154,15 +154,14 @@ class _Watch:
         if kind == "ours" or group is c10d.GroupMember.WORLD:
             return group_rank
         axes = self.axes(group)
-        if not 0 <= group_rank < math.prod(self.ranks.mesh[axis] for axis in axes):
+        if not 0 <= group_rank < self.ranks.size_of(axes):
             raise ValueError(f"Group rank {int(group_rank)} is not part of group {group}")
         total: Any = 0
-        for axis, stride in reversed(tuple(self.strides.items())):
+        for axis, stride in reversed(self.strides.items()):
             if axis in axes:
-                total, group_rank = (
-                    total + group_rank % self.ranks.mesh[axis] * stride,
-                    group_rank // self.ranks.mesh[axis],
-                )
+                size = self.ranks.mesh[axis]
+                there = group_rank if axis == axes[0] else group_rank % size
+                total, group_rank = there * stride + total, group_rank // size
             elif self.ranks.mesh[axis] > 1:
                 total = self.reads.axis(axis) * stride + total
         return total
@@ -392,8 +391,10 @@ class _Soften(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if str(getattr(func, "__module__", "")).startswith("torch.distributed"):
+            return func(*args, **(kwargs or {}))  # Python, that can count with what is watched
         found: list[Coordinate] = []
-        args, given = _plain(args, self.reads, found), _plain(dict(kwargs or {}), self.reads, found)
+        args, given = softened(args, found), softened(dict(kwargs or {}), found)
         if found:
             self.reads.unpin(found, sys._getframe(1))
         made = func(*args, **given)
@@ -420,29 +421,9 @@ torch.utils._pytree.register_pytree_node(
 )
 
 
-def _plain(value: Any, reads: Reads, found: list[Coordinate]) -> Any:
-    """The same with plain numbers; lists and dicts that hold none stay who they are."""
-    if type(value) is Coordinate:
-        found.append(value)
-        return reads.soften(value.form)
-    kind = type(value)
-    if kind is slice:
-        parts = (_plain(item, reads, found) for item in (value.start, value.stop, value.step))
-        return slice(*parts)
-    if kind is dict:
-        made = {key: _plain(item, reads, found) for key, item in value.items()}
-        return made if any(made[key] is not item for key, item in value.items()) else value
-    if kind in (tuple, list, torch.Size):
-        items = [_plain(item, reads, found) for item in value]
-        if all(one is other for one, other in zip(items, value, strict=True)):
-            return value
-        return items if kind is list else tuple(items)
-    return value
-
-
-def _softened(method: Any, reads: Reads) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
+def _softened(method: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
         found: list[Coordinate] = []
-        return method(*_plain(args, reads, found))
+        return method(*softened(args, found), **softened(kwargs, found))
 
     return call
