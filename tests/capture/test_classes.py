@@ -1,4 +1,4 @@
-"""Classes of ranks: what few traces give is what every rank by itself gives, and no rank hides among others."""
+"""Classes of ranks: few traces give what every rank by itself gives, and no rank hides among others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import get_rank as imported_long_ago
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tensure.bundle import Plan
@@ -196,6 +197,19 @@ def _environment(mesh: DeviceMesh) -> bool:
     return os.environ["RANK"] == "5"
 
 
+def _environment_if_there(mesh: DeviceMesh) -> bool:
+    return "RANK" in os.environ and os.getenv("RANK") == "5"
+
+
+def _shape_that_torch_tells(mesh: DeviceMesh) -> bool:
+    held, _ = compute_local_shape_and_global_offset(torch.Size([11, 2]), mesh, [Shard(0)], skip_offset=True)
+    return held[0] == 1
+
+
+def _backend(mesh: DeviceMesh) -> bool:
+    return mesh.get_group("dp")._get_backend(torch.device("cpu")).rank() == 5  # type: ignore[attr-defined]
+
+
 def _environment_as_bytes(mesh: DeviceMesh) -> bool:
     return os.environb.get(b"LOCAL_RANK") == b"5"
 
@@ -261,6 +275,9 @@ PLANTED = [
     _member_of_a_set,
     _environment,
     _environment_as_bytes,
+    _environment_if_there,
+    _shape_that_torch_tells,
+    _backend,
     _whole_environment,
     _text,
     _remainder,
@@ -322,6 +339,11 @@ def test_a_rank_that_does_something_else_is_a_class_of_its_own(planted: Any) -> 
 def test_a_coordinate_that_groups_tell(read: Any) -> None:
     _, _, told = both_ways(layers(1), averaged(read), {"dp": 4, "tp": 2})
     assert ((3, 4), (0, 2)) in [found.box for found in told]
+
+
+def test_whether_there_is_a_rank_tells_no_rank() -> None:
+    _, _, told = both_ways(layers(1), averaged(lambda mesh: "RANK" not in os.environ), {"dp": 4})
+    assert [found.reason for found in told] == ["no coordinate is read along dp"]
 
 
 def test_nothing_read_is_said(traces: list[tuple[int, int]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ._coordinate import Condition
 
-__all__ = ["Box", "Cells", "boxes_of", "corner", "is_closed", "members", "outside", "size", "where"]
+__all__ = ["Box", "Cells", "boxes_of", "corner", "is_closed", "members", "outside", "size"]
 
 Box: TypeAlias = "tuple[tuple[int, int], ...]"
 """Along each axis in mesh order: first coordinate, and one past the last."""
@@ -31,11 +31,6 @@ def size(box: Box) -> int:
     for low, high in box:
         total *= high - low
     return total
-
-
-def where(box: Box) -> tuple[slice, ...]:
-    """It as an index."""
-    return tuple(slice(low, high) for low, high in box)
 
 
 def members(conditions: Iterable[Condition], box: Box, axes: Sequence[str]) -> Mask:

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from tensure.bundle import Local, Track
 from tensure.errors import LimitError, RecordError, UnsupportedError
 from tensure.program import COLLECTIVES, Attrs, Int, Op, axis, combine
 
-from ._boxes import Box, Cells, is_closed, outside, where
+from ._boxes import Box, Cells, is_closed, outside
 from ._classes import MAX_BOXES
 from ._flat import Meeting
 from ._lift import lift_ops, shape_of_text
@@ -78,11 +76,12 @@ def alike(classes: Sequence[Class]) -> bool:
 
 def _lonely(classes: Sequence[Class], mesh: Mapping[str, int]) -> set[Any]:
     """What ranks do together and not all of them do, or not alike: kept, for there the step hangs."""
-    cells = Cells([found.box for found in classes], tuple(mesh.values()))
-    names = list(mesh)
+    names, boxes = list(mesh), [found.box for found in classes]
+    sends = [(shifted(found.box, _key(step)[1], mesh)) for found in classes for step in found.steps
+             if step.op == "send"]  # fmt: skip
+    cells = Cells([*boxes, *sends], tuple(mesh.values()))
     met: dict[tuple[Any, ...], Any] = {}
     sent, received = dict[Any, Any](), dict[Any, Any]()
-    shape = tuple(mesh.values())
     receipts: dict[Any, set[Any]] = {}
     for found in classes:
         for step in found.steps:
@@ -93,9 +92,8 @@ def _lonely(classes: Sequence[Class], mesh: Mapping[str, int]) -> set[Any]:
             elif step.op in ("send", "recv"):
                 side = sent if step.op == "send" else received
                 token: Any = step.attr("key")
-                mask = side.setdefault(token, np.zeros(shape, np.bool_))
                 box = found.box if step.op == "recv" else shifted(found.box, token[1], mesh)
-                mask[where(box)] = True
+                cells.add(side.setdefault(token, cells.none()), box)
                 if step.op == "recv":
                     receipts.setdefault(token, set()).add(step.outs[0])
     alone = {
@@ -103,7 +101,7 @@ def _lonely(classes: Sequence[Class], mesh: Mapping[str, int]) -> set[Any]:
         for (out, axes, *_), mask in met.items()
         if not is_closed(mask, [names.index(name) for name in axes])
     }
-    none = np.zeros(shape, np.bool_)
+    none = cells.none()
     for token in sent.keys() | received.keys():
         if (sent.get(token, none) != received.get(token, none)).any():
             alone |= {token, *receipts.get(token, ())}

@@ -95,7 +95,8 @@ class Form:
         low, high = rest.range(sizes)
         if low // by == high // by:
             return _form(self.const // by + low // by, even)
-        return _form(self.const // by, {**even, Quotient(rest, by): 1})
+        rest_over = Quotient(rest, by)
+        return _form(self.const // by, {**even, rest_over: even.get(rest_over, 0) + 1})
 
     def quotients(self) -> tuple[Quotient, ...]:
         """Those in it, inner ones first."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 
 from tensure.errors import InputError
+from tensure.host import dtype_word
 from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
 
 from ._collectives import Collectives
@@ -83,13 +84,17 @@ class Microbatch:
                 wanted="none: what is added to it is to be seen",
             )
         begun = len(tape.steps)
+        held = {label: tape.read(local_of(tensor), ()) for label, tensor in self._leaves()}
         returned = self._once(self.inputs, index)
         results = [tape.read(local_of(tensor), ()) for tensor in returned]
         first, ended = tape.steps[begun:], len(tape.steps)
         made = self._gradients()
         apart = {out for step in first for out in step.outs}
         if self.given.microbatches > 1:
+            self._restore(held)
+            self._part_gradients(made)
             self._repeat(index, first, results, made, sent)
+            self._restore(held)
             apart |= {out for step in tape.steps[ended:] for out in step.outs}
             del tape.steps[ended:]
             tape.forget()
@@ -132,6 +137,41 @@ class Microbatch:
             if tensor.grad is not None
         }
 
+    def _restore(self, held: Mapping[str, Ref]) -> None:
+        """Refuse a parameter, buffer or input that was written; casts to its own dtype write nothing."""
+        makers = self.tape.makers()
+        for label, tensor in self._leaves():
+            local = local_of(tensor)
+            ref = self.tape.read(local, ())
+            while ref != held[label]:
+                step = makers.get(ref.name)
+                if step is None or step.op not in ("copy", "_to_copy") or not isinstance(step.args[0], Ref):
+                    raise _differs(f"{label} is written", step)
+                ref = step.args[0]
+            if self.tape.read(local, ()) != ref:
+                self.tape.add(local, ref)
+
+    def _part_gradients(self, made: Mapping[str, Ref]) -> None:
+        """Give each gradient a memory of its own: FSDP's are windows on what one reduction gave.
+
+        Whoever looks at the memory they shared finds what one micro-batch made there, and is refused.
+        """
+        windows: dict[int, list[tuple[int, int, str]]] = {}
+        found = {
+            label: local_of(t.grad) for label, t in self._leaves() if label in made and t.grad is not None
+        }
+        for label, grad in found.items():
+            start = int(grad.storage_offset())
+            end = start + grad.numel() if grad.is_contiguous() else 1 << 62
+            windows.setdefault(grad.untyped_storage()._cdata, []).append((start, end, label))
+        for inside in windows.values():
+            inside.sort()
+            for (_, end, one), (start, _, other) in itertools.pairwise(inside):
+                if start < end:
+                    raise _differs(f"the gradients of {one} and {other} share memory")
+        for label, grad in found.items():
+            self.tape.add(grad, made[label])
+
     # the second time ---------------------------------------------------------------------------------
 
     def _repeat(
@@ -150,7 +190,6 @@ class Microbatch:
         named = {
             Name(f"input_{at}{_AGAIN}"): tape.read(tensor, ()).name for at, tensor in enumerate(self.inputs)
         }
-        held = {label: tape.read(local_of(tensor), ()) for label, tensor in leaves(self.module)}
         met, self.ranks._sent, before = self.ranks._sent, dict(sent), _numbers(self.given.microbatch)
         begun, tape.aside = len(tape.steps), _AGAIN
         try:
@@ -174,17 +213,16 @@ class Microbatch:
         for at, (tensor, ref) in enumerate(zip(found, results, strict=False)):
             if len(found) != len(results) or table.key(tape.read(local_of(tensor), ())) != table.key(ref):
                 raise _differs(f"result {at}", table.maker(tape.read(local_of(tensor), ())))
-        for label, tensor in leaves(self.module):
-            if tape.read(local_of(tensor), ()) != held[label]:
-                raise _differs(f"{label} is written", table.maker(tape.read(local_of(tensor), ())))
-        total = self._gradients()
+        total, dtypes = self._gradients(), {label: dtype_word(t.dtype) for label, t in self._leaves()}
         for label in sorted(made.keys() | total.keys()):
             if label.startswith("input "):
                 continue  # the other micro-batch has inputs of its own
             if label not in made or label not in total:
                 raise _differs(f"the gradient of {label} is there once and once not")
-            added = table.added(total[label], made[label])
-            if added is None or table.key(added) != table.key(made[label]):
+            added, dtype = table.added(total[label], made[label]), dtypes[label]
+            if added is None or table.key(table.bare(added, dtype)) != table.key(
+                table.bare(made[label], dtype)
+            ):
                 raise _differs(f"what is added to the gradient of {label}", table.maker(total[label]))
 
 
@@ -260,6 +298,15 @@ class _Same:
         if self._is(one, before):
             return other
         return one if self._is(other, before) else None
+
+    def bare(self, ref: Ref, dtype: str) -> Ref:
+        """What a value is a copy of, or a cast to its dtype: the first gradient is copied, others added."""
+        while True:
+            made = self._makers.get(ref.name)
+            is_cast = made is not None and made.op == "_to_copy" and dict(made.attrs) == {"dtype": dtype}
+            if made is None or not (is_cast or made.op == "copy") or not isinstance(made.args[0], Ref):
+                return ref
+            ref = made.args[0]
 
     def _is(self, ref: Ref, other: Ref) -> bool:
         """Whether it is that very value, or a copy."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import CodeType, FrameType, FunctionType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import _collective_utils, placement_types
 from torch.overrides import TorchFunctionMode
+
+from tensure.errors import UnsupportedError
 
 from ._collectives import Collectives
 from ._coordinate import Coordinate, Form, Reads, is_coordinate, softened
@@ -33,6 +35,8 @@ _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _CAPTURE: Final = os.path.dirname(__file__) + os.sep
 _BETWEEN: Final = (
     *(os.path.join(_CAPTURE, name) for name in ("_watch.py", "_world.py", "_coordinate.py")),
+    os.__file__,
+    Mapping.__contains__.__code__.co_filename,
     os.path.join(_TORCH, "distributed", "c10d_logger.py"),
 )
 _MESH: Final = os.path.join(_TORCH, "distributed", "device_mesh.py")
@@ -46,7 +50,14 @@ _PLACES: Final = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
 _HOOKS: Final[dict[str, Callable[..., Any]]] = {}
 """What stands behind a changed function now."""
 
+_TELLING: Final = frozenset(
+    "compute_local_shape_and_global_offset _compute_local_shape_and_global_offset "
+    "visualize_sharding __create_chunk_list__".split()
+)
+"""Torch's functions that answer with numbers that follow from a place."""
+
 ProcessGroup: Any = c10d.ProcessGroup
+Backend: Any = torch._C._distributed_c10d.Backend
 
 
 @contextmanager
@@ -72,6 +83,7 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             stack.enter_context(_changed(function, watch))
         for owner, name, changed in (
             (ProcessGroup, "rank", watch.group_rank),
+            (Backend, "rank", watch.backend_rank),
             (ProcessGroup, "send", _softened(ProcessGroup.send)),
             (ProcessGroup, "recv", _softened(ProcessGroup.recv)),
             (DeviceMesh, "get_rank", watch.mesh_rank),
@@ -118,12 +130,24 @@ class _Watch:
 
     def told(self, form: Form) -> Any:
         """The answer, as whoever asks can take it."""
-        kind, _ = _asker()
+        kind, frame = _asker()
         if kind == "user":
             return self.reads.number(form)
+        if kind == "torch" and _tells_user(frame):
+            return self.reads.pin(form)
         if kind == "torch":
-            self.reads.note(*(atom for atom, _ in form.terms if isinstance(atom, str)))
+            self.reads.note(*form.axes())
         return form.value(self.reads.place)
+
+    def told_in(self, group: Any, found: int) -> Any:
+        """Likewise, this rank's number in a group; `found` is what it is."""
+        if found < 0:
+            return found
+        try:
+            return self.told(self.own(self.axes(group)))
+        except UnsupportedError:  # no product of axes: every rank is by itself
+            self.pin_all()
+            return found
 
     def pin_all(self) -> None:
         for axis in self.ranks.mesh:
@@ -132,8 +156,7 @@ class _Watch:
     # torch.distributed ---------------------------------------------------------------------------------
 
     def get_rank(self, original: Any, group: Any = None) -> Any:
-        found = original(group)
-        return found if found < 0 else self.told(self.own(self.axes(group)))
+        return self.told_in(group, original(group))
 
     def get_group_rank(self, original: Any, group: Any, global_rank: Any) -> Any:
         kind, _ = _asker()
@@ -221,8 +244,18 @@ class _Watch:
         original = ProcessGroup.rank
 
         def rank(group: Any) -> Any:
-            found = original(group)
-            return found if found < 0 else self.told(self.own(self.axes(group)))
+            return self.told_in(group, original(group))
+
+        return rank
+
+    @property
+    def backend_rank(self) -> Any:
+        original = Backend.rank
+
+        def rank(backend: Any) -> Any:
+            if _asker()[0] == "user":
+                self.pin_all()  # nothing says which group it serves
+            return original(backend)
 
         return rank
 
@@ -255,6 +288,8 @@ class _Watch:
             if found is None:
                 self.pin_all()
                 return None
+            if _asker()[0] == "torch":
+                return _Spot(self, mesh, found)
             return type(found)(self.told(self._of_dim(mesh, dim)) for dim in range(mesh.ndim))
 
         return get_coordinate
@@ -285,6 +320,34 @@ class _Watch:
             return found
 
         return ranks
+
+
+class _Spot(tuple[int, ...]):
+    """Coordinates for torch's own code: those that it takes are noted."""
+
+    _watch: _Watch
+    _mesh: DeviceMesh
+
+    def __new__(cls, watch: _Watch, mesh: DeviceMesh, found: tuple[int, ...]) -> Self:
+        made = super().__new__(cls, found)
+        made._watch, made._mesh = watch, mesh
+        return made
+
+    def __getitem__(self, at: Any) -> Any:
+        for dim in range(len(self))[at] if isinstance(at, slice) else (range(len(self))[at],):
+            self._watch.told(self._watch._of_dim(self._mesh, dim))
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[int]:
+        return (self[dim] for dim in range(len(self)))
+
+
+def _tells_user(frame: FrameType | None) -> bool:
+    """Whether torch asks in order to tell somebody's code."""
+    called = ""
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        called, frame = frame.f_code.co_name, frame.f_back
+    return called in _TELLING
 
 
 def _asker() -> tuple[str, FrameType | None]:
@@ -357,9 +420,19 @@ class _Told(dict[bytes, bytes]):
     watch: _Watch
 
     def __getitem__(self, key: bytes) -> bytes:
-        if key.decode(errors="replace") in _PLACES and _asker()[0] == "user":
-            self.watch.pin_all()
+        if key.decode(errors="replace") in _PLACES and not _only_asks_if_there():
+            kind, _ = _asker()
+            if kind == "user":
+                self.watch.pin_all()
+            elif kind == "torch":
+                self.watch.reads.note(*self.watch.ranks.mesh)
         return super().__getitem__(key)
+
+
+def _only_asks_if_there() -> bool:
+    """Whether this is `"RANK" in os.environ`, which says the same on every rank."""
+    frame = sys._getframe(2).f_back
+    return frame is not None and frame.f_code is Mapping.__contains__.__code__
 
 
 @contextmanager
