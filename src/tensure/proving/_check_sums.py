@@ -7,14 +7,17 @@ whole is decided between the ends of the slices, index by index alike. Written a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, NoReturn, TypeAlias
 
+from tensure.program import Affine
+
 from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
+from ._check_padded import by_part, inside_padding
 from ._check_piece import Reg, Shape
 
 Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
@@ -48,6 +51,8 @@ class CheckSums:
 
     def __init__(self) -> None:
         self.defs: list[Def] = []
+        self.families: dict[int, frozenset[str]] = {}
+        """The axes along which a class is another value at every place, if there are any."""
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
@@ -60,24 +65,32 @@ class CheckSums:
         return all(d in item.free or reg[d].is_whole(n) for d, n in enumerate(item.shape))
 
     def tidy(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Parts of joined values as parts of what was joined."""
+        """Parts of joined or padded values as parts of what was joined or padded."""
         return tuple(self._tidied(term) for term in rel)
 
     def _tidied(self, term: Term) -> Term:
         coef, node, reg, limit = term
         item = self.defs[node]
-        if item.op != "cat" or held_itself(limit):
+        if item.op not in ("cat", "constant_pad_nd") or held_itself(limit):
             return (coef, node, self.spelled(node, reg), limit)
-        dim, start = item.attrs.get("dim", 0) % len(reg), 0
-        for at, (inner, outer, by) in enumerate(item.operands):
-            stop = start + len(outer[dim])
-            if reg[dim] and start <= reg[dim].start and reg[dim].stop <= stop:
-                places = (*reg[:dim], reg[dim].shifted(-start), *reg[dim + 1 :])
-                part = selected(outer, places)
-                left = None if limit is None else dict(limit[1]).get(at)
-                return self._tidied((coef * by, inner, part, left))
-            start = stop
-        return term
+        if item.op == "constant_pad_nd":
+            source = item.operands[0]
+            spots = None if item.free else inside_padding(item.attrs, size(source[1]), reg)
+            return term if spots is None else self._tidied(self._of(term, 0, spots))
+        dim = item.attrs.get("dim", 0) % len(reg)
+        runs = by_part(reg[dim], [len(outer[dim]) for _, outer, _ in item.operands])
+        if not runs or (len(runs) > 1 and self.is_whole(node, reg)):
+            return term
+        made = [self._tidied(self._of(term, at, (*reg[:dim], run, *reg[dim + 1 :]))) for at, run in runs]
+        one = (made[0],) if len(made) == 1 else self.joined([(part,) for part in made], dim)
+        return term if one is None else one[0]
+
+    def _of(self, term: Term, at: int, places: Reg) -> Term:
+        """The part at these places of an operand that a joined or padded class was made from."""
+        coef, node, _, limit = term
+        inner, outer, by = self.defs[node].operands[at]
+        left = None if limit is None else dict(limit[1]).get(at)
+        return coef * by, inner, self.spelled(inner, selected(outer, places)), left
 
     def joined(self, rels: Sequence[Any], dim: int) -> Rel:
         """Parts of one value one after another; None when they are of several."""
@@ -101,6 +114,8 @@ class CheckSums:
             return False
         if one == other:
             return True
+        if one and other and size(one[0][2]) != size(other[0][2]):
+            return False  # zeros of another shape
         return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
 
     def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:
@@ -131,17 +146,19 @@ class CheckSums:
 
     def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
         """Do addends (and wholes, and multiples) of one value add up to zero?"""
+        merged: dict[Limit, Fraction] = {}
+        for coef, limit in items:
+            merged[limit] = merged.get(limit, Fraction(0)) + coef
+        items = [(coef, limit) for limit, coef in merged.items() if coef]
+        if not items:
+            return True
         letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
         if letters:
             letter = min(letters)
             held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
             seen: set[tuple[bool, ...]] = set()
             size = self.extent(node, letter)
-            ends = {0, *(end for _, _, index in held if index for run in index.runs for end in run)}
-            for at in sorted(ends):  # between two ends every index is held by the same addends
-                if not 0 <= at < size:
-                    continue
-                there = tuple(index is None or index.holds(at) for _, _, index in held)
+            for there in _held_by([index for _, _, index in held], size):
                 if there not in seen:
                     seen.add(there)
                     left = [
@@ -258,6 +275,26 @@ def spread(shapes: Sequence[Shape]) -> Shape | None:
             return None
         found.append(sizes.pop() if sizes else 1)
     return tuple(found)
+
+
+def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, ...]]:
+    """By which of the parts an index is held, for every index of a letter (None holds all).
+
+    Between two ends every index is held by the same parts. Where the ends are those of many places and move
+    together, so does what is between them; an index outside of all is asked for, whether there is one or not.
+    """
+    ends = [end for part in parts if part is not None for run in part.runs for end in run]
+    moving: Any = next((end for end in ends if isinstance(end, Affine)), None)
+    if moving is None:
+        for at in sorted({0, *ends}):
+            if 0 <= at < size:
+                yield tuple(part is None or part.holds(at) for part in parts)
+        return
+    by: Any = moving - moving.constant
+    still = [None if part is None else part.shifted(-by) for part in parts]
+    yield tuple(part is None for part in parts)
+    for at in sorted({end - by for end in ends}):
+        yield tuple(part is None or part.holds(at) for part in still)
 
 
 def _slice(limit: Limit, letter: str) -> Index | None:
