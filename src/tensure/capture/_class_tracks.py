@@ -149,7 +149,8 @@ def class_tracks(
         LimitError: messages tell too many ranks apart.
     """
     lifted = [_lifted(found, mesh) for found in classes]
-    boxes = _by_receiver([(found.box, at) for at, found in enumerate(classes)], lifted, mesh)
+    joined = _joined([(found.box, at) for at, found in enumerate(classes)], lifted)
+    boxes = _by_receiver(joined, lifted, mesh)
     names = {box: track_name(box, mesh) for box, _ in boxes}
     made: dict[str, Track] = {}
     for box, at in sorted(boxes):
@@ -173,6 +174,25 @@ def _lifted(found: Class, mesh: Mapping[str, int]) -> tuple[tuple[Op, ...], dict
     steps = lift_ops({place: trace.steps for place, trace in traces.items()}, is_sampled=True)
     claims = {place: trace.claims for place, trace in traces.items()}
     return steps, locals_of(claims, is_sampled=True)
+
+
+def _joined(
+    boxes: Sequence[tuple[Box, int]], lifted: Sequence[tuple[tuple[Op, ...], Any]]
+) -> list[tuple[Box, int]]:
+    """Boxes beside each other that came out with one text, expressions included, as one."""
+    left = sorted(boxes)
+    for axis_at in range(len(left[0][0])):
+        kept: dict[Any, list[tuple[Box, int]]] = {}
+        for box, at in left:
+            row = kept.setdefault((*box[:axis_at], *box[axis_at + 1 :]), [])
+            (low, high), before = box[axis_at], row[-1] if row else None
+            if before is not None and before[0][axis_at][1] == low and lifted[before[1]] == lifted[at]:
+                start = before[0][axis_at][0]
+                row[-1] = ((*box[:axis_at], (start, high), *box[axis_at + 1 :]), before[1])
+            else:
+                row.append((box, at))
+        left = sorted(item for row in kept.values() for item in row)
+    return left
 
 
 def _axes_of(box: Box, mesh: Mapping[str, int]) -> tuple[str, ...]:
