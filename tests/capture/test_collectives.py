@@ -537,7 +537,7 @@ def test_an_unknown_op_is_refused_by_name() -> None:
 
 def test_too_many_ranks_and_meshes_that_are_none() -> None:
     for mesh, kind in (
-        ({"a": 257}, LimitError),
+        ({"a": 65_537}, LimitError),
         ({}, InputError),
         ({"a": 0}, InputError),
         ({"a b": 2}, InputError),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
@@ -17,6 +19,7 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
 from tensure.errors import UnsupportedError
 from tensure.program import Attrs, Ref
 
+from ._coordinate import Reads
 from ._tape import Tape
 
 __all__ = ["Collectives", "GroupCall"]
@@ -31,13 +34,15 @@ class Collectives:
     Args:
         mesh: sizes of the axes, outermost first.
         rank: this rank.
+        reads: what is noted where the text below depends on this rank's place; None where nobody asks.
     """
 
     mesh: Mapping[str, int]
     rank: int
-    _axes: dict[tuple[int, ...], tuple[str, ...]] = field(
-        default_factory=dict[tuple[int, ...], "tuple[str, ...]"]
-    )
+    reads: Reads | None = None
+    meeting: str = "met"
+    """As for a tape."""
+    _axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     _sent: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
 
     def axes_of(self, group: Any) -> tuple[str, ...]:
@@ -46,25 +51,26 @@ class Collectives:
         Raises:
             UnsupportedError: it is no product of them.
         """
-        if isinstance(group, str):
-            group = _resolve_process_group(group)  # type: ignore[arg-type]
-        elif isinstance(group, torch.ScriptObject):
-            group = ProcessGroup.unbox(group)
-        ranks = tuple(dist.get_process_group_ranks(group))
-        if ranks not in self._axes:
-            self._axes[ranks] = self._spanned(ranks)
-        return self._axes[ranks]
+        found = group_of(group)
+        name = found.group_name
+        if name not in self._axes:
+            self._axes[name] = self._spanned(dist.get_process_group_ranks(found))
+        return self._axes[name]
 
-    def _spanned(self, ranks: tuple[int, ...]) -> tuple[str, ...]:
-        places = [self.place(rank) for rank in ranks]
+    def size_of(self, axes: Sequence[str]) -> int:
+        """How many ranks differ along these axes only."""
+        return math.prod(self.mesh[axis] for axis in axes)
+
+    def _spanned(self, ranks: Sequence[int]) -> tuple[str, ...]:
+        numbers = np.array(ranks)
         names = tuple(self.mesh)
-        spanned = tuple(axis for at, axis in enumerate(names) if len({place[at] for place in places}) > 1)
-        count = 1
-        for axis in spanned:
-            count *= self.mesh[axis]
-        if count != len(ranks) or list(ranks) != sorted(set(ranks)):
+        places = np.unravel_index(numbers, tuple(self.mesh.values()))
+        spanned = tuple(
+            axis for axis, at in zip(names, places, strict=True) if at.size and at.min() < at.max()
+        )
+        if self.size_of(spanned) != len(ranks) or (numbers[1:] <= numbers[:-1]).any():
             raise UnsupportedError(
-                f"a process group of ranks {list(ranks)[:16]}",
+                f"a process group of ranks {ranks[:16]}",
                 wanted=f"all ranks along some of the mesh axes {', '.join(names)}, in order",
             )
         return spanned
@@ -95,24 +101,26 @@ class GroupCall:
     result: Any
 
     @property
+    def _group(self) -> Any:
+        return self.bound["process_group"] if "process_group" in self.bound else self.bound["group_name"]
+
+    @property
     def axes(self) -> tuple[str, ...]:
-        return self.ranks.axes_of(
-            self.bound["process_group"] if "process_group" in self.bound else self.bound["group_name"]
-        )
+        return self.ranks.axes_of(self._group)
 
     @property
     def group(self) -> list[int]:
-        found = self.bound["process_group"] if "process_group" in self.bound else self.bound["group_name"]
-        if isinstance(found, str):
-            found = _resolve_process_group(found)  # type: ignore[arg-type]
-        elif isinstance(found, torch.ScriptObject):
-            found = ProcessGroup.unbox(found)
-        return list(dist.get_process_group_ranks(found))
+        return list(dist.get_process_group_ranks(group_of(self._group)))
+
+    @property
+    def size(self) -> int:
+        return self.ranks.size_of(self.axes)
 
     def read(self, tensor: torch.Tensor) -> Ref:
         return self.tape.read(tensor, self.note)
 
     def step(self, op: str, *args: Any, **attrs: Any) -> Ref:
+        self.tape.meeting = self.ranks.meeting
         return self.tape.step(op, args, self.note, **attrs)
 
     def view(self, value: Ref, have: tuple[int, ...], want: tuple[int, ...]) -> Ref:
@@ -126,7 +134,7 @@ class GroupCall:
         if not self.axes:
             return value
         made = self.step(op, value, axes=self.axes, reduce="sum" if kind == "avg" else kind, **attrs)
-        return self.step("div", made, len(self.group)) if kind == "avg" else made
+        return self.step("div", made, self.size) if kind == "avg" else made
 
     def gathered(self, value: Ref, dim: int = 0) -> Ref:
         return self.step("all_gather", value, axes=self.axes, dim=dim) if self.axes else value
@@ -143,6 +151,13 @@ class GroupCall:
             self.tape.write(tensor, value, self.note)
         else:
             self.tape.add(tensor, value)
+
+
+def group_of(found: Any) -> ProcessGroup:
+    """A process group, however it is spoken of."""
+    if isinstance(found, str):
+        return _resolve_process_group(found)  # type: ignore[arg-type]
+    return ProcessGroup.unbox(found) if isinstance(found, torch.ScriptObject) else found
 
 
 def _reduce_word(reduce: Any) -> str:

@@ -127,7 +127,7 @@ def _write_broadcast(call: GroupCall) -> None:
 def _write_gather_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
     have, want = tuple(source.shape), tuple(target.shape)
-    count = len(call.group)
+    count = call.size
     value = call.read(source)
     if have and want == (count * have[0], *have[1:]):
         made = call.gathered(value)
@@ -140,7 +140,7 @@ def _write_gather_base(call: GroupCall) -> None:
 def _write_scatter_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
     have, want = tuple(source.shape), tuple(target.shape)
-    count, reduce = len(call.group), call.bound["reduce_op"]
+    count, reduce = call.size, call.bound["reduce_op"]
     value = call.read(source)
     if want and have == (count * want[0], *want[1:]):
         made = call.reduced("reduce_scatter", value, reduce, dim=0)
@@ -201,31 +201,35 @@ def _write_all_to_all_base(call: GroupCall) -> None:
 def _write_scatter(call: GroupCall) -> None:
     root, own = call.bound["root_rank"], call.ranks.rank
     group = call.group
+    if call.ranks.reads is not None:
+        call.ranks.reads.note(*call.axes)  # who is the root sends, the others receive
     for at, target in enumerate(call.bound["output_tensors"]):
         if group[root] != own:
             key = call.ranks.letter(group[root], own, -1)
-            call.tape.write(target, call.tape.message("recv", (), group[root], key, call.note), call.note)
+            call.tape.write(
+                target, call.tape.message("recv", (), group[root], call.axes, key, call.note), call.note
+            )
             continue
         for member, source in enumerate(call.bound["input_tensors"][at]):
             if group[member] == own:
                 call.tape.write(target, call.read(source), call.note)
             else:
                 key = call.ranks.letter(own, group[member], -1)
-                call.tape.message("send", (call.read(source),), group[member], key, call.note)
+                call.tape.message("send", (call.read(source),), group[member], call.axes, key, call.note)
 
 
 def _send(call: GroupCall) -> None:
     receiver, tag = call.group[call.bound["dst"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
         key = call.ranks.letter(call.ranks.rank, receiver, tag)
-        call.tape.message("send", (call.read(tensor),), receiver, key, call.note)
+        call.tape.message("send", (call.read(tensor),), receiver, call.axes, key, call.note)
 
 
 def _recv(call: GroupCall) -> None:
     sender, tag = call.group[call.bound["src"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
         key = call.ranks.letter(sender, call.ranks.rank, tag)
-        call.tape.write(tensor, call.tape.message("recv", (), sender, key, call.note), call.note)
+        call.tape.write(tensor, call.tape.message("recv", (), sender, call.axes, key, call.note), call.note)
 
 
 def _nothing(call: GroupCall) -> None:

@@ -32,22 +32,30 @@ def _outline(value: Any) -> Any:
     return (type(value).__name__, repr(value))
 
 
-def lift_ops(texts: Mapping[Coordinates, Sequence[Op]]) -> tuple[Op, ...]:
-    """One text for ranks whose texts have one shape."""
+def lift_ops(texts: Mapping[Coordinates, Sequence[Op]], *, is_sampled: bool = False) -> tuple[Op, ...]:
+    """One text for ranks whose texts have one shape.
+
+    Args:
+        texts: by place.
+        is_sampled: there are more ranks; only sums of multiples of coordinates are extended to them.
+
+    Raises:
+        RecordError: texts of several shapes, or integers of some ranks that are no such sum.
+    """
     places = list(texts)
     first = texts[places[0]]
     lifted: list[Op] = []
     for at, step in enumerate(first):
         attrs = {place: texts[place][at].attrs for place in places}
         if any(found != step.attrs for found in attrs.values()):
-            made = lift_attr(attrs)
+            made = lift_attr(attrs, is_sampled=is_sampled)
             assert isinstance(made, tuple)
             step = Op(step.op, step.args, step.outs, made, step.note)  # type: ignore[arg-type]
         lifted.append(step)
     return tuple(lifted)
 
 
-def lift_attr(values: Mapping[Coordinates, Any]) -> Attr:
+def lift_attr(values: Mapping[Coordinates, Any], *, is_sampled: bool = False) -> Attr:
     """One attribute for all."""
     found = list(values.values())
     first = found[0]
@@ -55,16 +63,17 @@ def lift_attr(values: Mapping[Coordinates, Any]) -> Attr:
         if any(not isinstance(item, tuple) or len(item) != len(first) for item in found):
             raise RecordError("attributes of several lengths")
         return tuple(
-            lift_attr({place: value[at] for place, value in values.items()}) for at in range(len(first))
+            lift_attr({place: value[at] for place, value in values.items()}, is_sampled=is_sampled)
+            for at in range(len(first))
         )
     if all(type(item) is type(first) and item == first for item in found):
         return first  # type: ignore[no-any-return]
     if not all(isinstance(item, int) and not isinstance(item, bool) for item in found):
         raise RecordError(f"attributes {found[:4]} that are no integers")
-    return lift_int(values)
+    return lift_int(values, is_sampled=is_sampled)
 
 
-def lift_int(values: Mapping[Coordinates, int]) -> Int:
+def lift_int(values: Mapping[Coordinates, int], *, is_sampled: bool = False) -> Int:
     """An expression of the coordinates with these values: a sum of multiples, or a choice."""
     numbers = set(values.values())
     if len(numbers) == 1:
@@ -78,7 +87,10 @@ def lift_int(values: Mapping[Coordinates, int]) -> Int:
             used = fewer
     narrow = {tuple(place[at] for at in used): value for place, value in table.items()}
     names = [axes[at] for at in used]
-    return _affine(names, narrow) or _choice(names, narrow)
+    sum_ = _affine(names, narrow)
+    if sum_ is None and is_sampled:
+        raise RecordError(f"integers {sorted(numbers)[:4]} of some ranks that are no sum of multiples")
+    return _choice(names, narrow) if sum_ is None else sum_
 
 
 def _settles(table: Mapping[tuple[int, ...], int], used: Sequence[int]) -> bool:

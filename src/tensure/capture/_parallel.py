@@ -1,44 +1,39 @@
 """The parallel step of every rank of a mesh as a Plan.
 
-Every rank is traced by itself; nothing is assumed of one rank because of another. A distributed parameter
-is taken to hold what its placements say, a plain one to be whole unless it is placed or was cut from the
-whole one under our eyes.
+Up to 256 ranks are traced one by one, and nothing is assumed of one rank because of another. Of more ranks,
+or when asked, some are traced while it is watched what code asks of its place; that says for whom each stands
+(`_classes`).
 """
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-import torch
-from torch.distributed.tensor import DTensor
-
-from tensure.bundle import Plan
+from tensure.bundle import Plan, Track
 from tensure.errors import InputError, LimitError, UnsupportedError
-from tensure.host import dtype_word
-from tensure.program import Name, Op, Ref, TensorType, digest
+from tensure.program import Op, digest
 
-from ._collectives import Collectives
+from ._boxes import Box
+from ._class_tracks import Class, alike, class_tracks, classes_agree, live_classes, token
+from ._classes import MAX_TRACED, RankClass, classes_of
+from ._coordinate import Reads
 from ._flat import agree, apart
-from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
+from ._microbatch import MICROBATCH
 from ._model import Captured
-from ._placements import Part, part_of, whole_part
-from ._sources import Sources, their_errors
-from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
-from ._tape import DRAWN, Tape
-from ._tracer import Tracer
-from ._tracks import RankTrace, live_steps, reread, tracks_of
-from ._world import fake_rank
+from ._rank import TracedRank
+from ._spelling import spelled
+from ._step import ModelFunction, ParallelFunction
+from ._tape import DRAWN
+from ._tracks import live_steps, tracks_of
+from ._world import MAX_WORLD
 
 __all__ = ["capture_parallel"]
 
-_WHOLE: Final = ".whole"
-"""Marks a parameter as the model has it, where the parallel module holds a part under its name."""
-MAX_TRACED: Final = 256
-"""Ranks that are traced one by one."""
+MAX_PLACES = 1 << 22
+"""Ranks times micro-batches."""
 
 
 def capture_parallel(
@@ -47,297 +42,175 @@ def capture_parallel(
     mesh: Mapping[str, int],
     captured: Captured,
     *,
+    classes: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    told: Callable[[Sequence[RankClass]], None] | None = None,
 ) -> Plan:
     """The parallel step of every rank, with claims at its ends.
 
     Args:
         model: as for `capture_model`.
-        parallel: makes a fresh module of the model parallel, once for each rank.
+        parallel: makes a fresh module of the model parallel, once for each rank that is traced.
         mesh: sizes of the axes, outermost first.
         captured: what the model alone came to.
+        classes: trace some ranks, and find for whom each stands; None: where there are more than 256.
         progress: told (ranks done, ranks in all).
+        told: told the classes of ranks, where there are any, with their reasons.
 
     Raises:
-        InputError: parameters that the model does not have, tensors whose place nobody said, or whatever
-            the code itself raises.
-        LimitError: more ranks than are traced one by one.
+        InputError: parameters that the model does not have, tensors whose place nobody said, micro-batches
+            that are not alike, or whatever the code itself raises.
+        LimitError: more ranks than there can be, or too many that do something of their own.
         UnsupportedError: an op, group or placement without a rule.
     """
     world = math.prod(mesh.values())
     if not mesh or world < 1:
         raise InputError(f"a mesh {dict(mesh)}", wanted="axes with their sizes, such as dp=2, tp=4")
-    if world > MAX_TRACED:
+    if world > MAX_WORLD:
+        raise LimitError(f"a mesh of {world} ranks", wanted=f"at most {MAX_WORLD}")
+    if classes is False and world > MAX_TRACED:
         raise LimitError(
-            f"a mesh of {world} ranks", wanted=f"at most {MAX_TRACED}, which are traced one by one"
+            f"a mesh of {world} ranks", wanted=f"at most {MAX_TRACED}, where each is traced by itself"
         )
-    ranks: list[_Rank] = []
-    was_frozen = gc.get_freeze_count()
-    gc.freeze()
-    try:
-        for rank in range(world):
-            ranks.append(_Rank(mesh, rank, captured))
-            ranks[-1].trace(model, parallel)
-            gc.collect()  # modules and tapes are cyclic, and there is one for each rank
-            gc.freeze()  # the next sweep looks at what the next rank leaves, and at nothing else
-            if progress is not None:
-                progress(rank + 1, world)
-    finally:
-        if not was_frozen:
-            gc.unfreeze()
-    made = {label for item in ranks for label in item.outputs}
-    for item in ranks:
-        for grad in sorted(item.lacking.keys() & made):  # some rank has it
-            item.lack(grad)
+    with _frozen() as collect:
+        first = TracedRank(mesh, 0, captured)
+        if world <= MAX_TRACED and not classes:
+            first.trace(model, parallel)
+            collect()
+            count = world * first.mesh.get(MICROBATCH, 1)
+            if count <= MAX_TRACED or classes is False:
+                return _plan(captured, first.mesh, _by_rank(first, model, parallel, collect, progress))
+
+        def trace(place: Mapping[str, int]) -> TracedRank:
+            number = 0
+            for axis, size in mesh.items():
+                number = number * size + place[axis]
+            index = place.get(MICROBATCH, 0)
+            reads = Reads(dict(mesh), {axis: place[axis] for axis in mesh})
+            found = TracedRank(mesh, number, captured, index, reads)
+            found.trace(model, parallel)
+            collect()
+            return found
+
+        start = trace(dict.fromkeys(mesh, 0))
+        places = math.prod(start.mesh.values())
+        if places > MAX_PLACES:
+            raise LimitError(f"{places} ranks and micro-batches", wanted=f"at most {MAX_PLACES}")
+        known = [start]
+
+        def trace_once(place: Mapping[str, int]) -> TracedRank:
+            if known and known[0].place == place:
+                return known.pop()
+            found = trace(place)
+            _same_count(found, start)
+            return found
+
+        found = classes_of(trace_once, start.mesh, progress)
+    if told is not None:
+        told(found)
+    return _plan(captured, start.mesh, _by_class(found, start.mesh, mesh))
+
+
+def _plan(captured: Captured, mesh: Mapping[str, int], tracks: Mapping[str, Track]) -> Plan:
+    for track in tracks.values():
+        for step in track.bodies["step"]:
+            if isinstance(step, Op) and any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
+                raise UnsupportedError(
+                    "random numbers drawn by the parallel function are read in the step",
+                    place=", ".join(str(value) for _, value in step.note) or None,
+                    wanted="random numbers for parameters alone, whose place is known",
+                )
+    return Plan(digest(captured.program), mesh=dict(mesh), tracks=dict(tracks))
+
+
+def _by_rank(
+    first: TracedRank,
+    model: ModelFunction,
+    parallel: ParallelFunction,
+    collect: Callable[[], None],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Track]:
+    """Tracks of ranks that are all traced."""
+    world, mesh, ranks = first.world, first.mesh, list[TracedRank]()
+    microbatches = mesh.get(MICROBATCH, 1)
+    count = math.prod(world.values()) * microbatches
+    for at in range(count):
+        number, index = divmod(at, microbatches)
+        found = first if at == 0 else TracedRank(world, number, first.captured, index)
+        if found is not first:
+            found.trace(model, parallel)
+            collect()
+        _same_count(found, first)
+        ranks.append(found)
+        if progress is not None:
+            progress(at + 1, count)
+    _lack(ranks)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
     else:
         traces = [rank.traced(rank.steps) for rank in ranks]
-    live = live_steps(traces)
-    for step in (step for trace in live for step in trace.steps):
-        if any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
-            raise UnsupportedError(
-                "random numbers drawn by the parallel function are read in the step",
-                place=", ".join(str(value) for _, value in step.note) or None,
-                wanted="random numbers for parameters alone, whose place is known",
-            )
-    return Plan(digest(captured.program), mesh=dict(mesh), tracks=tracks_of(live, mesh))
+    return tracks_of(live_steps(traces), mesh, world)
 
 
-@dataclass
-class _Rank:
-    """One rank while it is traced."""
+def _by_class(
+    found: Sequence[RankClass], mesh: Mapping[str, int], world: Mapping[str, int]
+) -> dict[str, Track]:
+    """Tracks of classes of ranks."""
+    boxes: list[Box] = [item.box for item in found]
+    samples = [[rank.moved(rank.place) for rank in item.samples] for item in found]
+    _lack([rank for ranks in samples for rank in ranks])
+    for ranks in samples:
+        for rank in ranks:
+            distances = iter(rank.distances())
+            rank.steps = [
+                token(step, next(distances)) if step.op in ("send", "recv") else step for step in rank.steps
+            ]
 
-    mesh: Mapping[str, int]
-    rank: int
-    captured: Captured
-    tape: Tape = field(default_factory=Tape)
-    claims: dict[str, tuple[str, Part]] = field(default_factory=dict[str, "tuple[str, Part]"])
-    outputs: set[str] = field(default_factory=set[str])
-    standing: dict[str, Part] = field(default_factory=dict[str, Part])
-    """Where each parameter stands, by name, as far as known."""
-    place: dict[str, int] = field(default_factory=dict[str, int])
-    held: dict[str, Name] = field(default_factory=dict[str, Name])
-    """The value each parameter begins the step with."""
-    lacking: dict[str, tuple[Part, str]] = field(default_factory=dict[str, "tuple[Part, str]"])
-    """Gradients of parameters used here that are not there: where they would stand, and their dtype."""
-    steps: list[Op] = field(default_factory=list[Op])
-    whole: tuple[str, ...] = ()
-    """The names of the module's parameters and buffers before it was made parallel."""
+    def live(texts: Sequence[Sequence[Sequence[Op]]]) -> list[Class]:
+        made = [
+            Class(box, tuple(rank.traced(spelled(text)) for rank, text in zip(ranks, each, strict=True)))
+            for box, ranks, each in zip(boxes, samples, texts, strict=True)
+        ]
+        return live_classes(made, mesh)
 
-    def trace(self, model: ModelFunction, parallel: ParallelFunction) -> None:
-        """Run it, and keep what was done; the tape, which holds tensors, is let go."""
-        ranks = Collectives(self.mesh, self.rank)
-        self.place = dict(zip(self.mesh, ranks.place(self.rank), strict=True))
-        with fake_rank(self.mesh, self.rank) as mesh:
-            net, inputs = built(model)
-            whole = dict(leaves(net))
-            for label, tensor in whole.items():
-                self.tape.add(tensor, Ref(Name(label + _WHOLE)))
-                if label in self.captured.shapes:
-                    self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            building = Tracer(self.tape, Sources(net), ranks, building=True)
-            with their_errors("the parallel function"), building:
-                found = parallel(net, mesh)
-            given = as_step(found, net)
-            module = given.module if given.module is not None else net
-            for label, tensor in leaves(module):
-                self._leaf(label, tensor, whole, given)
-                if label in self.standing:
-                    self.held[label] = self.tape.read(local_of(tensor), ()).name
-            local = self._inputs(inputs, given)
-            begun = len(self.tape.steps)
-            sources = Sources(module)
-            step = f"the step of rank {self.rank}"
-            with their_errors(step), sources.watching(), Tracer(self.tape, sources, ranks):
-                returned = returned_by(given.step(*local))
-            self._results(returned, module, local, given)
-            self._missing(module, begun)
-        self.steps, self.whole, self.tape = self.tape.steps, tuple(whole), Tape()
+    parts = [[apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks] for ranks in samples]
+    is_one = all(met == each[0][1] for each in parts for _, met in each)
+    if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
+        made = live([[steps for steps, _ in each] for each in parts])
+        if alike(made):
+            return class_tracks(made, mesh, world)
+    return class_tracks(live([[rank.steps for rank in ranks] for ranks in samples]), mesh, world)
 
-    def traced(self, steps: Sequence[Op]) -> RankTrace:
-        """The steps, or others that do the same, with the claims."""
-        # A parameter that stayed whole has its name to itself.
-        names = {
-            label + _WHOLE: label
-            for label in self.whole
-            if label not in self.claims and label + _WHOLE in self.claims
-        }
-        claims = {names.get(label, label): found for label, found in self.claims.items()}
-        renamed = {Name(old): Name(new) for old, new in names.items()}
-        steps = [replace(step, args=tuple(reread(arg, renamed) for arg in step.args)) for step in steps]
-        return RankTrace(tuple(self.place.items()), tuple(steps), claims, frozenset(self.outputs))
 
-    def leaf_types(self) -> dict[str, TensorType]:
-        """Of what the steps begin with."""
-        values = self.captured.program.values
-        return {
-            label: TensorType(part.shape, values[of].dtype)
-            for label, (of, part) in self.claims.items()
-            if label not in self.outputs
-        }
+def _lack(ranks: Sequence[TracedRank]) -> None:
+    """Gradients that some rank has: who has them not, and uses the parameter, says so."""
+    made = {label for rank in ranks for label in rank.outputs}
+    for rank in ranks:
+        for grad in sorted(rank.lacking.keys() & made):
+            rank.lack(grad)
 
-    # what it begins with -----------------------------------------------------------------------------
 
-    def _leaf(
-        self, label: str, tensor: torch.Tensor, whole: Mapping[str, torch.Tensor], given: ParallelStep
-    ) -> None:
-        """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
-        shape, local = self.captured.shapes.get(label), local_of(tensor)
-        if shape is None:
-            is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
-            if label in whole or (self.tape.knows(local) and not is_trained):
-                return  # nothing on the single device depends on it
-            raise InputError(
-                f"parameter {label} of the parallel module",
-                wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
-                next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
-            )
-        if isinstance(tensor, DTensor):
-            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-            found = self._part(shape, placements, f"parameter {label}")
-        elif label in given.parameters:
-            found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif self.tape.knows(local) and not self.tape.is_drawn(local):
-            cut = self._cut(local, label, shape)
-            if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
-                cut = whole_part(shape)
-            if cut is not None:
-                self.standing[label] = cut
-            return
-        elif tuple(tensor.shape) == shape:
-            found = whole_part(shape)
-        else:
-            raise InputError(
-                f"parameter {label} of shape {list(tensor.shape)} where the single device has {list(shape)}",
-                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
-            )
-        if found.shape != tuple(local.shape):
-            raise InputError(
-                f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
-            )
-        if label in given.parameters and self._of_model(local):
-            self._claim(label, local, found)  # made of the model's own before our eyes: to be shown
-        self.claims[label] = (label, found)
-        self.standing[label] = found
-        if self.tape.knows(local):
-            self.tape.write(local, Ref(Name(label)), ())
-        else:
-            self.tape.add(local, Ref(Name(label)))
-
-    def _of_model(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor was made of the model's parameters and buffers, and of no random numbers."""
-        return (
-            self.tape.knows(tensor) and not self.tape.is_drawn(tensor) and self.tape.rests_on(tensor, _WHOLE)
+def _same_count(rank: TracedRank, first: TracedRank) -> None:
+    if rank.mesh != first.mesh:
+        raise InputError(
+            f"{rank.mesh.get(MICROBATCH, 1)} micro-batches on rank {rank.rank}",
+            wanted=f"{first.mesh.get(MICROBATCH, 1)}, as on rank {first.rank}",
         )
 
-    def _cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
-        """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
-        name = self.tape.read(tensor, ()).name
-        made = self.tape.makers()
-        cuts: list[Op] = []
-        while name in made:
-            step = made[name]
-            if step.op not in ("slice", "copy") or not isinstance(step.args[0], Ref):
-                return None
-            cuts.append(step)
-            name = step.args[0].name
-        if name != Name(label + _WHOLE):
-            return None
-        dims = [range(size) for size in shape]
-        for step in reversed(cuts):
-            if step.op == "slice":
-                attrs = dict(step.attrs)
-                dim: Any = attrs.get("dim", 0)
-                cut: Any = slice(attrs.get("start"), attrs.get("end"), attrs.get("step"))
-                dims[dim] = dims[dim][cut]
-        return Part(tuple(((found.start, found.stop, found.step),) for found in dims))
 
-    def _inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
-        made: list[torch.Tensor] = []
-        for at, (label, tensor) in enumerate(zip(self.captured.inputs, inputs, strict=True)):
-            found = self._part(tuple(tensor.shape), _nth(given.inputs, at), f"input {at}")
-            if found.sum:
-                raise InputError(
-                    f"input {at} is a sum over {', '.join(found.sum)}", wanted="Shard or Replicate"
-                )
-            if found.shape != tuple(tensor.shape):
-                tensor = tensor.new_empty(found.shape, requires_grad=tensor.requires_grad)
-            self.claims[label] = (label, found)
-            self.standing[label] = found
-            self.tape.add(tensor, Ref(Name(label)))
-            made.append(tensor)
-        return made
+@contextmanager
+def _frozen() -> Iterator[Callable[[], None]]:
+    """Modules and tapes are cyclic, and there is one for each rank: swept after each, and then left alone."""
+    was_frozen = gc.get_freeze_count()
 
-    # what it ends with -------------------------------------------------------------------------------
+    def collect() -> None:
+        gc.collect()
+        gc.freeze()  # the next sweep looks at what the next rank leaves, and at nothing else
 
-    def _results(
-        self,
-        returned: Sequence[torch.Tensor],
-        module: torch.nn.Module,
-        inputs: Sequence[torch.Tensor],
-        given: ParallelStep,
-    ) -> None:
-        names = self.captured.outputs
-        if len(returned) != len(names):
-            raise InputError(
-                f"the parallel step returns {len(returned)} tensors",
-                wanted=f"{len(names)}, as the module does: {', '.join(names)}",
-            )
-        for at, (label, tensor) in enumerate(zip(names, returned, strict=True)):
-            self._output(label, tensor, _nth(given.outputs, at))
-        for label, tensor in gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
-            if f"grad.{label}" not in self.captured.shapes:
-                continue  # the single device has none to compare with
-            said, standing = given.gradients.get(label), self.standing.get(label)
-            plain = said is None and not isinstance(tensor, DTensor)
-            if plain and standing is not None and standing.shape == tuple(tensor.shape):
-                self._claim(f"grad.{label}", tensor, standing)
-            else:
-                self._output(f"grad.{label}", tensor, said)
-
-    def _missing(self, module: torch.nn.Module, begun: int) -> None:
-        """The parameters that the step uses here and leaves without a gradient."""
-        used = {ref.name for step in self.tape.steps[begun:] for ref in step.reads()}
-        for label, tensor in leaves(module):
-            grad = f"grad.{label}"
-            if (
-                tensor.grad is not None
-                or grad not in self.captured.shapes
-                or self.held.get(label) not in used
-            ):
-                continue
-            self.lacking[grad] = (self.standing[label], dtype_word(tensor.dtype))
-
-    def lack(self, grad: str) -> None:
-        """Say that a gradient holds nothing: here its parameter will not change as on the single device."""
-        part, dtype = self.lacking[grad]
-        attrs = (("dtype", dtype), ("fill_value", float("nan")), ("size", part.shape))
-        self.steps.append(Op("full", (), (Name(grad),), attrs))
-        self.claims[grad] = (grad, part)
-        self.outputs.add(grad)
-
-    def _output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
-        if isinstance(tensor, DTensor) and said is None:
-            said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-        found = self._part(self.captured.shapes[label], said, label)
-        local = local_of(tensor)
-        if found.shape != tuple(local.shape):
-            raise InputError(
-                f"{label} of shape {list(local.shape)}",
-                wanted=f"{list(found.shape)}, as placed; ParallelStep(outputs=..., gradients=...) place it",
-            )
-        self._claim(label, local, found)
-
-    def _claim(self, label: str, local: torch.Tensor, found: Part) -> None:
-        self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))
-        self.claims[label] = (label, found)
-        self.outputs.add(label)
-
-    def _part(self, shape: Sequence[int], placements: Placements | None, what: str) -> Part:
-        return part_of(shape, placements or {}, self.mesh, self.place, what)
-
-
-def _nth(items: Sequence[Placements | None], at: int) -> Placements | None:
-    return items[at] if at < len(items) else None
+    gc.freeze()
+    try:
+        yield collect
+    finally:
+        if not was_frozen:
+            gc.unfreeze()

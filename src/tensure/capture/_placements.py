@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 
 from tensure.errors import InputError, UnsupportedError
 
-__all__ = ["Part", "part_of", "whole_part"]
+__all__ = ["Part", "cut_dims", "part_of", "whole_part"]
 
 Run: TypeAlias = tuple[int, int, int]
 
@@ -34,6 +34,8 @@ class Part:
     dims: tuple[tuple[Run, ...], ...]
     sum: tuple[str, ...] = ()
     scale: Fraction = Fraction(1)
+    origin: tuple[tuple[int, ...], Mapping[str, Any]] | None = field(default=None, compare=False, repr=False)
+    """The shape and the placements it follows from, if it does."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ def part_of(
     placements: Mapping[str, Any],
     mesh: Mapping[str, int],
     place: Mapping[str, int],
-    what: str,
+    what: str = "a tensor",
 ) -> Part:
     """The part of a tensor that one rank holds.
 
@@ -100,7 +102,20 @@ def part_of(
         size = -(-(hi - lo) // mesh[axis])
         start = min(lo + place[axis] * size, hi)
         ranges[dim] = (start, min(start + size, hi))
-    return Part(tuple(((lo, hi, 1),) for lo, hi in ranges), tuple(total), scale)
+    runs = tuple(((lo, hi, 1),) for lo, hi in ranges)
+    return Part(runs, tuple(total), scale, (tuple(shape), dict(placements)))
+
+
+def cut_dims(
+    shape: Sequence[int], placements: Mapping[str, Any], mesh: Mapping[str, int]
+) -> dict[int, tuple[str, ...]]:
+    """By dim that is cut: the axes along which it is."""
+    found: dict[int, tuple[str, ...]] = {}
+    for axis in mesh:
+        dim = getattr(placements.get(axis), "dim", None)
+        if isinstance(dim, int) and shape:
+            found[dim % len(shape)] = (*found.get(dim % len(shape), ()), axis)
+    return found
 
 
 def _check_strided(

@@ -37,7 +37,8 @@ def _turned(step: Op, made: dict[Name, Op]) -> list[Op]:
     if not _is_value(inner) or not _is_value(second):
         return [step]
     (out,) = step.outs
-    other = Name(f"{out.base}_other")
+    label, _, count = out.base.rpartition("_")
+    other = Name(f"{label}_other_{count}")
     return [
         Op("t", (second,), (other,), (), step.note),
         Op("mm", (Ref(other), inner), step.outs, (), step.note),

@@ -37,6 +37,12 @@ class ParallelStep:
         outputs: placements of what `step` returns, likewise.
         parameters: placements of plain parameters that hold a part, by name.
         gradients: placements of gradients, by parameter name, where they differ from their parameter's.
+        microbatch: forward and backward of one micro-batch; then micro-batches are a last mesh axis `mb`,
+            along which inputs may be cut and outputs be parts of a sum. It is called with this rank's inputs
+            for one of them, and with its number, if it takes a parameter `index`; returns what the module
+            returns; leaves gradients, to be accumulated. `step` is called once, with nothing, after the
+            last.
+        microbatches: how many there are.
     """
 
     step: Callable[..., Any]
@@ -45,6 +51,8 @@ class ParallelStep:
     outputs: Sequence[Placements | None] = ()
     parameters: Mapping[str, Placements] = field(default_factory=dict[str, "Placements"])
     gradients: Mapping[str, Placements] = field(default_factory=dict[str, "Placements"])
+    microbatch: Callable[..., Any] | None = None
+    microbatches: int = 1
 
 
 ModelFunction: TypeAlias = "Callable[[], tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]"

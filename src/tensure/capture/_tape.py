@@ -94,12 +94,19 @@ class Tape:
     _there: dict[_Memory, _Seen] = field(default_factory=dict[_Memory, _Seen])
     _names: dict[str, int] = field(default_factory=dict[str, int])
     _makers: dict[Name, Op] = field(default_factory=dict[Name, Op])
+    meeting: str = "met"
+    """What results of collectives are called; those of another name take turns of their own."""
+    aside: str = ""
+    """Ends the names of what is done aside, to be dropped again: it takes no turn in collectives."""
+    shapes: int = 0
+    """A digest of the shapes of all tensors so far: ranks with one text agree in these too."""
     _counted: int = 0
 
     # names and steps ---------------------------------------------------------------------------------
 
     def fresh(self, wanted: str) -> Name:
         """A name nobody has."""
+        wanted += self.aside
         count = self._names.get(wanted, 0)
         self._names[wanted] = count + 1
         return Name(f"{wanted}_{count}")
@@ -138,14 +145,21 @@ class Tape:
 
     def step(self, op: str, args: tuple[Any, ...], note: Attrs, **attrs: Any) -> Ref:
         """One listed op as it stands; a collective is named by its turn on its axes, so members meet."""
-        made = self.fresh("_".join(("met", *attrs["axes"])) if op in COLLECTIVES else op)
+        made = self.fresh("_".join((self.meeting, *attrs["axes"])) if op in COLLECTIVES else op)
         self.steps.append(Op(op, args, (made,), tuple(sorted(attrs.items())), note))
         return Ref(made)
 
-    def message(self, op: str, args: tuple[Ref, ...], other: int, key: tuple[Any, ...], note: Attrs) -> Ref:
-        """A send to another rank, or a receipt from it; `other` is its number, until tracks are known."""
+    def message(
+        self, op: str, args: tuple[Ref, ...], other: int, axes: tuple[str, ...], key: tuple[Any, ...],
+        note: Attrs,
+    ) -> Ref:  # fmt: skip
+        """A send to another rank, or a receipt from it.
+
+        Until tracks are known, `other` is its number, and `over` are the axes along which it may stand
+        elsewhere.
+        """
         made = () if op == "send" else (self.fresh("recv"),)
-        self.steps.append(Op(op, args, made, (("key", key), ("other", other)), note))
+        self.steps.append(Op(op, args, made, (("key", key), ("other", other), ("over", axes)), note))
         return Ref(made[0]) if made else args[0]
 
     # tensors -----------------------------------------------------------------------------------------
@@ -247,6 +261,10 @@ class Tape:
         self._counted = len(self.steps)
         return self._makers
 
+    def forget(self) -> None:
+        """Steps were dropped: what made a value is looked up anew."""
+        self._makers, self._counted = {}, 0
+
     def _behind(self, tensor: torch.Tensor) -> set[Name]:
         open_names, seen = [self.read(tensor, ()).name], set[Name]()
         made = self.makers()
@@ -294,6 +312,7 @@ class Tape:
     ) -> _Seen:
         at = storage.version if version is None else version
         seen = _Seen(tensor, _memory(tensor), storage, chain, value, at)
+        self.shapes = hash((self.shapes, seen.memory.shape))
         self._seen[id(tensor)] = self._there[seen.memory] = seen
         return seen
 

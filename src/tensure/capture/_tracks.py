@@ -12,13 +12,23 @@ from typing import Any
 
 from tensure.bundle import Local, Place, Track
 from tensure.errors import UnsupportedError
-from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
+from tensure.program import COLLECTIVES, COMMUNICATION, Cat, Name, Op, Ref
 
 from ._lift import Coordinates, lift_attr, lift_ops, shape_of_text
 from ._placements import Part
 from ._spelling import spelled
 
-__all__ = ["RankTrace", "live_steps", "reread", "tracks_of"]
+__all__ = [
+    "RankTrace",
+    "claims_outline",
+    "live_steps",
+    "locals_of",
+    "needed_steps",
+    "pruned",
+    "reread",
+    "tracks_of",
+    "without_idle",
+]
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,42 @@ class RankTrace:
 def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
     """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
     traces = [replace(trace, steps=tuple(spelled(trace.steps))) for trace in traces]
-    needed = _lonely(traces)  # results of collectives, and keys of messages that somebody reads
+    kept = needed_steps(
+        [trace.steps for trace in traces], [trace.outputs for trace in traces], _lonely(traces)
+    )
+    return [pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
+
+
+def needed_steps(
+    texts: Sequence[Sequence[Op]], outputs: Sequence[frozenset[str]], needed: set[Any]
+) -> list[list[Op]]:
+    """Of each text what its outputs, or another text, need.
+
+    Args:
+        texts: of ranks, or of classes of them.
+        outputs: of each, the locals that must be there at the end.
+        needed: results of collectives, and keys of messages, that stay in any case.
+    """
+    needed = set(needed)
     while True:
-        kept = [_live(trace, needed) for trace in traces]
+        kept = [_live(steps, labels, needed) for steps, labels in zip(texts, outputs, strict=True)]
         grown: set[Any] = {step.outs[0] for steps in kept for step in steps if step.op in COLLECTIVES}
         grown |= {step.attr("key") for steps in kept for step in steps if step.op == "recv"}
         if grown <= needed:
-            break
+            return kept
         needed |= grown
-    return [_pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
+
+
+def without_idle(
+    steps: Sequence[Op], claims: Mapping[str, tuple[str, Part]], outputs: frozenset[str]
+) -> list[Op]:
+    """A rank's steps but those whose results nobody reads; all that it does with others stays.
+
+    Names do not tell any more which part of a split was taken.
+    """
+    joint: set[Any] = {out for step in steps if step.op in COMMUNICATION for out in step.outs}
+    joint |= {step.attr("key") for step in steps if step.op == "send"}
+    return list(_renamed(_live(steps, outputs, joint), claims))
 
 
 def _lonely(traces: Sequence[RankTrace]) -> set[Any]:
@@ -87,16 +124,17 @@ def _lonely(traces: Sequence[RankTrace]) -> set[Any]:
     }
 
 
-def _pruned(trace: RankTrace, steps: Sequence[Op]) -> RankTrace:
+def pruned(trace: RankTrace, steps: Sequence[Op]) -> RankTrace:
+    """A trace with some of its steps; names are counted anew, and do not tell what was dropped."""
     read = {str(ref.name) for step in steps for ref in step.reads()} | trace.outputs
     claims = {label: found for label, found in trace.claims.items() if label in read}
-    return replace(trace, steps=_renamed(steps, trace), claims=claims)
+    return replace(trace, steps=_renamed(steps, trace.claims), claims=claims)
 
 
-def _live(trace: RankTrace, needed: set[Any]) -> list[Op]:
-    wanted = {Name(label) for label in trace.outputs} | needed
+def _live(steps: Sequence[Op], outputs: frozenset[str], needed: set[Any]) -> list[Op]:
+    wanted = {Name(label) for label in outputs} | needed
     kept: list[Op] = []
-    for step in reversed(trace.steps):
+    for step in reversed(steps):
         if step.attr("key") not in needed if step.op == "send" else wanted.isdisjoint(step.outs):
             continue
         kept.append(step)
@@ -104,13 +142,13 @@ def _live(trace: RankTrace, needed: set[Any]) -> list[Op]:
     return kept[::-1]
 
 
-def _renamed(steps: Sequence[Op], trace: RankTrace) -> tuple[Op, ...]:
+def _renamed(steps: Sequence[Op], claimed: Mapping[str, Any]) -> tuple[Op, ...]:
     counts: dict[str, int] = {}
     names: dict[Name, Name] = {}
     made: list[Op] = []
     for step in steps:
         for out in step.outs:
-            if str(out) in trace.claims or step.op in COLLECTIVES:
+            if str(out) in claimed or step.op in COLLECTIVES:
                 continue
             label = out.base.rpartition("_")[0] or out.base
             counts[label] = counts.get(label, -1) + 1
@@ -139,8 +177,15 @@ def reread(arg: Any, names: Mapping[Name, Name]) -> Any:
 # --- tracks -----------------------------------------------------------------------------------------
 
 
-def tracks_of(traces: Sequence[RankTrace], mesh: Mapping[str, int]) -> dict[str, Track]:
+def tracks_of(
+    traces: Sequence[RankTrace], mesh: Mapping[str, int], world: Mapping[str, int] | None = None
+) -> dict[str, Track]:
     """One track for each class of ranks, by the axes that tell the classes apart.
+
+    Args:
+        traces: of every rank.
+        mesh: sizes of the axes.
+        world: sizes of those that ranks are numbered along; a message stays where it is along the others.
 
     Raises:
         UnsupportedError: a rank sends to one that is not there.
@@ -150,9 +195,12 @@ def tracks_of(traces: Sequence[RankTrace], mesh: Mapping[str, int]) -> dict[str,
     texts = {place: trace.steps for place, trace in by_place.items()}
     split: tuple[str, ...] = ()
     while True:
-        addressed = {place: _addressed(steps, place, split, mesh) for place, steps in texts.items()}
+        addressed = {
+            place: _addressed(steps, dict(place), split, mesh, world or mesh)
+            for place, steps in texts.items()
+        }
         outlines = {
-            place: (shape_of_text(steps), _claims_outline(by_place[place]))
+            place: (shape_of_text(steps), claims_outline(by_place[place].claims))
             for place, steps in addressed.items()
         }
         found = _telling_axes(outlines, tuple(mesh))
@@ -171,7 +219,7 @@ def tracks_of(traces: Sequence[RankTrace], mesh: Mapping[str, int]) -> dict[str,
         free = {_along(place, axes): steps for place, steps in members.items()}
         claims = {_along(place, axes): by_place[place].claims for place in members}
         made[track_name(fixed)] = Track(
-            axes, tuple(fixed.items()), None, _locals(claims), {"step": lift_ops(free)}
+            axes, tuple(fixed.items()), None, locals_of(claims), {"step": lift_ops(free)}
         )
     return made
 
@@ -198,7 +246,11 @@ def _telling_axes(outlines: Mapping[Coordinates, Any], axes: Sequence[str]) -> t
 
 
 def _addressed(
-    steps: Sequence[Op], own: Coordinates, split: Sequence[str], mesh: Mapping[str, int]
+    steps: Sequence[Op],
+    own: Mapping[str, int],
+    split: Sequence[str],
+    mesh: Mapping[str, int],
+    world: Mapping[str, int],
 ) -> tuple[Op, ...]:
     made: list[Op] = []
     for step in steps:
@@ -209,7 +261,7 @@ def _addressed(
         attrs: dict[str, Any] = {"key": key}
         if step.op == "send":
             assert isinstance(other, int)
-            place = _place(other, mesh)
+            place = {**own, **_place(other, world)}
             attrs["to"] = track_name({axis: place[axis] for axis in mesh if axis in split})
             attrs["at"] = tuple(place[axis] for axis in mesh if axis not in split)
         made.append(Op(step.op, step.args, step.outs, tuple(sorted(attrs.items())), step.note))
@@ -228,20 +280,26 @@ def _place(rank: int, mesh: Mapping[str, int]) -> dict[str, int]:
 # --- claims -----------------------------------------------------------------------------------------
 
 
-def _claims_outline(trace: RankTrace) -> Any:
+def claims_outline(claims: Mapping[str, tuple[str, Part]]) -> Any:
+    """What must be equal for two ranks to share their claims: all but where runs begin and end."""
     return sorted(
         (label, of, tuple(len(runs) for runs in part.dims), part.sum, part.scale)
-        for label, (of, part) in trace.claims.items()
+        for label, (of, part) in claims.items()
     )
 
 
-def _locals(claims: Mapping[Coordinates, Mapping[str, tuple[str, Part]]]) -> dict[str, Local]:
+def locals_of(
+    claims: Mapping[Coordinates, Mapping[str, tuple[str, Part]]], *, is_sampled: bool = False
+) -> dict[str, Local]:
+    """Claims of ranks that share them, by local; `is_sampled` as in `lift_ops`."""
     first = next(iter(claims.values()))
     made: dict[str, Local] = {}
     for label, (of, part) in first.items():
         dims: list[Any] = []
         for dim in range(len(part.dims)):
-            runs = lift_attr({place: table[label][1].dims[dim] for place, table in claims.items()})
+            runs: Any = lift_attr(
+                {place: table[label][1].dims[dim] for place, table in claims.items()}, is_sampled=is_sampled
+            )
             dims.append((dim, runs))
         made[label] = Local((), Place(Name(of), tuple(dims), part.sum, None, part.scale))
     return made

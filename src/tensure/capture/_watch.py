@@ -1,0 +1,502 @@
+"""Every way in which code can learn where its rank stands, made to tell a watched number.
+
+Whoever asks torch.distributed, a device mesh or a process group gets a `Coordinate`. Torch's own code gets
+plain numbers, for its C++ wants them, and the axes concerned are noted: what torch places is then sampled.
+The functions are changed inside (their code objects), so that names imported long ago see it too. A rank in
+the environment is text, and reading it pins every coordinate. Where torch is handed a Coordinate, a plain
+number reaches it, again noted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import CodeType, FrameType, FunctionType
+from typing import Any, Final, Self
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import _collective_utils, placement_types
+from torch.overrides import TorchFunctionMode
+
+from tensure.errors import UnsupportedError
+
+from ._collectives import Collectives
+from ._coordinate import Coordinate, Form, Reads, is_coordinate, softened
+
+__all__ = ["watched"]
+
+_TORCH: Final = os.path.dirname(torch.__file__) + os.sep
+_CAPTURE: Final = os.path.dirname(__file__) + os.sep
+_BETWEEN: Final = (
+    *(os.path.join(_CAPTURE, name) for name in ("_watch.py", "_world.py", "_coordinate.py")),
+    os.__file__,
+    Mapping.__contains__.__code__.co_filename,
+    os.path.join(_TORCH, "distributed", "c10d_logger.py"),
+)
+_MESH: Final = os.path.join(_TORCH, "distributed", "device_mesh.py")
+_C10D: Final = c10d.__file__
+_BOOKKEEPING: Final = frozenset(
+    "new_group _new_group_with_tag split_group _new_process_group_helper init_process_group "
+    "destroy_process_group _store_based_barrier _warn_not_in_group".split()
+)
+"""What makes and names groups: it reads a rank to know the groups it is in, and those are seen as axes."""
+_PLACES: Final = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
+_HOOKS: Final[dict[str, Callable[..., Any]]] = {}
+"""What stands behind a changed function now."""
+
+_TELLING: Final = frozenset(
+    "compute_local_shape_and_global_offset _compute_local_shape_and_global_offset "
+    "visualize_sharding __create_chunk_list__".split()
+)
+"""Torch's functions that answer with numbers that follow from a place."""
+
+ProcessGroup: Any = c10d.ProcessGroup
+Backend: Any = torch._C._distributed_c10d.Backend
+
+
+@contextmanager
+def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
+    """Watch what is asked of the place of the rank that this process stands for.
+
+    Args:
+        reads: takes the notes.
+        ranks: says which axes a group spans.
+    """
+    watch = _Watch(reads, ranks)
+    with ExitStack() as stack:
+        for function in (
+            dist.get_rank,
+            dist.get_group_rank,
+            dist.get_global_rank,
+            dist.get_process_group_ranks,
+            dist.get_node_local_rank,
+            dist.new_group,
+            dist.new_subgroups,
+            dist.new_subgroups_by_enumeration,
+        ):
+            stack.enter_context(_changed(function, watch))
+        for owner, name, changed in (
+            (ProcessGroup, "rank", watch.group_rank),
+            (Backend, "rank", watch.backend_rank),
+            (ProcessGroup, "send", _softened(ProcessGroup.send)),
+            (ProcessGroup, "recv", _softened(ProcessGroup.recv)),
+            (DeviceMesh, "get_rank", watch.mesh_rank),
+            (DeviceMesh, "get_local_rank", watch.mesh_local_rank),
+            (DeviceMesh, "get_coordinate", watch.mesh_coordinate),
+            (DeviceMesh, "_sym_get_coordinate", watch.mesh_coordinate_at),
+            (DeviceMesh, "mesh", property(watch.mesh_ranks)),
+            (_collective_utils, "mesh_scatter", watch.mesh_scatter),
+            (placement_types, "mesh_scatter", watch.mesh_scatter),
+        ):
+            stack.enter_context(_replaced(owner, name, changed))
+        stack.enter_context(_environment(watch))
+        stack.enter_context(_Soften(reads))
+        yield
+
+
+class _Watch:
+    """Answers what code asks of its place."""
+
+    def __init__(self, reads: Reads, ranks: Collectives) -> None:
+        self.reads, self.ranks = reads, ranks
+        sizes = list(ranks.mesh.items())
+        self.strides = {
+            axis: math.prod(size for _, size in sizes[at + 1 :]) for at, (axis, _) in enumerate(sizes)
+        }
+        """How far apart neighbours along an axis are numbered, outermost axis first."""
+
+    # forms -------------------------------------------------------------------------------------------
+
+    def own(self, axes: tuple[str, ...]) -> Form:
+        """This rank's number among those along some axes."""
+        terms: dict[str, int] = {}
+        stride = 1
+        for axis in reversed(axes):
+            if self.ranks.mesh[axis] > 1:
+                terms[axis] = stride
+            stride *= self.ranks.mesh[axis]
+        return Form(0, tuple(sorted(terms.items())))
+
+    def axes(self, group: Any) -> tuple[str, ...]:
+        if group is None or group is c10d.GroupMember.WORLD:
+            return tuple(axis for axis, size in self.ranks.mesh.items() if size > 1)
+        return self.ranks.axes_of(group)
+
+    def told(self, form: Form) -> Any:
+        """The answer, as whoever asks can take it."""
+        kind, frame = _asker()
+        if kind == "user":
+            return self.reads.number(form)
+        if kind == "torch" and _tells_user(frame):
+            return self.reads.pin(form)
+        if kind == "torch":
+            self.reads.note(*form.axes())
+        return form.value(self.reads.place)
+
+    def told_in(self, group: Any, found: int) -> Any:
+        """Likewise, this rank's number in a group; `found` is what it is."""
+        if found < 0:
+            return found
+        try:
+            return self.told(self.own(self.axes(group)))
+        except UnsupportedError:  # no product of axes: every rank is by itself
+            self.pin_all()
+            return found
+
+    def pin_all(self) -> None:
+        for axis in self.ranks.mesh:
+            self.reads.pin(Form(0, ((axis, 1),)))
+
+    # torch.distributed ---------------------------------------------------------------------------------
+
+    def get_rank(self, original: Any, group: Any = None) -> Any:
+        return self.told_in(group, original(group))
+
+    def get_group_rank(self, original: Any, group: Any, global_rank: Any) -> Any:
+        kind, _ = _asker()
+        if kind == "ours" or group is c10d.GroupMember.WORLD:
+            return global_rank
+        axes = self.axes(group)
+        total: Any = 0
+        for axis, stride in self.strides.items():
+            there = (global_rank // stride) % self.ranks.mesh[axis]
+            if axis in axes:
+                total = total * self.ranks.mesh[axis] + there
+            elif self.ranks.mesh[axis] > 1 and self.reads.axis(axis) != there:
+                raise ValueError(f"Global rank {int(global_rank)} is not part of group {group}")
+        return total
+
+    def get_global_rank(self, original: Any, group: Any, group_rank: Any) -> Any:
+        kind, _ = _asker()
+        if kind == "ours" or group is c10d.GroupMember.WORLD:
+            return group_rank
+        axes = self.axes(group)
+        if not 0 <= group_rank < self.ranks.size_of(axes):
+            raise ValueError(f"Group rank {int(group_rank)} is not part of group {group}")
+        total: Any = 0
+        for axis, stride in reversed(self.strides.items()):
+            if axis in axes:
+                size = self.ranks.mesh[axis]
+                there = group_rank if axis == axes[0] else group_rank % size
+                total, group_rank = there * stride + total, group_rank // size
+            elif self.ranks.mesh[axis] > 1:
+                total = self.reads.axis(axis) * stride + total
+        return total
+
+    def get_process_group_ranks(self, original: Any, group: Any = None) -> Any:
+        kind, _ = _asker()
+        found = original(group)
+        axes = () if kind == "ours" else self.axes(group)
+        others = [axis for axis in self.strides if axis not in axes and self.ranks.mesh[axis] > 1]
+        if kind == "user" and others:
+            own = sum(self.reads.axis(axis) * self.strides[axis] for axis in others)
+            here = sum(self.reads.place[axis] * self.strides[axis] for axis in others)
+            return [own + (rank - here) for rank in found]
+        if kind == "torch":
+            self.reads.note(*others)
+        return found
+
+    def get_node_local_rank(self, original: Any, fallback_rank: Any = None) -> Any:
+        self.pin_all()
+        return original(fallback_rank)
+
+    def new_group(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Who is told that it is no member knows something of its place."""
+        kind, _ = _asker()
+        ranks = args[0] if args else kwargs.get("ranks")
+        if kind == "user" and ranks is not None and len(ranks) < math.prod(self.ranks.mesh.values()):
+            own = self.reads.number(self.own(tuple(self.ranks.mesh)))
+            any(own == int(rank) for rank in ranks)
+        return original(*args, **kwargs)
+
+    def new_subgroups(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self.pin_all()
+        return original(*args, **kwargs)
+
+    new_subgroups_by_enumeration = new_subgroups
+
+    def mesh_scatter(
+        self, output: torch.Tensor, scatter_list: list[torch.Tensor], mesh: DeviceMesh, mesh_dim: int = 0,
+        async_op: bool = False, *, group_src: int = 0,
+    ) -> None:  # fmt: skip
+        """What one rank scatters, in a form that is the same on every rank.
+
+        Everybody hands a list to everybody, and each keeps what came from the source: torch makes the list
+        on all ranks, and sends the source's.
+        """
+        sent = torch.stack([part.contiguous() for part in scatter_list])
+        got = torch.empty_like(sent)
+        self.ranks.meeting = "dealt"
+        dist.all_to_all_single(got, sent, group=mesh.get_group(mesh_dim))
+        self.ranks.meeting = "met"
+        output.copy_(got[group_src])
+
+    # groups and meshes -------------------------------------------------------------------------------
+
+    @property
+    def group_rank(self) -> Any:
+        original = ProcessGroup.rank
+
+        def rank(group: Any) -> Any:
+            return self.told_in(group, original(group))
+
+        return rank
+
+    @property
+    def backend_rank(self) -> Any:
+        original = Backend.rank
+
+        def rank(backend: Any) -> Any:
+            if _asker()[0] == "user":
+                self.pin_all()  # nothing says which group it serves
+            return original(backend)
+
+        return rank
+
+    @property
+    def mesh_rank(self) -> Any:
+        return lambda mesh: self.told(self.own(tuple(self.ranks.mesh)))
+
+    def _of_dim(self, mesh: DeviceMesh, dim: int) -> Form:
+        return self.own(self.axes(mesh.get_group(dim)))
+
+    @property
+    def mesh_local_rank(self) -> Any:
+        original = DeviceMesh.get_local_rank
+
+        def get_local_rank(mesh: DeviceMesh, mesh_dim: Any = None) -> Any:
+            if mesh_dim is None and mesh.ndim > 1:
+                return original(mesh, mesh_dim)  # raises
+            if isinstance(mesh_dim, str):
+                return self.told(self.own(self.axes(mesh.get_group(mesh_dim))))
+            return self.told(self._of_dim(mesh, 0 if mesh_dim is None else int(mesh_dim)))
+
+        return get_local_rank
+
+    @property
+    def mesh_coordinate(self) -> Any:
+        original = DeviceMesh.get_coordinate
+
+        def get_coordinate(mesh: DeviceMesh) -> Any:
+            found = original(mesh)
+            if found is None:
+                self.pin_all()
+                return None
+            if _asker()[0] == "torch":
+                return _Spot(self, mesh, found)
+            return type(found)(self.told(self._of_dim(mesh, dim)) for dim in range(mesh.ndim))
+
+        return get_coordinate
+
+    @property
+    def mesh_coordinate_at(self) -> Any:
+        def get(mesh: DeviceMesh, index: int) -> Any:
+            return self.told(self._of_dim(mesh, index))
+
+        return get
+
+    @property
+    def mesh_ranks(self) -> Any:
+        original: Any = DeviceMesh.__dict__["mesh"].fget
+
+        def ranks(mesh: DeviceMesh) -> Any:
+            found = original(mesh)
+            kind, _ = _asker()
+            world = math.prod(self.ranks.mesh.values())
+            if kind in ("user", "torch") and found.numel() < world:
+                within = {axis for dim in range(mesh.ndim) for axis in self.axes(mesh.get_group(dim))}
+                others = [axis for axis in self.ranks.mesh if axis not in within]
+                if kind == "torch":
+                    self.reads.note(*others)
+                else:
+                    for axis in others:
+                        self.reads.pin(Form(0, ((axis, 1),)))
+            return found
+
+        return ranks
+
+
+class _Spot(tuple[int, ...]):
+    """Coordinates for torch's own code: those that it takes are noted."""
+
+    _watch: _Watch
+    _mesh: DeviceMesh
+
+    def __new__(cls, watch: _Watch, mesh: DeviceMesh, found: tuple[int, ...]) -> Self:
+        made = super().__new__(cls, found)
+        made._watch, made._mesh = watch, mesh
+        return made
+
+    def __getitem__(self, at: Any) -> Any:
+        for dim in range(len(self))[at] if isinstance(at, slice) else (range(len(self))[at],):
+            self._watch.told(self._watch._of_dim(self._mesh, dim))
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[int]:
+        return (self[dim] for dim in range(len(self)))
+
+
+def _tells_user(frame: FrameType | None) -> bool:
+    """Whether torch asks in order to tell somebody's code."""
+    called = ""
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        called, frame = frame.f_code.co_name, frame.f_back
+    return called in _TELLING
+
+
+def _asker() -> tuple[str, FrameType | None]:
+    """Who asks: `user`; `torch`; `ours`, or torch's own book-keeping, which learns nothing of a place."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in _BETWEEN:
+        if frame.f_code.co_name == "_get_msg_dict":
+            return "ours", frame  # a line in a log
+        frame = frame.f_back
+    if frame is None:
+        return "user", None
+    path = frame.f_code.co_filename
+    if path.startswith(_CAPTURE) or path == _MESH:
+        return "ours", frame
+    if path == _C10D:
+        # It asks on behalf of sends and scatters, compares, and can do so with what is watched.
+        return ("ours" if frame.f_code.co_name in _BOOKKEEPING else "user"), frame
+    return ("torch" if path.startswith(_TORCH) else "user"), frame
+
+
+# --- changing functions -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _changed(function: Any, watch: _Watch) -> Iterator[None]:
+    """Let a function of torch.distributed ask the watch, whoever holds it under whatever name."""
+    inner: Any = function
+    while inner.__code__.co_freevars and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    before, name = inner.__code__, function.__name__
+    original = FunctionType(before, inner.__globals__, name, inner.__defaults__, inner.__closure__)
+    original.__kwdefaults__ = inner.__kwdefaults__
+    hook = getattr(watch, name)
+    _HOOKS[name] = lambda *args, **kwargs: hook(original, *args, **kwargs)
+    inner.__code__ = _through_hook(name)
+    try:
+        yield
+    finally:
+        inner.__code__ = before
+        del _HOOKS[name]
+
+
+def _through_hook(name: str) -> CodeType:
+    text = (
+        f"def {name}(*args, **kwargs):\n"
+        f"    from {__name__} import _HOOKS\n"
+        f"    return _HOOKS[{name!r}](*args, **kwargs)\n"
+    )
+    made: dict[str, Any] = {}
+    exec(compile(text, __file__, "exec"), made)  # noqa: S102
+    return made[name].__code__  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, changed: Any) -> Iterator[None]:
+    if name not in vars(owner):
+        yield
+        return
+    before = vars(owner)[name]
+    setattr(owner, name, changed)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class _Told(dict[bytes, bytes]):
+    """The environment's table; a rank that is read in it is noted."""
+
+    watch: _Watch
+
+    def __getitem__(self, key: bytes) -> bytes:
+        if key.decode(errors="replace") in _PLACES and not _only_asks_if_there():
+            kind, _ = _asker()
+            if kind == "user":
+                self.watch.pin_all()
+            elif kind == "torch":
+                self.watch.reads.note(*self.watch.ranks.mesh)
+        return super().__getitem__(key)
+
+
+def _only_asks_if_there() -> bool:
+    """Whether this is `"RANK" in os.environ`, which says the same on every rank."""
+    frame = sys._getframe(2).f_back
+    return frame is not None and frame.f_code is Mapping.__contains__.__code__
+
+
+@contextmanager
+def _environment(watch: _Watch) -> Iterator[None]:
+    environ: Any = os.environ
+    environb: Any = os.environb
+    before = environ._data
+    told = _Told(before)
+    told.watch = watch
+    environ._data = environb._data = told
+    try:
+        yield
+    finally:
+        before.clear()
+        before.update(told)
+        environ._data = environb._data = before
+
+
+# --- where torch is handed a Coordinate -------------------------------------------------------------
+
+
+class _Soften(TorchFunctionMode):
+    """Torch's functions get plain numbers, noted; a Coordinate may pick one of the tensors they give."""
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if str(getattr(func, "__module__", "")).startswith("torch.distributed"):
+            return func(*args, **(kwargs or {}))  # Python, that can count with what is watched
+        found: list[Coordinate] = []
+        args, given = softened(args, found), softened(dict(kwargs or {}), found)
+        if found:
+            self.reads.unpin(found, sys._getframe(1))
+        made = func(*args, **given)
+        if type(made) is tuple and _asker()[0] == "user":
+            return _Parts(made)
+        return made
+
+
+class _Parts(tuple[Any, ...]):
+    """Tensors made by one call: taking the one that a Coordinate counts is torch's indexing."""
+
+    def __getitem__(self, at: Any) -> Any:
+        if is_coordinate(at):
+            return super().__getitem__(at.reads.soften(at.form))
+        return super().__getitem__(at)
+
+
+def _flatten_parts(parts: _Parts) -> tuple[list[Any], None]:
+    return list(parts), None
+
+
+torch.utils._pytree.register_pytree_node(
+    _Parts, _flatten_parts, lambda items, _: _Parts(items), serialized_type_name="tensure.capture.Parts"
+)
+
+
+def _softened(method: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found: list[Coordinate] = []
+        return method(*softened(args, found), **softened(kwargs, found))
+
+    return call
