@@ -1,6 +1,6 @@
 """Named plans: what a name says, that the modules compute, and that the twins are proved or refuted.
 
-Sizes are small and differ from one another; what is proved at full size is proved by the same code.
+Sizes are small and differ from one another; as at full size, a latent is a multiple of its rotary part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tensure.errors import InputError
 
 LATENT: dict[str, int] = {
     "layers": 2, "hidden": 24, "heads": 4, "inner": 28, "experts": 12, "chosen": 3, "shared": 2,
-    "expert_inner": 9, "vocabulary": 20, "kv_rank": 14, "nope": 6, "rope": 4, "value": 8,
+    "expert_inner": 9, "vocabulary": 20, "kv_rank": 44, "nope": 6, "rope": 4, "value": 8,
     "sequence": 26, "dense_layers": 1,
 }  # fmt: skip
 SMALL: dict[str, Any] = {
@@ -145,25 +145,25 @@ def test_several_sequences_of_a_micro_batch_are_proved(name: str) -> None:
 class RouterNotSummed(Stage):
     """The router's gradient stays that of this rank's part of the sequence."""
 
-    def sum_over_sequence(self, label: str, grad: Tensor) -> None:
+    def sum_over_tp(self, label: str, grad: Tensor) -> None:
         if "router" not in label:
-            super().sum_over_sequence(label, grad)
+            super().sum_over_tp(label, grad)
 
 
 class NormsNotSummed(Stage):
     """Likewise, of the norms before the attention."""
 
-    def sum_over_sequence(self, label: str, grad: Tensor) -> None:
+    def sum_over_tp(self, label: str, grad: Tensor) -> None:
         if "attention_norm" not in label:
-            super().sum_over_sequence(label, grad)
+            super().sum_over_tp(label, grad)
 
 
 class ReplicasNotReduced(Stage):
     """One gradient is a replica's own."""
 
-    def average_over_replicas(self, label: str, grad: Tensor) -> None:
+    def average_over_dp(self, label: str, grad: Tensor) -> None:
         if "wo" not in label:
-            super().average_over_replicas(label, grad)
+            super().average_over_dp(label, grad)
 
 
 class GradientOfTheInput(Stage):

@@ -73,10 +73,10 @@ class LatentAttention(nn.Module):
     def forward(self, x_BSH: Tensor, around: Around) -> Tensor:
         nope, rope, value = self.widths
         q = heads_of(self.queries(x_BSH, around), nope + rope)
-        latent, shared = _parts(self.wkv_a(x_BSH), self.rank, rope)
-        kv = heads_of(self.wkv_b(around.ways.whole(self.kv_norm(latent))), nope + value)
+        latent, shared = _parts(around.ways.whole(self.wkv_a(x_BSH)), self.rank, rope)
+        kv = heads_of(self.wkv_b(self.kv_norm(latent)), nope + value)
         (k, v), (q, q_turned) = _parts(kv, nope, value), _parts(q, nope, rope)
-        turned = rotate(around.ways.whole(shared).unsqueeze(1), around).expand(-1, k.shape[1], -1, -1)
+        turned = rotate(shared, around).unsqueeze(1).expand(-1, k.shape[1], -1, -1)
         q = torch.cat((q, rotate(q_turned, around)), dim=-1)
         return self.wo(attend(q, torch.cat((k, turned), dim=-1), v, self.scale, around))  # type: ignore[no-any-return]
 

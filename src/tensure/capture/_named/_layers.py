@@ -112,10 +112,10 @@ def future_of(length: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).triu(1)
 
 
-def rotate(x_BNSD: Tensor, around: Around) -> Tensor:
-    """Rotary positions."""
-    first, second = x_BNSD.chunk(2, dim=-1)
-    return x_BNSD * around.cos_SD + torch.cat((-second, first), dim=-1) * around.sin_SD
+def rotate(x_SD: Tensor, around: Around) -> Tensor:
+    """Rotary positions, of a head or of many."""
+    first, second = x_SD.chunk(2, dim=-1)
+    return x_SD * around.cos_SD + torch.cat((-second, first), dim=-1) * around.sin_SD
 
 
 def attend(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, scale: float, around: Around) -> Tensor:

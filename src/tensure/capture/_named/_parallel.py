@@ -21,7 +21,7 @@ from ._config import PlanSizes
 from ._exchange import GroupWays
 from ._model import Decoder
 
-__all__ = ["Stage", "layers_of", "looped", "place"]
+__all__ = ["Stage", "by_microbatch", "layers_of", "looped", "place"]
 
 
 def layers_of(layers: int, stages: int, stage: int) -> range:
@@ -118,20 +118,20 @@ class Stage:
         return share
 
     def finish(self) -> None:
-        """Gradients of what every rank has whole are summed over parts of the sequence; all are averaged."""
+        """Gradients of what is not cut are summed, each rank having its part or heads; all are averaged."""
         for label, parameter in self.net.named_parameters():
             if parameter.grad is None:
                 continue
             if "tp" in self.axes and label not in self.parameters:
-                self.sum_over_sequence(label, parameter.grad)
+                self.sum_over_tp(label, parameter.grad)
             if "dp" in self.axes:
-                self.average_over_replicas(label, parameter.grad)
+                self.average_over_dp(label, parameter.grad)
 
-    def sum_over_sequence(self, label: str, grad: Tensor) -> None:
+    def sum_over_tp(self, label: str, grad: Tensor) -> None:
         """Of one parameter, in place."""
         dist.all_reduce(grad, group=self.mesh.get_group("tp"))
 
-    def average_over_replicas(self, label: str, grad: Tensor) -> None:
+    def average_over_dp(self, label: str, grad: Tensor) -> None:
         """Of one parameter, in place."""
         dist.all_reduce(grad, group=self.mesh.get_group("dp"))
         grad /= self.sizes.dp
@@ -141,6 +141,20 @@ class Stage:
 
     def _receive(self, x: Tensor, stage: int) -> None:
         dist.recv(x, group=self.mesh.get_group("pp"), group_src=stage)
+
+
+def by_microbatch(stage: Stage) -> ParallelStep:
+    """The step with its micro-batches as a mesh axis, which come out of a replica's own sequences."""
+    rows: dict[str, Any] = {"mb": Shard(0)}
+    given: dict[str, Any] = {"microbatch": stage.microbatch, "microbatches": stage.sizes.mb}
+    return ParallelStep(
+        stage.finish,
+        module=stage.net,
+        inputs=[{**placed, **rows} for placed in stage.inputs],
+        outputs=[{**placed, "mb": Partial()} for placed in stage.outputs],
+        parameters=stage.parameters,
+        **given,
+    )
 
 
 def looped(stage: Stage) -> ParallelStep:

@@ -74,12 +74,14 @@ class NamedPlan:
 
     def parallel(self, net: Decoder, mesh: DeviceMesh) -> ParallelStep:
         """One rank's step."""
+        from .._step import ParallelStep
         from ._deepseek_v3 import CUT as DEEPSEEK
         from ._llama3 import CUT as LLAMA
-        from ._parallel import Stage, looped
+        from ._parallel import Stage, by_microbatch, looped
 
         cut = LLAMA if isinstance(self.config, LlamaConfig) else DEEPSEEK
-        return looped(Stage(net, mesh, self.sizes, cut))
+        is_axis = self.sizes.mb > 1 and "microbatch" in ParallelStep.__dataclass_fields__
+        return (by_microbatch if is_axis else looped)(Stage(net, mesh, self.sizes, cut))
 
 
 def names_plan(text: str) -> bool:
