@@ -1,7 +1,7 @@
 """Public models and how they are cut over a mesh, by name: what is proved is what such plans compute."""
 
 from ._config import MODELS, DeepSeekConfig, LlamaConfig, PlanSizes
-from ._registry import NAMED_PLANS, NamedPlan, named_plan, names_plan
+from ._registry import NAMED_PLANS, NamedPlan, named_plan
 
 __all__ = [
     "MODELS",
@@ -11,5 +11,4 @@ __all__ = [
     "NamedPlan",
     "PlanSizes",
     "named_plan",
-    "names_plan",
 ]

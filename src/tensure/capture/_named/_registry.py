@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._step import ParallelStep
     from ._model import Decoder
 
-__all__ = ["NAMED_PLANS", "NamedPlan", "named_plan", "names_plan"]
+__all__ = ["NAMED_PLANS", "NamedPlan", "named_plan"]
 
 NAMED_PLANS: Final = (
     "llama3-8b@dp512",
@@ -32,7 +32,7 @@ NAMED_PLANS: Final = (
 )
 """Plans of published size. Any other sizes that divide the model's may be asked for likewise."""
 
-_WANTED: Final = "NAME@dpA-tpB-ppC-mbD with some of dp, tp, pp, mb"
+_WANTED: Final = "NAME@dpA-tpB-ppC-mbD (any of these sizes, each once)"
 _PART: Final = re.compile(r"(dp|tp|pp|mb)([1-9][0-9]{0,5})")
 
 
@@ -72,22 +72,18 @@ class NamedPlan:
 
         return deepseek_v3(self.config), (tokens, targets)
 
-    def parallel(self, net: Decoder, mesh: DeviceMesh) -> ParallelStep:
-        """One rank's step."""
+    def parallel(self, net: torch.nn.Module, mesh: DeviceMesh) -> ParallelStep:
+        """One rank's step, of a fresh module of `model`."""
         from .._step import ParallelStep
         from ._deepseek_v3 import CUT as DEEPSEEK
         from ._llama3 import CUT as LLAMA
+        from ._model import Decoder
         from ._parallel import Stage, by_microbatch, looped
 
+        assert isinstance(net, Decoder)
         cut = LLAMA if isinstance(self.config, LlamaConfig) else DEEPSEEK
         is_axis = self.sizes.mb > 1 and "microbatch" in ParallelStep.__dataclass_fields__
         return (by_microbatch if is_axis else looped)(Stage(net, mesh, self.sizes, cut))
-
-
-def names_plan(text: str) -> bool:
-    """Whether a text is meant as a plan's name: `MODEL@SIZES`, and no path."""
-    model, sep, sizes = text.partition("@")
-    return bool(sep and model and sizes) and re.fullmatch(r"[a-z0-9.-]+@[a-z0-9-]+", text) is not None
 
 
 def named_plan(name: str) -> NamedPlan:
@@ -102,7 +98,7 @@ def named_plan(name: str) -> NamedPlan:
     """
     model, _, text = name.partition("@")
     if model not in MODELS:
-        raise InputError(f"model {model!r}", wanted=f"one of {', '.join(MODELS)}", place=name)
+        raise InputError(f"model {model!r}", wanted=f"one of {', '.join(MODELS)}, and {_WANTED}", place=name)
     sizes: dict[str, int] = {}
     for part in text.split("-"):
         found = _PART.fullmatch(part)
