@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tensure.proving import _rules
+from tensure.proving import _check_index, _check_ops, _rules
 from tensure.proving._index import Region, length, whole_region
 from tests.proving.test_rules import Case, checker_holds, few, holds, indexes, regions
 
@@ -117,6 +117,15 @@ def convolutions() -> Iterator[Case]:
             yield Case("convolution_backward", given, given, shapes, parts)
 
 
+def order() -> Iterator[Case]:
+    for part in regions((4, 3)):
+        for dim in (0, -1):
+            attrs: dict[str, Any] = {"dim": dim, "k": 2, "largest": True, "sorted": True}
+            yield Case("topk", attrs, attrs, ((4, 3),), (part,))
+            attrs = {"dim": dim, "descending": False, "stable": None}
+            yield Case("sort", attrs, attrs, ((4, 3),), (part,))
+
+
 def convolution_channels() -> Iterator[Case]:
     """One gradient at a time, samples and channels cut, the third operand of the same part or of another."""
     attrs = {
@@ -146,6 +155,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "masks": masks,
     "losses": losses,
     "convolutions": convolutions,
+    "order": order,
     "channels of convolutions": convolution_channels,
 }
 
@@ -191,3 +201,19 @@ def test_planted_diagonal_that_stays_is_caught() -> None:
         return [_rules.Derived(parts[0])] if same else None
 
     assert any(holds(case, still) is False for case in few(masks(), 900))
+
+
+def test_planted_order_among_some_of_a_row_is_caught() -> None:
+    """Of the prover, by numbers; of the checker, by its answer to a part cut where elements are ranked."""
+
+    def careless(kind: str, local: Any, logical: Any, shapes: Any, parts: Any, outs: Any) -> Any:
+        cut = [(parts[0][0], *whole_region(out[1:])) for out in outs]
+        return [_rules.Derived(region) for region in cut] if kind == "topk" else None
+
+    assert any(holds(case, careless) is False for case in few(order(), 900))
+    attrs = {"dim": -1, "k": 2}
+    whole, some = _check_index.all_of(4), _check_index.Index(((0, 2),))
+    for cut, width, answer in ((whole, 2, 1), (some, 2, None), (whole, 1, None)):
+        reg = (_check_index.all_of(3), _check_index.Index(((0, width),)))
+        piece = _check_ops.Piece("topk", attrs, attrs, ((3, 4),), ((reg[0], cut),), (3, 2), reg, {})
+        assert _check_ops.follows(piece) == answer

@@ -16,7 +16,7 @@ from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
-    from tensure.capture import ModelFunction, ParallelFunction
+    from tensure.capture import ModelFunction, NamedPlan, ParallelFunction
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
@@ -27,7 +27,7 @@ MAX_CERTIFICATE = 1 << 30
 
 def prove(
     plan: Plan | ParallelFunction | str | os.PathLike[str],
-    program: Program | Model | ModelFunction | str | os.PathLike[str],
+    program: Program | Model | ModelFunction | str | os.PathLike[str] | None = None,
     *,
     mesh: Mapping[str, int] | None = None,
     microbatches: int | None = None,
@@ -45,8 +45,12 @@ def prove(
     are handed and return). Both are traced at full size on a process group that does not exist, with no bytes
     for any tensor; loss and gradients of the parallel step must be those of the module.
 
+    A public model's training step is proved by name, as in `prove("llama3-8b@dp2-tp4")`: the module and its
+    parallel twin are our own (`tensure.capture.named_plan` gives both), at the model's public sizes.
+
     Args:
-        plan: the Plan, or the file of its text; with `mesh` a function, or `package.module:name`.
+        plan: the Plan, or the file of its text; with `mesh` a function, or `package.module:name`; alone, the
+            name of a model and of how it is cut, `NAME@dpA-tpB-ppC-mbD`.
         program: what it must compute: a Program, a model, the file of a program's text, or whatever
             `load` takes; with `mesh` a function, or `package.module:name`.
         mesh: sizes of the mesh axes, outermost first.
@@ -61,6 +65,9 @@ def prove(
     """
     from tensure.proving import prove_plan
 
+    if program is None:
+        named = _named(plan, mesh, microbatches)
+        return prove(named.parallel, named.model, mesh=named.mesh, jobs=jobs, progress=progress)
     if mesh is None:
         if not isinstance(plan, str | os.PathLike) and callable(plan) and not hasattr(plan, "tracks"):
             raise InputError("a parallel function without a mesh", wanted='mesh={"dp": 2, "tp": 4}, say')
@@ -73,6 +80,19 @@ def prove(
     captured = capture_model(model)
     traced = capture_parallel(model, parallel, mesh, captured, progress=progress)
     return prove_plan(traced, captured.program, jobs=jobs)
+
+
+def _named(name: Any, mesh: Mapping[str, int] | None, microbatches: int | None) -> NamedPlan:
+    from tensure.capture import NAMED_PLANS, named_plan
+
+    if not isinstance(name, str) or "@" not in name:
+        raise InputError(
+            "a plan without a program",
+            wanted=f"a program besides, or the name of a public plan, such as {', '.join(NAMED_PLANS)}",
+        )
+    if mesh is not None or microbatches is not None:
+        raise InputError(f"{name} with a mesh or micro-batches besides", wanted="those of its name alone")
+    return named_plan(name)
 
 
 def _function(given: Any, what: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,6 +52,23 @@ def capture_model(model: ModelFunction) -> Captured:
         InputError: not a module and inputs, a loss that is no scalar, or whatever the code itself raises.
         UnsupportedError: an op, dtype or form without a rule; names op, line and module.
     """
+    with _unswept():
+        return _captured(model)
+
+
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """No sweeps for cyclic garbage: nearly all that is made here is kept, and each would look at it all."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _captured(model: ModelFunction) -> Captured:
     tape, values = Tape(), dict[str, Value]()
     with no_bytes():
         net, inputs = built(model)

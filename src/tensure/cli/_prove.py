@@ -24,12 +24,15 @@ PROVE_EXAMPLES = (
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
 )
+NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
     "Prove that a plan computes its program, or that a parallel PyTorch step computes what its model says: "
     "one verdict on values, one on storage.",
-    PROVE_EXAMPLES,
+    (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
+    "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
+    "micro-batches of a replica. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
     "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
 )
@@ -42,11 +45,17 @@ CHECK_HELP = help_text(
 CheckedProgram = Annotated[
     str, typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model.")
 ]
+WANTED: Final = (
+    "PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,..., or NAME@dpA-tpB-ppC-mbD"
+)
 NO: Final = {"refuted": 1, "unknown": 3, "proved": 0}
 
 
 def prove_command(
-    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="The plan's text.")] = None,
+    plan: Annotated[
+        str | None,
+        typer.Argument(metavar="[PLAN]", help="The plan's text, or a public model's name with @ and sizes."),
+    ] = None,
     program: Annotated[
         str | None,
         typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model."),
@@ -99,19 +108,19 @@ def prove_command(
         *(path for path in (output, html) if path is not None),
     ]:
         check_target(target, force=force)
-    if plan is not None:
-        if program is None or model or parallel or mesh or microbatches or keep:
-            raise InputError(
-                "a plan and options for a parallel step",
-                wanted="PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,...",
-            )
+    is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
+    if plan is not None and program is not None:
+        if is_step or keep:
+            raise InputError("a plan and options for a parallel step", wanted=WANTED)
         result = api.prove(plan, program, jobs=jobs)
+    elif plan is not None and "@" in plan:
+        if is_step:
+            raise InputError(f"{plan} and options for another step", wanted=WANTED)
+        with talk.progress("tracing ranks") as progress:
+            result = api.prove(plan, jobs=jobs, progress=progress)
+    elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
+        raise InputError("nothing to prove", wanted=WANTED)
     else:
-        if model is None or parallel is None or mesh is None or program is not None:
-            raise InputError(
-                "nothing to prove",
-                wanted="PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,...",
-            )
         with talk.progress("tracing ranks") as progress:
             result = api.prove(
                 parallel, model, mesh=_mesh(mesh), microbatches=microbatches, jobs=jobs, progress=progress

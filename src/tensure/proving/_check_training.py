@@ -282,6 +282,22 @@ def _conv_backward(p: Piece) -> Fraction | None:
     return holds(p.shares.keys() <= {"n"} and dy[0].reorders(rows) and p.reg == wanted)
 
 
+# --- order within rows ---------------------------------------------------------------------------------
+
+
+def _ranked_shapes(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape]:
+    shape, dim = list(shapes[0]), attrs.get("dim", -1)
+    shape[dim] = attrs.get("k", shape[dim])
+    return [tuple(shape)] * 2
+
+
+def _ranked(p: Piece) -> Fraction | None:
+    """A row's order, and its places, are of the whole row alone."""
+    part, dim = p.parts[0], p.theirs.get("dim", -1) % len(p.out)
+    rows = all(index == part[d] for d, index in enumerate(p.reg) if d != dim)
+    return holds(not p.shares and _alike(p) and _full(p, 0, dim) and rows and p.reg[dim].is_whole(p.out[dim]))
+
+
 TRAINING: Final[dict[str, TrainingRule]] = {
     "native_layer_norm": TrainingRule(_norm_shapes, _norm),
     "index": TrainingRule(_indexed, _index),
@@ -302,6 +318,8 @@ TRAINING: Final[dict[str, TrainingRule]] = {
     "tril": TrainingRule(lambda attrs, shapes: [shapes[0]], _triangle),
     "triu": TrainingRule(lambda attrs, shapes: [shapes[0]], _triangle),
     "arange": TrainingRule(_counted, _arange),
+    "topk": TrainingRule(_ranked_shapes, _ranked),
+    "sort": TrainingRule(_ranked_shapes, _ranked),
     "scaled_dot_product_attention": TrainingRule(
         lambda attrs, shapes: [(*shapes[0][:-1], shapes[2][-1])], _attention
     ),
