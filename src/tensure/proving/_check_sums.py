@@ -156,14 +156,11 @@ class CheckSums:
         if letters:
             letter = min(letters)
             held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
-            seen: set[tuple[bool, ...]] = set()
-            size = self.extent(node, letter)
-            for there in _held_by([index for _, _, index in held], size):
+            seen: set[tuple[int, ...]] = set()
+            for there in _held_by([index for _, _, index in held], self.extent(node, letter)):
                 if there not in seen:
                     seen.add(there)
-                    left = [
-                        (c, _without(lim, letter)) for (c, lim, _), so in zip(held, there, strict=True) if so
-                    ]
+                    left = [(held[at][0], _without(held[at][1], letter)) for at in there]
                     if not self._nothing(node, left):
                         return False
             return True
@@ -277,24 +274,33 @@ def spread(shapes: Sequence[Shape]) -> Shape | None:
     return tuple(found)
 
 
-def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, ...]]:
-    """By which of the parts an index is held, for every index of a letter (None holds all).
+def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[int, ...]]:
+    """Which of the parts (None: all indices) hold an index, for every index of a letter.
 
     Between two ends every index is held by the same parts. Where the ends are those of many places and move
     together, so does what is between them; an index outside of all is asked for, whether there is one or not.
     """
-    ends = [end for part in parts if part is not None for run in part.runs for end in run]
+    ends: dict[Any, list[tuple[int, int]]] = {}
+    for at, part in enumerate(parts):
+        for start, stop in () if part is None else part.runs:
+            ends.setdefault(start, []).append((at, 1))
+            ends.setdefault(stop, []).append((at, -1))
+    every = tuple(at for at, part in enumerate(parts) if part is None)
     moving: Any = next((end for end in ends if isinstance(end, Affine)), None)
-    if moving is None:
-        for at in sorted({0, *ends}):
-            if 0 <= at < size:
-                yield tuple(part is None or part.holds(at) for part in parts)
-        return
-    by: Any = moving - moving.constant
-    still = [None if part is None else part.shifted(-by) for part in parts]
-    yield tuple(part is None for part in parts)
-    for at in sorted({end - by for end in ends}):
-        yield tuple(part is None or part.holds(at) for part in still)
+    if moving is not None:
+        by = moving - moving.constant
+        ends = {end - by: changes for end, changes in ends.items()}
+        yield every
+    elif size and 0 not in ends:
+        yield every  # nothing begins below 0: a limit that does is refused
+    counts: dict[int, int] = {}
+    for end in sorted(ends):
+        for at, change in ends[end]:
+            counts[at] = counts.get(at, 0) + change
+            if not counts[at]:
+                del counts[at]
+        if moving is not None or end < size:
+            yield (*every, *sorted(counts))
 
 
 def _slice(limit: Limit, letter: str) -> Index | None:
