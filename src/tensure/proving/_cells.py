@@ -11,15 +11,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank, coordinates
 from tensure.errors import RecordError
-from tensure.program import Affine, Loose, Undecided, at_place, coordinate
+from tensure.program import Affine, Loose, Undecided, at_place, axes_in, coordinate
 
 from ._index import Index, Region, joined
-from ._limit import Limit, limited, share_of
-from ._relation import Relation, Term
+from ._limit import Limit, Share, limited, share_of
+from ._relation import Relation, Term, total
 
 Place: TypeAlias = tuple[tuple[str, int], ...]
 MAX_UNFOLDED: Final = 1 << 10
@@ -122,9 +123,9 @@ class Cells:
         own, over = self._boxes[rank], set(axes)
         return {axis: own[axis] for axis in self._plan.mesh if axis in over}
 
-    def coordinates(self, rank: Rank) -> dict[str, Any]:
-        """Where the ranks of a cell stand."""
-        return coordinates(self._plan, rank)
+    def along(self, rank: Rank, axis: str) -> Any:
+        """Where the ranks of a cell stand along an axis: of many places, all of them."""
+        return coordinates(self._plan, rank)[axis]
 
 
 def unfolding(plan: Plan, axes: Sequence[str]) -> Iterator[frozenset[str]]:
@@ -184,6 +185,66 @@ def _limit_at(limit: Limit, place: Mapping[str, int], families: Mapping[int, fro
         if found is not None:
             through.append((key, found))
     return limited([share for share in shares if share is not None], through)
+
+
+def summed(
+    relation: Relation, boxes: Mapping[str, tuple[int, int]], families: Mapping[int, frozenset[str]]
+) -> Relation | None:
+    """The sum of what a relation of many places is at all of them, where slices of neighbours fit together.
+
+    None where that cannot be told at once: then it is found place by place.
+    """
+    terms: list[tuple[Fraction, Relation]] = []
+    for term in relation.terms:
+        if (axes_in(term.region) | families.get(term.node, frozenset[str]())) & boxes.keys():
+            return None
+        coef, limit, left = term.coef, term.limit, dict(boxes)
+        while left:
+            shares = [] if limit is None else list(_shares(limit))
+            for axis in left.keys() - frozenset().union(*(axes_in(share.index) for share in shares)):
+                lo, hi = left.pop(axis)
+                coef *= hi - lo
+            if not left:
+                break
+            found = _next_share(shares, left)
+            if found is None or limit is None:
+                return None
+            share, axis = found
+            ((start, stop),) = share.index
+            lo, hi = left.pop(axis)
+            whole = ((at_place(start, {axis: lo}), at_place(stop, {axis: hi - 1})),)
+            limit = _exchanged(limit, share, share_of(share.letter, share.extent, whole))
+        terms.append((Fraction(1), Relation((Term(term.node, term.region, coef, limit),))))
+    return total(terms)
+
+
+def _shares(limit: Limit) -> Iterator[Share]:
+    yield from limit.shares
+    for _, inner in limit.through:
+        yield from _shares(inner)
+
+
+def _next_share(shares: Sequence[Share], left: Mapping[str, object]) -> tuple[Share, str] | None:
+    """A slice that begins, at the next place along some axis, where it ends at this one."""
+    for share in shares:
+        if len(share.index) != 1:
+            continue
+        start: Any = share.index[0][0]
+        stop: Any = share.index[0][1]
+        for axis, _, _, multiple in start.terms if isinstance(start, Affine) else ():
+            alone = sum(axis in axes_in(other.index) for other in shares) == 1
+            if axis in left and alone and stop - start == multiple:
+                return share, axis
+    return None
+
+
+def _exchanged(limit: Limit, old: Share, new: Share | None) -> Limit | None:
+    own = [new if share is old else share for share in limit.shares]
+    through = [(key, _exchanged(inner, old, new)) for key, inner in limit.through]
+    return limited(
+        [share for share in own if share is not None],
+        [(key, item) for key, item in through if item is not None],
+    )
 
 
 def as_one(rows: Sequence[tuple[Place, Relation]], boxes: Mapping[str, tuple[int, int]]) -> Relation:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank
 from tensure.errors import LimitError
-from tensure.program import Affine, Undecided, at_place, coordinate
+from tensure.program import Affine, Undecided, at_place, axes_in, coordinate
 
 from ._check_index import Index, joined
 from ._check_piece import Reg
@@ -101,6 +101,22 @@ class CheckCells:
 def axes_of(end: Any) -> frozenset[str]:
     """The axes an end of a run depends on."""
     return end.axes if isinstance(end, Affine) else frozenset()
+
+
+def differs(rel: Sequence[Term], families: Mapping[int, frozenset[str]]) -> frozenset[str]:
+    """The axes along which a relation is another at every place."""
+    found = frozenset[str]()
+    for _, node, reg, limit in rel:
+        found |= axes_in([end for index in reg for run in index.runs for end in run])
+        found |= families.get(node, frozenset[str]()).union(*_through(limit, families), *_sliced(limit))
+    return found
+
+
+def _sliced(limit: Any) -> Iterator[frozenset[str]]:
+    if limit is not None:
+        yield axes_in([end for _, index in limit[0] for run in index.runs for end in run])
+        for _, inner in limit[1]:
+            yield from _sliced(inner)
 
 
 def rel_at(

@@ -28,7 +28,7 @@ from tensure.program import (
 )
 
 from ._certificate import Invocation, Runs
-from ._check_cells import CheckCells, rel_at
+from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
 from ._check_piece import Reg, whole
 from ._check_steps import CheckSteps
@@ -156,13 +156,15 @@ class Walk:
 
     def _everywhere(self, rows: list[tuple[dict[str, int], Rel, Any]], claim: tuple[Term, ...]) -> bool:
         seen: dict[Any, bool] = {}  # most places get the same
+        moves = differs(claim, self.values.families) & self.cells.folded
         for place, result, join in rows:
-            want = rel_at(claim, place, self.values.families)
-            if (want, id(result)) not in seen:
-                seen[want, id(result)] = self.values.equal(want, result) or (
+            want = rel_at(claim, place, self.values.families) if moves else claim
+            key = (want if moves else None, id(result))
+            if key not in seen:
+                seen[key] = self.values.equal(want, result) or (
                     join is not None and self.values.is_join(join[0], join[1], want)
                 )
-            if not seen[want, id(result)]:
+            if not seen[key]:
                 return False
         return True
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from ._index import Index, Region, Shape, is_free, length, members
+from ._index import Index, Region, Shape, distinct, is_free, length
 from ._limit import Share, share_of
 
 TERMS: Final = frozenset(["einsum", "mm", "bmm", "matmul", "mv", "dot", "outer", "linear", "integer_linear"])
@@ -81,7 +81,7 @@ def contract(
             continue
         share = share_of(letter, size_of[letter], index)
         if share is not None:
-            if len(set(members(index))) != length(index):
+            if not distinct(index):
                 return None
             shares.append(share)
     if (shares or factor != 1) and (biased or op == "integer_linear"):

@@ -7,6 +7,7 @@ is judged on its own. Deciding a doubt is for the field and for a concrete repla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -30,7 +31,7 @@ from tensure.program import (
     where,
 )
 
-from ._cells import Cells, Place, as_one, at_one, region_at
+from ._cells import Cells, Place, as_one, at_one, region_at, summed
 from ._cone import Asked, Trail
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
@@ -286,6 +287,12 @@ class _Relations(PlanMachine[Held]):
         if self.cells.folded.isdisjoint(axes):
             super().collective(step, payloads)
             return
+        if len(payloads) == 1:
+            ((rank, held),) = payloads.items()
+            at_once = self._summed(rank, step, held)
+            if at_once is not None:
+                self._make(rank, step, [at_once])
+                return
         members = self._members(payloads, axes)
         made = self.meet(step, [held for _, _, held in members])
         results: dict[Rank, list[tuple[Place, Held]]] = {}
@@ -293,6 +300,29 @@ class _Relations(PlanMachine[Held]):
             results.setdefault(rank, []).append((place, held))
         for rank, rows in results.items():
             self._make(rank, step, [self._together(rank, rows, axes)])
+
+    def _summed(self, rank: Rank, step: Op, held: Held) -> Held | None:
+        """A sum over all places of one cell, if its addends fit together as they are."""
+        axes: Any = step.attr("axes")
+        if step.op not in ("all_reduce", "reduce_scatter") or (step.attr("reduce") or "sum") != "sum":
+            return None
+        boxes = self.cells.boxes(rank, axes)
+        count = math.prod(hi - lo for lo, hi in boxes.values())
+        (found, *_) = infer_collective(step.op, [held.type] * count, dict(step.attrs))
+        if held.type.dtype not in FLOATS or not boxes.keys() <= self.cells.folded:
+            return None
+        whole = summed(held.relation, boxes, self.logical.families)
+        if whole is None:
+            return None
+        whole = self.logical.resolve(whole)
+        if step.op == "all_reduce":
+            return Held(found, whole)
+        attrs: dict[str, Any] = dict(step.attrs)
+        at, dim = 0, attrs["dim"] % len(held.type.shape)
+        for axis, (lo, hi) in boxes.items():
+            at = at * (hi - lo) + (self.cells.along(rank, axis) - lo)
+        size = found.shape[dim]
+        return self.logical.piece(Held(held.type, whole), dim, at * size, at * size + size)
 
     def _members(self, payloads: Mapping[Rank, Held], axes: Any) -> list[tuple[Place, Rank, Held]]:
         """Every member's own, in mesh order."""

@@ -79,6 +79,16 @@ def members(index: Index) -> list[int]:
     return [start + at for start, stop in index for at in range(stop - start)]
 
 
+def distinct(index: Index) -> bool:
+    """Whether no member stands twice."""
+    if len(index) < 2:
+        return True
+    if axes_in(index):
+        return len(set(members(index))) == length(index)
+    runs = sorted(index)
+    return all(one[1] <= other[0] for one, other in zip(runs, runs[1:], strict=False))
+
+
 def cut(index: Index, lo: int, hi: int) -> Index:
     """The members at positions lo..hi."""
     runs: list[tuple[int, int]] = []

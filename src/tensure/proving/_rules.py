@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from tensure.program import axes_in
 
 from ._contraction import TERMS, contract
-from ._index import Index, Region, Shape, is_free, length, members, whole, whole_region
+from ._index import Index, Region, Shape, distinct, is_free, length, whole, whole_region
 from ._limit import Share, share_of
 from ._movement import MOVES
 from ._relation import ONE
@@ -173,7 +173,7 @@ def reduction(
                 return None
         elif held != whole(size):
             share = share_of(f"dim{dim}", size, held)
-            if op not in ("sum", "mean") or not held or len(set(members(held))) != length(held):
+            if op not in ("sum", "mean") or not held or not distinct(held):
                 return None
             if op == "mean":
                 coef *= Fraction(size, length(held))

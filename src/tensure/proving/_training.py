@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
-from ._index import Index, Region, Shape, cut, length, members, whole, whole_region
+from ._index import Index, Region, Shape, cut, distinct, length, whole, whole_region
 from ._limit import Share, share_of
 
 Given: TypeAlias = dict[str, Any]
@@ -45,7 +45,7 @@ def _all(part: Region | None, shape: Shape | None) -> bool:
 
 
 def _once(index: Index) -> bool:
-    return len(set(members(index))) == length(index)
+    return distinct(index)
 
 
 def layer_norm(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from ._index import Index, Region, Shape, length, members, whole
+from ._index import Index, Region, Shape, distinct, whole
 from ._limit import Share, share_of
 
 Given: TypeAlias = dict[str, Any]
@@ -109,7 +109,7 @@ def convolution(
             if bias is not None or op != "convolution":
                 return None
             share = share_of("c", shapes[0][1], x[1])
-            if len(set(members(x[1]))) != length(x[1]):
+            if not distinct(x[1]):
                 return None
     elif not _groups_fit(local, logical, x[1], weight[0], weight[1], shapes[0][1], shapes[1]):
         return None
