@@ -93,7 +93,7 @@ class OpDef:
 
 MAX_RANK: Final = 8
 MAX_ELEMENTS: Final = 1 << 52
-"""Of one tensor, whether or not anything could hold it: attention scores of a whole training step are 2^43."""
+"""Of one tensor, whether or not a machine could hold it: the scores of a whole training step are 2^43."""
 MAX_EVALUATED_BYTES: Final = 1 << 33
 _INT64: Final = 1 << 63
 _MAX_KEY: Final = 64
