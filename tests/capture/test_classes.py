@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tensure.bundle import Plan
-from tensure.capture import Captured, ParallelStep, capture_model, capture_parallel
+from tensure.capture import Captured, ParallelStep, _classes, capture_model, capture_parallel
 from tensure.capture._classes import RankClass
 from tensure.capture._rank import TracedRank
 from tensure.errors import LimitError
@@ -263,6 +264,14 @@ def _bits(mesh: DeviceMesh) -> bool:
     return dist.get_rank() ^ 5 == 0
 
 
+def _kept_by_the_mesh(mesh: Any) -> bool:
+    return mesh._rank == 5 and mesh._coordinate_on_dim[0] == 5  # type: ignore[no-any-return]
+
+
+def _default_group(mesh: DeviceMesh) -> bool:
+    return dist.distributed_c10d._get_default_group().rank() == 5
+
+
 def _member_of_a_group(mesh: DeviceMesh) -> bool:
     return dist.new_group([5]) != dist.GroupMember.NON_GROUP_MEMBER  # type: ignore[attr-defined]
 
@@ -290,6 +299,8 @@ PLANTED = [
     _coordinates,
     _under_an_old_name,
     _bits,
+    _kept_by_the_mesh,
+    _default_group,
     _member_of_a_group,
 ]
 
@@ -323,6 +334,47 @@ def test_a_rank_that_does_something_else_is_a_class_of_its_own(planted: Any) -> 
     result = prove_plan(plan, captured.program).proof.values
     assert result.status == "refuted"
     assert result.counterexample is not None and result.counterexample.rank == "dp5"
+
+
+def _in_a_hook(net: Any, mesh: DeviceMesh) -> None:
+    net.layers[0].bias.register_hook(lambda grad: grad * 2 if dist.get_rank() == 5 else grad)
+
+
+def _in_a_forward_hook(net: Any, mesh: DeviceMesh) -> None:
+    net.register_forward_hook(lambda m, i, out: out * 2 if mesh.get_rank() == 5 else out)
+
+
+def _in_an_autograd_function(net: Any, mesh: DeviceMesh) -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0] * 2 if dist.get_rank() == 5 else grads[0]
+
+    forward = net.layers[0].forward
+    net.layers[0].forward = lambda x: Doubled.apply(forward(x))
+
+
+def _in_an_attribute(net: Any, mesh: DeviceMesh) -> None:
+    net.place = copy.deepcopy({"rank": [dist.get_rank()]})
+    forward = net.layers[0].forward
+    net.layers[0].forward = lambda x: forward(x) * (2 if net.place["rank"][0] == 5 else 1)
+
+
+@pytest.mark.parametrize(
+    "planted", [_in_a_hook, _in_a_forward_hook, _in_an_autograd_function, _in_an_attribute]
+)
+def test_a_rank_read_by_code_that_torch_calls(planted: Any) -> None:
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        planted(net, mesh)
+        return averaged(lambda mesh: False)(net, mesh)  # type: ignore[no-any-return]
+
+    captured, plan, told = both_ways(layers(1), parallel, {"dp": 8})
+    assert ((5, 6),) in [found.box for found in told]
+    assert prove_plan(plan, captured.program).proof.values.status == "refuted"
 
 
 @pytest.mark.parametrize(
@@ -488,12 +540,14 @@ def test_distributed_tensors_on_eight_thousand_ranks(traces: list[tuple[int, int
     assert "taken to be regular along it; no coordinate is read along dp" in told[0].reason
 
 
-def test_too_many_classes_name_the_line() -> None:
+def test_too_many_classes_name_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_classes, "MAX_TRACED", 16)
+
     def one_by_one(mesh: DeviceMesh) -> bool:
         return f"{dist.get_rank()}" == "no"
 
     captured = capture_model(large_model)
-    with pytest.raises(LimitError, match="more than 256 traces") as caught:
+    with pytest.raises(LimitError, match="more than 16 traces") as caught:
         capture_parallel(large_model, averaged(one_by_one), LARGE, captured)
     line = one_by_one.__code__.co_firstlineno + 1
     assert str(caught.value.place) == f"test_classes.py:{line}"

@@ -91,6 +91,8 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             (DeviceMesh, "get_coordinate", watch.mesh_coordinate),
             (DeviceMesh, "_sym_get_coordinate", watch.mesh_coordinate_at),
             (DeviceMesh, "mesh", property(watch.mesh_ranks)),
+            (DeviceMesh, "_rank", _attribute("_rank", DeviceMesh.get_rank)),
+            (DeviceMesh, "_coordinate_on_dim", _attribute("_coordinate_on_dim", DeviceMesh.get_coordinate)),
             (_collective_utils, "mesh_scatter", watch.mesh_scatter),
             (placement_types, "mesh_scatter", watch.mesh_scatter),
         ):
@@ -403,15 +405,33 @@ def _through_hook(name: str) -> CodeType:
 
 @contextmanager
 def _replaced(owner: Any, name: str, changed: Any) -> Iterator[None]:
-    if name not in vars(owner):
-        yield
-        return
-    before = vars(owner)[name]
+    before = vars(owner).get(name, _NOTHING)
     setattr(owner, name, changed)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if before is _NOTHING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+_NOTHING: Final = object()
+
+
+def _attribute(name: str, method: Any) -> property:
+    """What a mesh keeps of its place, for others than itself as its method tells it."""
+
+    def get(mesh: DeviceMesh) -> Any:
+        held = vars(mesh)
+        if name not in held:
+            raise AttributeError(name)
+        return held[name] if _asker()[0] == "ours" else getattr(mesh, method.__name__)()
+
+    def put(mesh: DeviceMesh, value: Any) -> None:
+        vars(mesh)[name] = value
+
+    return property(get, put)
 
 
 class _Told(dict[bytes, bytes]):
