@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
+from ._ours import is_ours
+
 __all__ = [
     "Condition",
     "Coordinate",
@@ -28,8 +30,6 @@ __all__ = [
     "line_of_user",
     "softened",
 ]
-
-_HERE: Final = os.path.dirname(__file__) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +475,7 @@ def line_of_user() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((_HERE, "<")) and f"{os.sep}torch{os.sep}" not in path:
+        if not is_ours(path) and not path.startswith("<") and f"{os.sep}torch{os.sep}" not in path:
             return f"{os.path.basename(path)}:{frame.f_lineno}"
         frame = frame.f_back
     return "somewhere"

@@ -21,12 +21,13 @@ from torch.nn.modules.module import (
 from tensure.errors import InputError, TensureError
 from tensure.program import Attrs
 
+from ._ours import is_ours
+
 __all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_CAPTURE: Final = os.path.dirname(__file__) + os.sep
 _HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
-_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("capture", "api", "cli")))
+_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("api", "cli")))
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
 _PLUMBING: Final = tuple(
@@ -83,7 +84,9 @@ class Sources:
 def asked_by_distributed() -> bool:
     """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_CAPTURE, "<", *_PLUMBING)):
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(("<", *_PLUMBING)) or is_ours(frame.f_code.co_filename)
+    ):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
 
@@ -130,7 +133,7 @@ def _line() -> tuple[str, bool]:
         path = frame.f_code.co_filename
         if path == _BACKWARD:
             backward = True
-        if not path.startswith(_SKIPPED) and not path.startswith("<"):
+        if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
             return f"{os.path.basename(path)}:{frame.f_lineno}", backward
         frame = frame.f_back
     return "", backward

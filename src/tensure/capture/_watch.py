@@ -28,13 +28,13 @@ from tensure.errors import UnsupportedError
 
 from ._collectives import Collectives
 from ._coordinate import Coordinate, Form, Reads, is_coordinate, softened
+from ._ours import is_ours
 
 __all__ = ["watched"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_CAPTURE: Final = os.path.dirname(__file__) + os.sep
 _BETWEEN: Final = (
-    *(os.path.join(_CAPTURE, name) for name in ("_watch.py", "_world.py", "_coordinate.py")),
+    *(os.path.join(os.path.dirname(__file__), name) for name in ("_watch.py", "_world.py", "_coordinate.py")),
     os.__file__,
     Mapping.__contains__.__code__.co_filename,
     os.path.join(_TORCH, "distributed", "c10d_logger.py"),
@@ -362,7 +362,7 @@ def _asker() -> tuple[str, FrameType | None]:
     if frame is None:
         return "user", None
     path = frame.f_code.co_filename
-    if path.startswith(_CAPTURE) or path == _MESH:
+    if is_ours(path) or path == _MESH:
         return "ours", frame
     if path == _C10D:
         # It asks on behalf of sends and scatters, compares, and can do so with what is watched.
