@@ -92,7 +92,7 @@ class OpDef:
 
 
 MAX_RANK: Final = 8
-MAX_ELEMENTS: Final = 1 << 40
+MAX_ELEMENTS: Final = 1 << 44
 MAX_EVALUATED_BYTES: Final = 1 << 33
 _INT64: Final = 1 << 63
 _MAX_KEY: Final = 64
