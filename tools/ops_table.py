@@ -20,7 +20,7 @@ ATen's and the meaning is held against torch over drawn shapes and dtypes; ops m
 
 Common to all: dtypes promote as ATen's do (elementwise ops, `cat`, `stack`) or must be equal (everything
 else); f16 and bf16 compute in f32 and round once; float sums, moments and softmax accumulate in f64; rank is
-at most 8 and a tensor at most 2^40 elements (2^33 bytes to evaluate, 8 an element); index data out of range
+at most 8 and a tensor at most 2^44 elements (2^33 bytes to evaluate, 8 an element); index data out of range
 is an error.
 """
 

@@ -14,7 +14,7 @@ integer, or a nested list of them), with `[]` for lists and `?` for none allowed
 `= default` must be given. Where ATen has the op, operands and attributes bear ATen's names, so that
 `torch.ops.aten.<name>(**operands, **attributes)` is the same call.
 
-Bounds: rank at most 8, every tensor at most 2^40 elements in a shape rule and 2^33 bytes in an evaluation,
+Bounds: rank at most 8, every tensor at most 2^44 elements in a shape rule and 2^33 bytes in an evaluation,
 integers within 64 bits. They hold before anything is allocated.
 """
 
@@ -92,8 +92,7 @@ class OpDef:
 
 
 MAX_RANK: Final = 8
-MAX_ELEMENTS: Final = 1 << 52
-"""Of one tensor, whether or not a machine could hold it: the scores of a whole training step are 2^43."""
+MAX_ELEMENTS: Final = 1 << 44
 MAX_EVALUATED_BYTES: Final = 1 << 33
 _INT64: Final = 1 << 63
 _MAX_KEY: Final = 64
