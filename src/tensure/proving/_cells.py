@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -18,9 +18,9 @@ from tensure.bundle import Plan, Rank, coordinates
 from tensure.errors import RecordError
 from tensure.program import Affine, Loose, Undecided, at_place, axes_in, coordinate
 
-from ._index import Index, Region, joined
+from ._index import Index, Region, joined, select
 from ._limit import Limit, Share, limited, share_of
-from ._relation import Relation, Term, total
+from ._relation import Relation, Term, combined, total
 
 Place: TypeAlias = tuple[tuple[str, int], ...]
 MAX_UNFOLDED: Final = 1 << 10
@@ -144,19 +144,48 @@ def unfolding(plan: Plan, axes: Sequence[str]) -> Iterator[frozenset[str]]:
 # one place of many, and many as one --------------------------------------------------------------------
 
 
-def at_one(relation: Relation, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> Relation:
+def at_one(
+    relation: Relation,
+    place: Mapping[str, int],
+    families: Mapping[int, frozenset[str]],
+    instance: Callable[[int, Mapping[str, int]], Relation] | None = None,
+) -> Relation:
     """What a relation of many places is at some of them.
 
+    Args:
+        families: the axes along which values are others at every place.
+        instance: makes such a value, all of it, as it is at a place.
+
     Raises:
-        Undecided: it is of a value that is another at every place.
+        Undecided: it is of a value that is another at every place, and cannot be made.
     """
-    return Relation(tuple(_term_at(term, place, families) for term in relation.terms))
+    terms = [_term_at(term, place, families, instance) for term in relation.terms]
+    if len(terms) == 1:
+        return Relation((terms[0],))
+    found = combined((Fraction(1), Relation((term,))) for term in terms)
+    if found is None:
+        raise Undecided("a sum that cancels at some place", frozenset(place))
+    return found
 
 
-def _term_at(term: Term, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> Term:
-    _same_value(term.node, place, families)
-    limit = None if term.limit is None else _limit_at(term.limit, place, families)
-    return Term(term.node, region_at(term.region, place), term.coef, limit)
+def _term_at(
+    term: Term,
+    place: Mapping[str, int],
+    families: Mapping[int, frozenset[str]],
+    instance: Callable[[int, Mapping[str, int]], Relation] | None,
+) -> Term:
+    apart = families.get(term.node, frozenset[str]()) & place.keys()
+    if apart and (instance is None or term.limit is not None):
+        raise Undecided("a value that each place makes for itself", apart)
+    region = region_at(term.region, place)
+    if not apart or instance is None:
+        limit = None if term.limit is None else _limit_at(term.limit, place, families)
+        return Term(term.node, region, term.coef, limit)
+    whole = instance(term.node, place).single
+    if whole is None or whole.limit is not None:
+        raise Undecided("a sum that each place makes for itself", apart)
+    part = tuple(select(outer, index) for outer, index in zip(whole.region, region, strict=True))
+    return Term(whole.node, part, term.coef * whole.coef)
 
 
 def _same_value(node: int, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank
 from tensure.errors import LimitError
 from tensure.program import Affine, Undecided, at_place, axes_in, coordinate
 
-from ._check_index import Index, joined
+from ._check_index import Index, joined, selected
 from ._check_piece import Reg
 from ._check_sums import Term, need
 
@@ -120,20 +120,34 @@ def _sliced(limit: Any) -> Iterator[frozenset[str]]:
 
 
 def rel_at(
-    rel: Sequence[Term], place: Mapping[str, int], families: Mapping[int, frozenset[str]]
+    rel: Sequence[Term],
+    place: Mapping[str, int],
+    families: Mapping[int, frozenset[str]],
+    instance: Callable[[int, Mapping[str, int]], Term],
 ) -> tuple[Term, ...]:
     """What a relation of many places is at some.
 
+    Args:
+        families: the axes along which classes are others at every place.
+        instance: what such a class is at a place, all of it.
+
     Raises:
-        Undecided: it is of values that are others at every place.
+        Undecided: it is an addend of a value that is another at every place.
     """
     if not place:
         return tuple(rel)
-    for _, node, _, limit in rel:
-        apart = families.get(node, frozenset[str]()).union(*_through(limit, families)) & place.keys()
+    made: list[Term] = []
+    for coef, node, reg, limit in rel:
+        part = reg_at(reg, place)
+        apart = families.get(node, frozenset[str]()) & place.keys()
+        through = frozenset[str]().union(*_through(limit, families)) & place.keys()
+        if through or (apart and limit is not None):
+            raise Undecided("an addend of a value that each place makes for itself", through | apart)
         if apart:
-            raise Undecided("a value that each place makes for itself", apart)
-    return tuple((coef, node, reg_at(reg, place), _limit_at(limit, place)) for coef, node, reg, limit in rel)
+            by, node, outer, _ = instance(node, {axis: place[axis] for axis in apart})
+            coef, part = coef * by, selected(outer, part)
+        made.append((coef, node, part, _limit_at(limit, place)))
+    return tuple(made)
 
 
 def _through(limit: Any, families: Mapping[int, frozenset[str]]) -> Iterator[frozenset[str]]:

@@ -6,6 +6,7 @@ say their whole shape, and a view of a view is one of what was viewed. Written a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -13,8 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensure.program import Op, Program, axes_in, expand, leaves, rational
+from tensure.program import Op, Program, Undecided, axes_in, expand, leaves, rational
 
+from ._check_cells import rel_at
 from ._check_index import FIRST, Index, selected
 from ._check_linear import every, signs, single, value
 from ._check_moves import MOVES, regrouped
@@ -50,6 +52,7 @@ class CheckValues(CheckSums):
         super().__init__()
         self.names: dict[str, Rel] = {}
         self._keys: dict[Any, int] = {}
+        self._instances: dict[Any, Term] = {}
         self._program, self._entry, self._env = program, entry, env
         self._ignored: set[Any] = set()
 
@@ -552,12 +555,44 @@ class CheckValues(CheckSums):
                 self.families[node] = axes
         return self._keys[key]
 
+    def instance(self, node: int, place: Mapping[str, int]) -> Term:
+        """What a class that is another at every place is at one: made anew of what its operands are there."""
+        key = (node, tuple(sorted(place.items())))
+        if key in self._instances:
+            return self._instances[key]
+        item = self.defs[node]
+        if item.op == "leaf" or item.out or axes_in((item.attrs, item.shape)):
+            raise Undecided("a value that each place makes for itself", frozenset(place))
+        made: Rel
+        if item.form is not None:
+            parts = [((coef, part, whole(self.defs[part].shape), None),) for part, coef in item.form.items()]
+            terms = [rel_at(part, place, self.families, self.instance) for part in parts]
+            made = self.gathered(tuple(itertools.chain.from_iterable(terms)))
+        else:
+            operands = [
+                rel_at(((part[2], part[0], part[1], None),), place, self.families, self.instance)
+                if is_part(part)
+                else _told_number(part)
+                for part in item.operands
+            ]
+            results = self.make(Op(item.op, (), (), tuple(item.attrs.items())), operands)
+            made = results[0] if len(results) == 1 else None
+        if made is None or len(made) != 1 or made[0][3] is not None:
+            raise Undecided("a value that cannot be made at one place", frozenset(place))
+        self._instances[key] = made[0]
+        return made[0]
+
     def _apart(self, part: Any) -> frozenset[str]:
         """The axes along which an operand is another at every place."""
         if not is_part(part):
             return NO_AXES
         ends = [end for index in part[1] for run in index.runs for end in run]
         return self.families.get(part[0], NO_AXES) | axes_in(ends)
+
+
+def _told_number(item: Any) -> Any:
+    kinds: dict[str, Any] = {"int": int, "float": float, "bool": lambda text: text == "True"}
+    return None if item is None else kinds[item[1]](item[2])
 
 
 def _same(rel: Any) -> Rel:

@@ -139,7 +139,12 @@ class Walk:
         axes: Any = step.attr("axes")
         members = sorted(
             (
-                (spot, place, rank, None if rel is None else rel_at(rel, place, self.values.families))
+                (
+                    spot,
+                    place,
+                    rank,
+                    None if rel is None else self._at(rel, place),
+                )
                 for rank, rel in zip(group, operands, strict=True)
                 for spot, place in self.cells.spots(rank, axes)
             ),
@@ -158,7 +163,7 @@ class Walk:
         seen: dict[Any, bool] = {}  # most places get the same
         moves = differs(claim, self.values.families) & self.cells.folded
         for place, result, join in rows:
-            want = rel_at(claim, place, self.values.families) if moves else claim
+            want = self._at(claim, place) if moves else claim
             key = (want if moves else None, id(result))
             if key not in seen:
                 seen[key] = self.values.equal(want, result) or (
@@ -173,7 +178,10 @@ class Walk:
         if rel is None:
             refuse("an addend of which nothing is known")
         for _, place in self.cells.spots(rank, sorted(over)):
-            yield from rel_at(rel, place, self.values.families)
+            yield from self._at(rel, place)
+
+    def _at(self, rel: tuple[Term, ...], place: Mapping[str, int]) -> tuple[Term, ...]:
+        return rel_at(rel, place, self.values.families, self.values.instance)
 
     def _group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         """All ranks that stand where this one does along the other axes, one at each place, in mesh order."""

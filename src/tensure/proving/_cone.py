@@ -31,8 +31,9 @@ from tensure.program import (
     run_step,
 )
 
-from ._cells import Cells, Place, at_one, region_at
+from ._cells import Cells, Place, region_at
 from ._index import members
+from ._instances import Instances
 from ._logical import Logical
 from ._relation import Relation
 from ._replay import Array, widened_attrs
@@ -142,6 +143,7 @@ class _Cone:
 
     def __init__(self, trail: Trail, values: Mapping[str, Array], doubted: set[tuple[Rank, Name]]) -> None:
         self._trail, self._values = trail, values
+        self._instances = Instances(trail.logical)
         self._made: dict[Spot, Array] = {}
         self._elements = 0
         self._tainted = set(doubted)
@@ -157,7 +159,7 @@ class _Cone:
             for spot in cells.places(rank, item.over) if item.over else ((),):
                 value = self._value((rank, self._place(rank, {**place, **dict(spot)}), name))
                 total = value if total is None else total + value
-        want = self._of(at_one(item.want, place, self._trail.logical.families))
+        want = self._of(self._instances.at(item.want, place))
         assert total is not None
         index = _difference(total, want)
         if index is None:
@@ -215,7 +217,7 @@ class _Cone:
         labels = self._trail.logical.labels
         if any(term.limit is not None or term.node not in labels for term in relation.terms):
             return None
-        return self._of(at_one(relation, dict(place), self._trail.logical.families))
+        return self._of(self._instances.at(relation, dict(place)))
 
     def _of(self, relation: Relation) -> Array:
         total: Array | None = None

@@ -31,11 +31,12 @@ from tensure.program import (
     where,
 )
 
-from ._cells import Cells, Place, as_one, at_one, region_at, summed
+from ._cells import Cells, Place, region_at, summed
 from ._cone import Asked, Trail
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
 from ._index import Region, covers, length, select, shape_of, whole
+from ._instances import Instances
 from ._limit import Share, limited, share_of
 from ._logical import Logical
 from ._relation import ONE, Relation, Term, describe, total
@@ -172,6 +173,7 @@ class _Relations(PlanMachine[Held]):
     ) -> None:
         super().__init__(plan, program, entry, env, cells.ranks)
         self.logical, self.cells = logical, cells
+        self.instances = Instances(logical)
         self._envs = {rank: super(_Relations, self).env_of(rank) for rank in cells.ranks}
         self._claims: dict[tuple[Rank, Name], PlacedRuns | None] = {}
         self.doubts: list[Doubt] = []
@@ -326,9 +328,8 @@ class _Relations(PlanMachine[Held]):
 
     def _members(self, payloads: Mapping[Rank, Held], axes: Any) -> list[tuple[Place, Rank, Held]]:
         """Every member's own, in mesh order."""
-        families = self.logical.families
         members = [
-            (place, rank, Held(held.type, at_one(held.relation, dict(place), families)))
+            (place, rank, Held(held.type, self.instances.at(held.relation, dict(place))))
             for rank, held in payloads.items()
             for place in self.cells.places(rank, axes)
         ]
@@ -339,7 +340,9 @@ class _Relations(PlanMachine[Held]):
         if any(held.type != first.type for _, held in rows):
             raise Undecided("the type of what comes out", self.cells.folded & set(axes))
         boxes = self.cells.boxes(rank, axes)
-        return Held(first.type, as_one([(place, held.relation) for place, held in rows], boxes))
+        return Held(
+            first.type, self.instances.together([(place, held.relation) for place, held in rows], boxes)
+        )
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         return self.cells.group(rank, step.attr("axes"))
@@ -487,7 +490,7 @@ class _Relations(PlanMachine[Held]):
         for rank, _, claim, held in members:
             axes = self.cells.folded.intersection(claim.sum)
             for place in self.cells.places(rank, axes) if axes else ((),):
-                yield at_one(held.relation, dict(place), self.logical.families)
+                yield self.instances.at(held.relation, dict(place))
 
     def _is_sum(self, summed: Relation, want: Relation) -> bool:
         """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
