@@ -30,7 +30,7 @@ from tensure.program import (
     where,
 )
 
-from ._cells import Cells, Place, as_one, at_one, region_at
+from ._cells import Cells, Once, Place, as_one, at_one, region_at
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
 from ._index import Region, covers, length, select, shape_of, whole
@@ -163,6 +163,7 @@ class _Relations(PlanMachine[Held]):
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
+        self._once = Once()
 
     def env_of(self, rank: Rank) -> dict[str, int]:
         return self._envs[rank]
@@ -178,6 +179,7 @@ class _Relations(PlanMachine[Held]):
 
     def leaf(self, rank: Rank, name: Name, claim: Placed | PlacedRuns) -> Held:
         assert isinstance(claim, PlacedRuns)
+        self._once.add((rank, name.base), name.index)
         relation = self.claimed(claim)
         whole = self.leaves[str(claim.of)]
         return Held(TensorType(relation.shape, whole.dtype), relation)
@@ -207,6 +209,7 @@ class _Relations(PlanMachine[Held]):
             return
         if claim.sum:
             key = sum_group(self.plan, rank, local, name, claim)
+            self._once.add(("sum", *key[:3], key[4]), key[3])
             self._sums.setdefault(key, []).append((rank, name, claim, value))
             return
         want = self._want(rank, name, claim)
@@ -239,6 +242,9 @@ class _Relations(PlanMachine[Held]):
     def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
         self._at = (rank, step)
         receiver, payload = super().send(rank, step)
+        if lost := axes_in(rank.at) - axes_in(receiver.at):
+            raise Undecided(f"who sends to {receiver}", lost)
+        self._once.add(("message", receiver), step.attr("key"))
         self._mail.setdefault((receiver, step.attr("key")), (rank, step))
         return receiver, payload
 
@@ -261,6 +267,8 @@ class _Relations(PlanMachine[Held]):
         if self.cells.folded.isdisjoint(axes):
             super().collective(step, payloads)
             return
+        if differing := axes_in((step.attrs, tuple(out.index for out in step.outs))).intersection(axes):
+            raise Undecided(f"{step.op} of {', '.join(map(str, step.outs))}", differing)
         members = self._members(payloads, axes)
         made = self.meet(step, [held for _, _, held in members])
         results: dict[Rank, list[tuple[Place, Held]]] = {}
@@ -285,6 +293,11 @@ class _Relations(PlanMachine[Held]):
             raise Undecided("the type of what comes out", self.cells.folded & set(axes))
         boxes = self.cells.boxes(rank, axes)
         return Held(first.type, as_one([(place, held.relation) for place, held in rows], boxes))
+
+    def _make(self, rank: Rank, step: Op, results: list[Held]) -> None:
+        for out in step.outs:
+            self._once.add((rank, out.base), out.index)
+        super()._make(rank, step, results)
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         return self.cells.group(rank, step.attr("axes"))

@@ -197,7 +197,9 @@ def _unit(
     found, targets = _flowed(plan, program, entry, env, folded)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
-        clashing = clash(plan, program, entry, env, found.types, found.supplied)
+        alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
+        if alone.ended:
+            clashing = clash(plan, program, entry, env, alone.types, alone.supplied)
     return _Unit(
         entry,
         dict(params),
