@@ -83,7 +83,7 @@ def by_hand(*, spans: bool) -> tuple[Plan, Program]:
         op("all_to_all", "y", out="col", axes=("dp",), split=1, cat=0),
         op("t", "col", out="u"),
     )
-    # What a place makes for itself alone: rows of two values, and a function of them that the Program does not have.
+    # What a place makes for itself alone: rows of two values, and a function of them, neither the Program's.
     alone = (
         op("cat", "y", "h", out="both", dim=0),
         op("sigmoid", "both", out="of_both"),
