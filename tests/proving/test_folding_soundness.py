@@ -27,6 +27,7 @@ from tensure.bundle import (
 from tensure.errors import TensureError
 from tensure.program import (
     Entry,
+    For,
     Op,
     Program,
     Undecided,
@@ -280,3 +281,102 @@ def test_bytes_are_looked_at_rank_by_rank() -> None:
         proof = prove_plan(pooled(at), program, fold=("dp",)).proof
         assert proof.storage.status == status == prove_plan(pooled(at), program).proof.storage.status
         assert proof.values.status == "proved"
+
+
+# --- of too many ranks to replay, nothing right may be refuted ----------------------------------------------
+
+
+def _many(plan: Plan) -> Plan:
+    """The same on 128 replicas."""
+    tracks = {
+        label: replace(
+            track, axes=("replica", *track.axes), bodies={"run": tuple(map(_there, track.bodies["run"]))}
+        )
+        for label, track in plan.tracks.items()
+    }
+    return replace(plan, mesh={"replica": 128, **plan.mesh}, tracks=tracks)
+
+
+def _there(item: Any) -> Any:
+    """Messages stay in their replica."""
+    if isinstance(item, For):
+        return replace(item, body=tuple(map(_there, item.body)))
+    if item.op != "send":
+        return item
+    attrs = tuple((key, (axis("replica"), *value) if key == "at" else value) for key, value in item.attrs)
+    return replace(item, attrs=attrs)
+
+
+def test_a_local_that_is_made_under_numbers_and_read_under_a_coordinate() -> None:
+    program = program_of({"x": (3,)}, [op("exp", "x", out="y")], "y")
+
+    def reading(made: int) -> Plan:
+        body = (
+            For("i", 0, made, (op("exp", "x", out="t[i]"),)),
+            op("copy", "t[dp]", out="y"),
+        )
+        known = {"x": whole("x"), "y": whole("y"), "t": Local(("i",))}
+        return plan_of(program, known, t=Track(("dp",), (), None, {}, {"run": body}))
+
+    assert not goes_wrong(reading(4), program) and folded(reading(4), program) == "proved"
+    assert prove_plan(_many(reading(4)), program).proof.values.status == "proved"
+    assert prove_plan(_many(reading(3)), program).proof.values.status == "refuted"
+
+
+def test_a_message_to_a_rank_at_another_coordinate() -> None:
+    program = program_of({"x": (3,)}, [op("exp", "x", out="y")], "y")
+
+    def sending(half: int, by: int) -> Plan:
+        sends = (op("exp", "x", out="r"), op("send", "r", key="m", to="b", at=(DP + by,)))
+        return plan_of(
+            program,
+            {"x": whole("x"), "y": whole("y"), "r": Local()},
+            a=Track(("dp",), (), None, {}, {"run": sends}, (("dp", 0, half),)),
+            b=Track(
+                ("dp",), (), None, {}, {"run": (op("recv", out="y", key="m"),)}, (("dp", half, 2 * half),)
+            ),
+        )
+
+    assert not goes_wrong(sending(2, 2), program) and folded(sending(2, 2), program) == "proved"
+    assert goes_wrong(sending(2, 3), program) and folded(sending(2, 3), program) != "proved"
+    assert prove_plan(_many(sending(2, 2)), program).proof.values.status == "proved"
+    assert prove_plan(_many(sending(2, 1)), program).proof.values.status == "refuted"
+
+
+def test_a_message_under_a_number_that_is_awaited_under_a_coordinate() -> None:
+    program = program_of({"x": (3,)}, [op("exp", "x", out="y")], "y")
+
+    def sending(keys: int) -> Plan:
+        sends = (
+            op("exp", "x", out="r"),
+            For("i", 0, keys, (op("send", "r", key=("m", axis("i")), to="b", at=(DP,)),)),
+        )
+        takes = (
+            op("recv", out="y", key=("m", DP)),
+            For("i", 1, keys, (op("recv", out="rest[i]", key=("m", (DP + axis("i")) % keys)),)),
+        )
+        return plan_of(
+            program,
+            {"x": whole("x"), "y": whole("y"), "r": Local(), "rest": Local(("i",))},
+            a=Track(("dp",), (), None, {}, {"run": sends}),
+            b=Track(("dp",), (), None, {}, {"run": takes}),
+        )
+
+    assert not goes_wrong(sending(4), program) and folded(sending(4), program) == "proved"
+    assert prove_plan(_many(sending(4)), program).proof.values.status == "proved"
+
+
+def test_each_place_holds_another_value_of_a_family() -> None:
+    ends = [name(f"{base}[{at}]") for base in "xy" for at in range(4)]
+    body = (For("i", 0, 4, (op("exp", "x[i]", out="y[i]"),)),)
+    values = {base: Value((3,), "f64", params=(("i", 4),)) for base in "xy"}
+    program = Program({}, values, {}, {"run": Entry(tuple(ends[:4]), body, tuple(ends[4:]))})
+
+    def holding(which: str) -> Plan:
+        known = {base: Local((), Place(name(f"{base}[{which}]"))) for base in "xy"}
+        track = Track(("dp",), (), None, {}, {"run": (op("exp", "x", out="y"),)})
+        return plan_of(program, known, t=track)
+
+    assert folded(holding("dp"), program) == "proved" and folded(holding("dp//2"), program) == "refuted"
+    assert prove_plan(_many(holding("dp")), program).proof.values.status == "proved"
+    assert prove_plan(_many(holding("dp//2")), program).proof.values.status == "refuted"

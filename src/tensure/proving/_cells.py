@@ -153,13 +153,21 @@ class Once:
         Raises:
             Undecided: it is another of the group at some places, and at others it is not.
         """
-        known = self._known.setdefault(group, {})
+        self.ask(group, key)
+        self._known.setdefault(group, {})[key] = None
         if axes_in(key):
             self._moving.add(group)
-        if key not in known and group in self._moving:
+
+    def ask(self, group: object, key: object) -> None:
+        """See to it that what is not there as it is written is there at no place.
+
+        Raises:
+            Undecided: at some places it is another of the group.
+        """
+        known = self._known.get(group, {})
+        if key not in known and (group in self._moving or axes_in(key)):
             for other in known:
                 apart(key, other)
-        known[key] = None
 
 
 # one place of many, and many as one --------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tensure.program import (
     Name,
     Op,
     Program,
+    Ref,
     TensorType,
     Undecided,
     axes_in,
@@ -194,7 +195,10 @@ class _Relations(PlanMachine[Held]):
         key = (rank, name)
         if key not in self._claims:
             local = self.plan.local(rank.track, name.base)
-            self._claims[key] = None if local is None else placed_runs(local, name, self._envs[rank])
+            claim = None if local is None else placed_runs(local, name, self._envs[rank])
+            if claim is not None and (differing := axes_in(claim.of.index)):
+                raise Undecided(f"which {claim.of.base} {rank} has", differing)
+            self._claims[key] = claim
         return self._claims[key]
 
     # what a value is ---------------------------------------------------------------------------------
@@ -205,6 +209,10 @@ class _Relations(PlanMachine[Held]):
         relation = self.claimed(claim)
         whole = self.leaves[str(claim.of)]
         return Held(TensorType(relation.shape, whole.dtype), relation)
+
+    def find(self, rank: Rank, ref: Ref) -> Held:
+        self._once.ask((rank, ref.name.base), ref.name.index)
+        return super().find(rank, ref)
 
     def operand(self, rank: Rank, arg: Arg) -> Any:
         return self.logical.operand(arg, lambda ref: self.find(rank, ref))
@@ -266,8 +274,9 @@ class _Relations(PlanMachine[Held]):
     def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
         self._at = (rank, step)
         receiver, payload = super().send(rank, step)
-        if lost := axes_in(rank.at) - axes_in(receiver.at):
-            raise Undecided(f"who sends to {receiver}", lost)
+        lost = axes_in(rank.at) - axes_in(receiver.at)
+        if lost or receiver not in self.made:  # of several one, or a part of a cell, or of another
+            raise Undecided(f"who sends to {receiver}", lost or self.cells.folded)
         self._once.add(("message", receiver), step.attr("key"))
         self._mail.setdefault((receiver, step.attr("key")), (rank, step))
         return receiver, payload
@@ -418,7 +427,14 @@ class _Relations(PlanMachine[Held]):
         raise RecordError(f"an addend over {letter!r} of {claim.of}", wanted="a contracted letter of its op")
 
     def stuck(self, error: TensureError) -> None:
-        """The walk could not end: say where, naming the message nobody sends rather than who waits for it."""
+        """The walk could not end: say where, naming the message nobody sends rather than who waits for it.
+
+        Raises:
+            Undecided: what is waited for was sent to some places of a cell.
+        """
+        for receiver, awaited in self.current.items():
+            if awaited is not None and awaited.op == "recv":
+                self._once.ask(("message", receiver), awaited.attr("key"))
         waiting = self._waiting() if "deadlock" in error.found else None
         lost = next(iter(self._mail.values()), None) if "never received" in error.found else None
         rank, step = waiting or lost or self._at or (Rank("no rank"), None)
