@@ -195,7 +195,7 @@ def is_false(what: Seen, plan: Plan, cell: str, name: str, terms: Any) -> bool:
         here = next(
             (
                 what.locals[rank, spelled]
-                for spelled in (name, _grounded(name, env))
+                for spelled in (name, grounded(name, env))
                 if (rank, spelled) in what.locals
             ),
             None,
@@ -211,7 +211,8 @@ def is_false(what: Seen, plan: Plan, cell: str, name: str, terms: Any) -> bool:
     return False
 
 
-def _grounded(name: str, env: Mapping[str, int]) -> str:
+def grounded(name: str, env: Mapping[str, int]) -> str:
+    """What a local of a cell is called at one place."""
     return re.sub(
         r"\[(.*)\]", lambda at: f"[{','.join(str(evaluate(expr(e), env)) for e in at[1].split(','))}]", name
     )

@@ -101,7 +101,7 @@ def prove_plan(
 
     Args:
         plan: of over 256 ranks, those along mesh axes are taken together where what holds for one of
-            them is seen to hold for all (docs/decisions/0005).
+            them is seen to hold for all (docs/decisions/0011).
         jobs: processes; the result is the same for any number.
         accept: the greatest error bound that is still called `probable`.
         fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
