@@ -71,7 +71,7 @@ def goes_wrong(plan: Plan, program: Program) -> bool:
     try:
         run = evaluate_plan(plan, program, values, entry="run")
         found = collect(run, program, program.entries["run"].outputs)
-    except TensureError:
+    except (TensureError, IndexError):  # a part that does not exist is no error of ours to word
         return True
     return compare_claims(run, logical) is not None or any(
         not np.allclose(found[label], want) for label, want in logical.outputs.items()
@@ -286,7 +286,7 @@ def test_bytes_are_looked_at_rank_by_rank() -> None:
 # --- of too many ranks to replay, nothing right may be refuted ----------------------------------------------
 
 
-def _many(plan: Plan) -> Plan:
+def many(plan: Plan) -> Plan:
     """The same on 128 replicas."""
     tracks = {
         label: replace(
@@ -319,8 +319,8 @@ def test_a_local_that_is_made_under_numbers_and_read_under_a_coordinate() -> Non
         return plan_of(program, known, t=Track(("dp",), (), None, {}, {"run": body}))
 
     assert not goes_wrong(reading(4), program) and folded(reading(4), program) == "proved"
-    assert prove_plan(_many(reading(4)), program).proof.values.status == "proved"
-    assert prove_plan(_many(reading(3)), program).proof.values.status == "refuted"
+    assert prove_plan(many(reading(4)), program).proof.values.status == "proved"
+    assert prove_plan(many(reading(3)), program).proof.values.status == "refuted"
 
 
 def test_a_message_to_a_rank_at_another_coordinate() -> None:
@@ -339,8 +339,8 @@ def test_a_message_to_a_rank_at_another_coordinate() -> None:
 
     assert not goes_wrong(sending(2, 2), program) and folded(sending(2, 2), program) == "proved"
     assert goes_wrong(sending(2, 3), program) and folded(sending(2, 3), program) != "proved"
-    assert prove_plan(_many(sending(2, 2)), program).proof.values.status == "proved"
-    assert prove_plan(_many(sending(2, 1)), program).proof.values.status == "refuted"
+    assert prove_plan(many(sending(2, 2)), program).proof.values.status == "proved"
+    assert prove_plan(many(sending(2, 1)), program).proof.values.status == "refuted"
 
 
 def test_a_message_under_a_number_that_is_awaited_under_a_coordinate() -> None:
@@ -363,7 +363,7 @@ def test_a_message_under_a_number_that_is_awaited_under_a_coordinate() -> None:
         )
 
     assert not goes_wrong(sending(4), program) and folded(sending(4), program) == "proved"
-    assert prove_plan(_many(sending(4)), program).proof.values.status == "proved"
+    assert prove_plan(many(sending(4)), program).proof.values.status == "proved"
 
 
 def test_each_place_holds_another_value_of_a_family() -> None:
@@ -378,5 +378,5 @@ def test_each_place_holds_another_value_of_a_family() -> None:
         return plan_of(program, known, t=track)
 
     assert folded(holding("dp"), program) == "proved" and folded(holding("dp//2"), program) == "refuted"
-    assert prove_plan(_many(holding("dp")), program).proof.values.status == "proved"
-    assert prove_plan(_many(holding("dp//2")), program).proof.values.status == "refuted"
+    assert prove_plan(many(holding("dp")), program).proof.values.status == "proved"
+    assert prove_plan(many(holding("dp//2")), program).proof.values.status == "refuted"
