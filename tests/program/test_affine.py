@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensure.program import Affine, Loose, Undecided, at_place, coordinate
+from tensure.program import Affine, Loose, Undecided, apart, at_place, coordinate
 
 BOX = {"dp": (0, 4), "tp": (1, 3)}
 SMALL = st.integers(-6, 6)
@@ -117,3 +117,28 @@ def test_loosely_equal_is_equal_everywhere() -> None:
     assert dp != 0 and dp == dp + 0 and (dp + 1) - 1 == dp
     with pytest.raises(Undecided):
         assert dp < 2
+
+
+@pytest.mark.parametrize("kind", [Affine, Loose])
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(st.tuples(TREES, TREES), min_size=1, max_size=3))
+def test_what_must_be_unique_is_so_at_every_place(kind: type[Affine], rows: Any) -> None:
+    axes = {axis: coordinate(axis, lo, hi, kind) for axis, (lo, hi) in BOX.items()}
+    try:
+        one, other = (("x", tuple(value_of(row[side], axes) for row in rows)) for side in (0, 1))
+    except (Undecided, ZeroDivisionError):
+        return
+    truths = {
+        [value_of(row[0], place) for row in rows] != [value_of(row[1], place) for row in rows]
+        for place in places()
+    }
+    try:
+        assert truths == {apart(one, other)}
+    except Undecided:
+        return
+    assert apart(one, ("y", other[1])) and apart(one, (*other, 0)) and apart("x", one[1][0])
+
+
+def test_a_coordinate_is_not_written_as_a_number_or_nothing() -> None:
+    assert repr(coordinate("None", 0, 4)) == "Affine(None for None in 0:4)"
+    assert repr(coordinate("dp", 0, 4)) != repr(coordinate("dp", 4, 8))

@@ -1,4 +1,4 @@
-from ._affine import Affine, Loose, Undecided, Whole, at_place, axes_in, coordinate
+from ._affine import Affine, Loose, Undecided, Whole, apart, at_place, axes_in, coordinate
 from ._body_text import INDENT, Lines, read_body, read_name, read_order, write_body
 from ._decoder import DecoderConfig
 from ._decoder_shape import read_decoder
@@ -59,6 +59,7 @@ __all__ = [
     "coordinate",
     "axes_in",
     "at_place",
+    "apart",
     "Whole",
     "Undecided",
     "Loose",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-__all__ = ["Affine", "Loose", "Undecided", "Whole", "at_place", "axes_in", "coordinate"]
+__all__ = ["Affine", "Loose", "Undecided", "Whole", "apart", "at_place", "axes_in", "coordinate"]
 
 Term: TypeAlias = tuple[str, int, int, int]
 """(axis, lo, hi, multiple): the coordinate is any of lo..hi, hi apart."""
@@ -22,8 +22,11 @@ class Undecided(Exception):
     """A question whose answer differs from place to place along some axes; no error of a user's."""
 
     def __init__(self, what: str, axes: frozenset[str]) -> None:
-        super().__init__(f"{what} has no one answer along {', '.join(sorted(axes))}")
-        self.axes = axes
+        super().__init__(what, axes)
+        self.what, self.axes = what, axes
+
+    def __str__(self) -> str:
+        return f"{self.what} has no one answer along {', '.join(sorted(self.axes))}"
 
 
 class Affine:
@@ -192,7 +195,13 @@ class Affine:
         text = "+".join(parts + ([str(self.constant)] if self.constant else []))
         return text.replace("+-", "-")
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        # What tells attributes apart by how they are written must not take one for a number or for None.
+        where = ", ".join(f"{axis} in {lo}:{hi}" for axis, lo, hi, _ in self.terms)
+        return f"{type(self).__name__}({self} for {where})"
+
+    def __reduce__(self) -> tuple[type[Affine], tuple[tuple[Term, ...], int]]:
+        return type(self), (self.terms, self.constant)  # another process has other hashes
 
 
 class Loose(Affine):
@@ -239,6 +248,35 @@ def axes_in(value: Any) -> frozenset[str]:
             found |= axes_in(part)
         return found
     return _NONE
+
+
+def apart(one: Any, other: Any) -> bool:
+    """Whether two integers, strings, or tuples of them are different at every place; False: the same at each.
+
+    For whatever has to be unique: expressions that are written apart may still meet at some place.
+
+    Raises:
+        Undecided: they differ at some places only.
+    """
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        if len(one) != len(other):
+            return True
+        undecided: Undecided | None = None
+        for left, right in zip(one, other, strict=True):
+            try:
+                if apart(left, right):
+                    return True
+            except Undecided as meeting:
+                undecided = meeting
+        if undecided is not None:
+            raise undecided
+        return False
+    if not (isinstance(one, (int, Affine)) and isinstance(other, (int, Affine))):
+        return bool(one != other)
+    gap = one - other
+    if isinstance(gap, int):
+        return gap != 0
+    return _one(gap.least > 0 or gap.most < 0 or not gap.reaches(0), False, gap, "!=", 0)
 
 
 def _made(kind: type[Affine], table: Mapping[str, tuple[int, int, int]], constant: int) -> Whole:

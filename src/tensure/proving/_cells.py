@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank, coordinates
 from tensure.errors import RecordError
-from tensure.program import Affine, Loose, Undecided, at_place, axes_in, coordinate
+from tensure.program import Affine, Loose, Undecided, apart, at_place, axes_in, coordinate
 
 from ._index import Index, Region, joined, select
 from ._limit import Limit, Share, limited, share_of
@@ -139,6 +139,36 @@ def unfolding(plan: Plan, axes: Sequence[str]) -> Iterator[frozenset[str]]:
         if Cells(plan, left[at:]).count() > MAX_UNFOLDED:
             return
         yield frozenset(left[at:])
+
+
+class Once:
+    """Names, messages and sums that must not be one another at any place."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, dict[object, None]] = {}
+        self._moving = set[object]()
+
+    def add(self, group: object, key: object) -> None:
+        """Note one.
+
+        Raises:
+            Undecided: it is another of the group at some places, and at others it is not.
+        """
+        self.ask(group, key)
+        self._known.setdefault(group, {})[key] = None
+        if axes_in(key):
+            self._moving.add(group)
+
+    def ask(self, group: object, key: object) -> None:
+        """See to it that what is not there as it is written is there at no place.
+
+        Raises:
+            Undecided: at some places it is another of the group.
+        """
+        known = self._known.get(group, {})
+        if key not in known and (group in self._moving or axes_in(key)):
+            for other in known:
+                apart(key, other)
 
 
 # one place of many, and many as one --------------------------------------------------------------------

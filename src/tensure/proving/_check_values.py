@@ -497,6 +497,7 @@ class CheckValues(CheckSums):
         stays = attrs.get("dtype") is None or attrs["dtype"] in FLOATS
         for at, item in enumerate(operands):
             if not is_rel(item):
+                need(not axes_in(item), f"{op} of a number that is another at every place")
                 parts.append(None if item is None else ("number", type(item).__name__, repr(item)))
                 continue
             ((by, node, reg, _),) = item

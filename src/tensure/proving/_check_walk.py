@@ -19,6 +19,8 @@ from tensure.program import (
     Op,
     Program,
     Ref,
+    apart,
+    axes_in,
     bind_entry,
     coordinate,
     evaluate,
@@ -66,6 +68,7 @@ class Walk:
         self.groups = dict[Any, tuple[Rank, ...]]()
         self.sums, self.held = dict[Any, list[tuple[Rank, Any, Rel, Rel]]](), dict[str, set[Reg]]()
         self.reads, self.keeps = set[Any](), set[Any]()
+        self.keys, self.moving = dict[Any, dict[Any, None]](), set[Any]()
 
     def run(self) -> None:
         """Check everything."""
@@ -89,19 +92,17 @@ class Walk:
 
     def _take(self, streams: Mapping[Rank, Iterator[Op]]) -> None:
         heads = {rank: next(stream, None) for rank, stream in streams.items()}
-        mail, sent, moved = dict[Any, Rel](), set[Any](), True
+        mail, moved = dict[Any, Rel](), True
         while moved:
             moved = False
             for rank in heads:
-                while (step := heads[rank]) is not None and (
-                    together := self._step(rank, step, heads, mail, sent)
-                ):
+                while (step := heads[rank]) is not None and (together := self._step(rank, step, heads, mail)):
                     for other in together:
                         heads[other], moved = next(streams[other], None), True
         need(not mail and not any(heads.values()), "the plan does not come to its end")
 
     def _step(
-        self, rank: Rank, step: Op, heads: Mapping[Rank, Op | None], mail: dict[Any, Rel], sent: set[Any]
+        self, rank: Rank, step: Op, heads: Mapping[Rank, Op | None], mail: dict[Any, Rel]
     ) -> tuple[Rank, ...]:
         """Take one step if it can be taken now; the ranks that took it."""
         if step.op == "recv":
@@ -116,15 +117,18 @@ class Walk:
                 at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[to].axes)
             )
             address: Any = (Rank(to, ends), step.attr("key"))
-            need(address[0] in self.made and address not in sent, f"{rank}: a send that cannot be")
-            sent.add(address)
+            need(address[0] in self.made, f"{rank}: a send that cannot be")
+            need(axes_in(rank.at) <= axes_in(ends), f"{rank}: a send of several ranks to one")
+            need(self._unique(("message", address[0]), address[1]), f"{rank}: a send that was there before")
             (mail[address],) = self._operands(rank, step)
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
             steps = [other for member in group if (other := heads[member]) is not None]
             if len(steps) < len(group) or any((s.op, s.outs) != (step.op, step.outs) for s in steps):
                 return ()
-            need(all(s.attrs == step.attrs for s in steps), f"{rank}: {step.op} of several minds")
+            differing = axes_in((step.attrs, tuple(out.index for out in step.outs))) & self._over(step)
+            alike = not differing and all(s.attrs == step.attrs for s in steps)
+            need(alike, f"{rank}: {step.op} of several minds")
             operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
             self._meet(group, step, operands)
             return group
@@ -164,7 +168,7 @@ class Walk:
         moves = differs(claim, self.values.families) & self.cells.folded
         for place, result, join in rows:
             want = self._at(claim, place) if moves else claim
-            key = (want if moves else None, id(result))
+            key = (want if moves else None, id(result), id(join))
             if key not in seen:
                 seen[key] = self.values.equal(want, result) or (
                     join is not None and self.values.is_join(join[0], join[1], want)
@@ -195,7 +199,7 @@ class Walk:
 
     def _make(self, rank: Rank, name: Name, right: Callable[[tuple[Term, ...]], bool]) -> None:
         """A local comes to be: what the certificate says follows, and is what the Plan claims."""
-        need(name not in self.made[rank], f"{rank}: {name} is made twice")
+        need(self._unique(("local", rank, name.base), name.index), f"{rank}: {name} is made twice")
         claim = self.claims.get((str(rank), str(name)))
         need(claim is None or right(claim), f"{rank}: {name} does not follow")
         self.made[rank][name] = claim
@@ -219,7 +223,8 @@ class Walk:
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
             )
-            key = (among or rank.track, at, name.base, index, label)
+            key = (among or rank.track, at, name.base, label, index)
+            self._unique(("sum", *key[:-1]), index)  # one sum everywhere, or two
             over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
             self.sums.setdefault(key, []).append((rank, over, claim, want))
         else:
@@ -229,6 +234,26 @@ class Walk:
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
         if label in self.pairs and bound.over is None and plain:
             self.keeps.add((rank, str(self.pairs[label]), part))
+
+    def _unique(self, group: Any, key: Any) -> bool:
+        """Whether a key of a group is new, at every place.
+
+        Raises:
+            Undecided: at some places it is another's.
+        """
+        known = self.keys.setdefault(group, {})
+        if key in known:
+            return False
+        if axes_in(key):
+            self.moving.add(group)
+        new = group not in self.moving or all(apart(key, other) for other in known)
+        known[key] = None
+        return new
+
+    @staticmethod
+    def _over(step: Op) -> frozenset[str]:
+        axes: Any = step.attr("axes")
+        return frozenset(axes)
 
     def _operands(self, rank: Rank, step: Op) -> list[Any]:
         return [self._operand(arg, lambda ref: self._find(rank, ref.name)) for arg in step.args]

@@ -20,6 +20,7 @@ from tensure.program import (
     Name,
     Op,
     Program,
+    Ref,
     TensorType,
     Undecided,
     axes_in,
@@ -31,7 +32,7 @@ from tensure.program import (
     where,
 )
 
-from ._cells import Cells, Place, region_at, summed
+from ._cells import Cells, Once, Place, region_at, summed
 from ._cone import Asked, Trail
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
@@ -188,6 +189,7 @@ class _Relations(PlanMachine[Held]):
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
+        self._once = Once()
 
     def env_of(self, rank: Rank) -> dict[str, int]:
         return self._envs[rank]
@@ -196,16 +198,24 @@ class _Relations(PlanMachine[Held]):
         key = (rank, name)
         if key not in self._claims:
             local = self.plan.local(rank.track, name.base)
-            self._claims[key] = None if local is None else placed_runs(local, name, self._envs[rank])
+            claim = None if local is None else placed_runs(local, name, self._envs[rank])
+            if claim is not None and (differing := axes_in(claim.of.index)):
+                raise Undecided(f"which {claim.of.base} {rank} has", differing)
+            self._claims[key] = claim
         return self._claims[key]
 
     # what a value is ---------------------------------------------------------------------------------
 
     def leaf(self, rank: Rank, name: Name, claim: Placed | PlacedRuns) -> Held:
         assert isinstance(claim, PlacedRuns)
+        self._once.add((rank, name.base), name.index)
         relation = self.claimed(claim)
         whole = self.leaves[str(claim.of)]
         return Held(TensorType(relation.shape, whole.dtype), relation)
+
+    def find(self, rank: Rank, ref: Ref) -> Held:
+        self._once.ask((rank, ref.name.base), ref.name.index)
+        return super().find(rank, ref)
 
     def operand(self, rank: Rank, arg: Arg) -> Any:
         return self.logical.operand(arg, lambda ref: self.find(rank, ref))
@@ -232,6 +242,7 @@ class _Relations(PlanMachine[Held]):
             return
         if claim.sum:
             key = sum_group(self.plan, rank, local, name, claim)
+            self._once.add(("sum", *key[:3], key[4]), key[3])
             self._sums.setdefault(key, []).append((rank, name, claim, value))
             return
         want = self._want(rank, name, claim)
@@ -266,6 +277,10 @@ class _Relations(PlanMachine[Held]):
     def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
         self._at = (rank, step)
         receiver, payload = super().send(rank, step)
+        lost = axes_in(rank.at) - axes_in(receiver.at)
+        if lost or receiver not in self.made:  # of several one, or a part of a cell, or of another
+            raise Undecided(f"who sends to {receiver}", lost or self.cells.folded)
+        self._once.add(("message", receiver), step.attr("key"))
         self._mail.setdefault((receiver, step.attr("key")), (rank, step))
         return receiver, payload
 
@@ -289,6 +304,8 @@ class _Relations(PlanMachine[Held]):
         if self.cells.folded.isdisjoint(axes):
             super().collective(step, payloads)
             return
+        if differing := axes_in((step.attrs, tuple(out.index for out in step.outs))).intersection(axes):
+            raise Undecided(f"{step.op} of {', '.join(map(str, step.outs))}", differing)
         if len(payloads) == 1:
             ((rank, held),) = payloads.items()
             at_once = self._summed(rank, step, held)
@@ -343,6 +360,11 @@ class _Relations(PlanMachine[Held]):
         return Held(
             first.type, self.instances.together([(place, held.relation) for place, held in rows], boxes)
         )
+
+    def _make(self, rank: Rank, step: Op, results: list[Held]) -> None:
+        for out in step.outs:
+            self._once.add((rank, out.base), out.index)
+        super()._make(rank, step, results)
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         return self.cells.group(rank, step.attr("axes"))
@@ -438,7 +460,14 @@ class _Relations(PlanMachine[Held]):
         raise RecordError(f"an addend over {letter!r} of {claim.of}", wanted="a contracted letter of its op")
 
     def stuck(self, error: TensureError) -> None:
-        """The walk could not end: say where, naming the message nobody sends rather than who waits for it."""
+        """The walk could not end: say where, naming the message nobody sends rather than who waits for it.
+
+        Raises:
+            Undecided: what is waited for was sent to some places of a cell.
+        """
+        for receiver, awaited in self.current.items():
+            if awaited is not None and awaited.op == "recv":
+                self._once.ask(("message", receiver), awaited.attr("key"))
         waiting = self._waiting() if "deadlock" in error.found else None
         lost = next(iter(self._mail.values()), None) if "never received" in error.found else None
         rank, step = waiting or lost or self._at or (Rank("no rank"), None)

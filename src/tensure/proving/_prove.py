@@ -101,7 +101,7 @@ def prove_plan(
 
     Args:
         plan: of over 256 ranks, those along mesh axes are taken together where what holds for one of
-            them is seen to hold for all (docs/decisions/0005).
+            them is seen to hold for all (docs/decisions/0011).
         jobs: processes; the result is the same for any number.
         accept: the greatest error bound that is still called `probable`.
         fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
@@ -201,7 +201,9 @@ def _unit(
     found, targets = _flowed(plan, program, entry, env, folded)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
-        clashing = clash(plan, program, entry, env, found.types, found.supplied)
+        alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
+        if alone.ended:
+            clashing = clash(plan, program, entry, env, alone.types, alone.supplied)
     return _Unit(
         entry,
         dict(params),
