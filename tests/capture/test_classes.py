@@ -19,8 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tensure.bundle import Plan
-from tensure.capture import Captured, ParallelStep, _classes, capture_model, capture_parallel
-from tensure.capture._classes import RankClass
+from tensure.capture import Captured, ParallelStep, RankClass, _classes, capture_model, capture_parallel
 from tensure.capture._rank import TracedRank
 from tensure.errors import LimitError
 from tensure.proving import prove_plan
@@ -272,6 +271,20 @@ def _default_group(mesh: DeviceMesh) -> bool:
     return dist.distributed_c10d._get_default_group().rank() == 5
 
 
+def _in_a_mesh_of_some(mesh: DeviceMesh) -> bool:
+    return DeviceMesh("cpu", [4, 5])._is_current_rank_part_of_mesh() and dist.get_rank() > 4
+
+
+def _picked(values: Any, at: Any) -> Any:
+    return values[at]
+
+
+def _where_tensors_are_picked_too(mesh: DeviceMesh) -> bool:
+    rank = dist.get_rank()
+    found, _ = (_picked(values, rank) for values in ([0, 0, 0, 0, 0, 1, 0, 0], torch.zeros(8)))
+    return bool(found == 1)
+
+
 def _member_of_a_group(mesh: DeviceMesh) -> bool:
     return dist.new_group([5]) != dist.GroupMember.NON_GROUP_MEMBER  # type: ignore[attr-defined]
 
@@ -301,6 +314,8 @@ PLANTED = [
     _bits,
     _kept_by_the_mesh,
     _default_group,
+    _in_a_mesh_of_some,
+    _where_tensors_are_picked_too,
     _member_of_a_group,
 ]
 

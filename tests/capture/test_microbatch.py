@@ -16,8 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial, Shard
 
 import tensure
-from tensure.capture import ParallelStep, capture_model, capture_parallel
-from tensure.capture._classes import RankClass
+from tensure.capture import ParallelStep, RankClass, capture_model, capture_parallel
 from tensure.errors import InputError
 from tensure.proving import prove_plan
 

@@ -1,5 +1,6 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
+from ._classes import RankClass
 from ._model import Captured, capture_model
 from ._parallel import capture_parallel
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
@@ -10,6 +11,7 @@ __all__ = [
     "ParallelFunction",
     "ParallelStep",
     "Placements",
+    "RankClass",
     "capture_model",
     "capture_parallel",
 ]

@@ -11,6 +11,7 @@ Knows no torch.
 
 from __future__ import annotations
 
+import opcode
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +30,9 @@ __all__ = [
     "softened",
 ]
 
+_CALLS: Final = {
+    opcode.opmap[name] for name in ("CALL", "PRECALL", "CALL_FUNCTION_EX", "CALL_KW") if name in opcode.opmap
+}
 _HERE: Final = os.path.dirname(__file__) + os.sep
 
 
@@ -220,6 +224,9 @@ class Reads:
         known = len(self.conditions)
         value = self.pin(read.form)
         call = (id(frame), frame.f_lasti)
+        if frame.f_code.co_code[frame.f_lasti] not in _CALLS:
+            self._pending.clear()
+            return value
         if self._pending and self._pending[0][0] != call:
             self._pending.clear()
         if len(self.conditions) > known:

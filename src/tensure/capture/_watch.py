@@ -19,10 +19,12 @@ from typing import Any, Final, Self
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import _collective_utils, placement_types
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tensure.errors import UnsupportedError
 
@@ -79,6 +81,7 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             dist.new_group,
             dist.new_subgroups,
             dist.new_subgroups_by_enumeration,
+            dist.split_group,
         ):
             stack.enter_context(_changed(function, watch))
         for owner, name, changed in (
@@ -86,6 +89,7 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             (Backend, "rank", watch.backend_rank),
             (ProcessGroup, "send", _softened(ProcessGroup.send)),
             (ProcessGroup, "recv", _softened(ProcessGroup.recv)),
+            (DeviceMesh, "__init__", watch.mesh_made),
             (DeviceMesh, "get_rank", watch.mesh_rank),
             (DeviceMesh, "get_local_rank", watch.mesh_local_rank),
             (DeviceMesh, "get_coordinate", watch.mesh_coordinate),
@@ -215,13 +219,16 @@ class _Watch:
         if kind == "user" and ranks is not None and len(ranks) < math.prod(self.ranks.mesh.values()):
             own = self.reads.number(self.own(tuple(self.ranks.mesh)))
             any(own == int(rank) for rank in ranks)
+        elif kind == "torch":
+            self.reads.note(*self.ranks.mesh)
         return original(*args, **kwargs)
 
     def new_subgroups(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        self.pin_all()
+        if _asker()[0] != "ours":
+            self.pin_all()
         return original(*args, **kwargs)
 
-    new_subgroups_by_enumeration = new_subgroups
+    new_subgroups_by_enumeration = split_group = new_subgroups
 
     def mesh_scatter(
         self, output: torch.Tensor, scatter_list: list[torch.Tensor], mesh: DeviceMesh, mesh_dim: int = 0,
@@ -260,6 +267,20 @@ class _Watch:
             return original(backend)
 
         return rank
+
+    @property
+    def mesh_made(self) -> Any:
+        original: Any = DeviceMesh.__init__
+        world = math.prod(self.ranks.mesh.values())
+
+        def init(mesh: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+            original(mesh, *args, **kwargs)
+            with unset_fake_temporarily(), _disable_current_modes():
+                held = mesh._rank_map.tolist()
+            if held != list(range(world)):
+                self.pin_all()  # some are not in it, or stand elsewhere than their number says
+
+        return init
 
     @property
     def mesh_rank(self) -> Any:
