@@ -510,6 +510,7 @@ def test_eight_thousand_ranks_take_one_trace(traces: list[tuple[int, int]]) -> N
     captured = capture_model(large_model)
     plan = capture_parallel(large_model, averaged(lambda mesh: False), LARGE, captured)
     assert traces == [(0, 0)] and plan.num_ranks() == 8192 and list(plan.tracks) == ["ranks"]
+    assert prove_plan(plan, captured.program).proof.values.status == "proved"
 
 
 def test_one_of_eight_thousand_ranks(traces: list[tuple[int, int]]) -> None:
