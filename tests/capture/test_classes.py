@@ -19,8 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tensure.bundle import Plan
-from tensure.capture import Captured, ParallelStep, _classes, capture_model, capture_parallel
-from tensure.capture._classes import RankClass
+from tensure.capture import Captured, ParallelStep, RankClass, _classes, capture_model, capture_parallel
 from tensure.capture._rank import TracedRank
 from tensure.errors import LimitError
 from tensure.proving import prove_plan
@@ -147,9 +146,10 @@ def test_messages_between_stages(how: str) -> None:
     assert prove_plan(plan, captured.program).proof.values.status == "proved"
 
 
-def test_a_ring_wraps_around() -> None:
+@pytest.mark.parametrize("size", [4, 20])
+def test_a_ring_wraps_around(size: int) -> None:
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
-        rank, size = dist.get_rank(), mesh.size()
+        rank = dist.get_rank()
 
         def step(x: Tensor, y: Tensor) -> Tensor:
             got = torch.empty_like(x)
@@ -166,9 +166,9 @@ def test_a_ring_wraps_around() -> None:
     def model() -> Any:
         net = Layers()
         net.forward = lambda x, y: x.sum() + 0 * net.layers[0](x).sum()  # type: ignore[method-assign]
-        return net, (torch.randn(8, DIM), torch.randn(8, DIM))
+        return net, (torch.randn(2 * size, DIM), torch.randn(2 * size, DIM))
 
-    both_ways(model, parallel, {"dp": 4})
+    both_ways(model, parallel, {"dp": size})
 
 
 # --- one rank among many ------------------------------------------------------------------------------
@@ -272,6 +272,20 @@ def _default_group(mesh: DeviceMesh) -> bool:
     return dist.distributed_c10d._get_default_group().rank() == 5
 
 
+def _in_a_mesh_of_some(mesh: DeviceMesh) -> bool:
+    return DeviceMesh("cpu", [4, 5])._is_current_rank_part_of_mesh() and dist.get_rank() > 4
+
+
+def _picked(values: Any, at: Any) -> Any:
+    return values[at]
+
+
+def _where_tensors_are_picked_too(mesh: DeviceMesh) -> bool:
+    rank = dist.get_rank()
+    found, _ = (_picked(values, rank) for values in ([0, 0, 0, 0, 0, 1, 0, 0], torch.zeros(8)))
+    return bool(found == 1)
+
+
 def _member_of_a_group(mesh: DeviceMesh) -> bool:
     return dist.new_group([5]) != dist.GroupMember.NON_GROUP_MEMBER  # type: ignore[attr-defined]
 
@@ -301,6 +315,8 @@ PLANTED = [
     _bits,
     _kept_by_the_mesh,
     _default_group,
+    _in_a_mesh_of_some,
+    _where_tensors_are_picked_too,
     _member_of_a_group,
 ]
 
@@ -495,6 +511,7 @@ def test_eight_thousand_ranks_take_one_trace(traces: list[tuple[int, int]]) -> N
     captured = capture_model(large_model)
     plan = capture_parallel(large_model, averaged(lambda mesh: False), LARGE, captured)
     assert traces == [(0, 0)] and plan.num_ranks() == 8192 and list(plan.tracks) == ["ranks"]
+    assert prove_plan(plan, captured.program).proof.values.status == "proved"
 
 
 def test_one_of_eight_thousand_ranks(traces: list[tuple[int, int]]) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tensure.capture._boxes import Cells, boxes_of, is_closed, members, size
-from tensure.capture._coordinate import Form, Reads, is_coordinate
+from tensure.capture._coordinate import Reads, is_coordinate
+from tensure.capture._form import Form
 
 MESH = {"a": 3, "b": 5, "c": 2}
 PLACES = [dict(zip(MESH, at, strict=True)) for at in product(*map(range, MESH.values()))]

@@ -16,8 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial, Shard
 
 import tensure
-from tensure.capture import ParallelStep, capture_model, capture_parallel
-from tensure.capture._classes import RankClass
+from tensure.capture import ParallelStep, RankClass, capture_model, capture_parallel
 from tensure.errors import InputError
 from tensure.proving import prove_plan
 
@@ -355,3 +354,24 @@ def test_the_model_is_the_whole_batch() -> None:
 
     captured, plan = captured_plan(layers(1, rows=16), parallel, {"dp": 2})
     assert prove_plan(plan, captured.program).proof.values.status == "refuted"
+
+
+def test_few_ranks_with_many_micro_batches_are_classes() -> None:
+    """8 ranks of 64 micro-batches are 512 processes, which are not traced one by one."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        def microbatch(x: Tensor, y: Tensor) -> Tensor:
+            loss: Tensor = net(x, y) / 64
+            loss.backward()
+            return loss.detach()
+
+        return ParallelStep(
+            lambda: reduced(net, mesh), microbatch=microbatch, microbatches=64,
+            inputs=[CUT, CUT], outputs=[LOSS],
+        )  # fmt: skip
+
+    model, told = layers(1, rows=1024), list[RankClass]()
+    captured = capture_model(model)
+    plan = capture_parallel(model, parallel, {"dp": 8}, captured, told=told.extend)
+    assert plan.num_ranks() == 512 and [found.box for found in told] == [((0, 8), (0, 64))]
+    assert prove_plan(plan, captured.program).proof.values.status == "proved"

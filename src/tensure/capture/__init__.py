@@ -1,5 +1,6 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
+from ._classes import RankClass
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
 from ._parallel import capture_parallel
@@ -14,6 +15,7 @@ __all__ = [
     "ParallelFunction",
     "ParallelStep",
     "Placements",
+    "RankClass",
     "capture_model",
     "capture_parallel",
     "named_plan",

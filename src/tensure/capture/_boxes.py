@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._coordinate import Condition
+from ._form import Condition
 
 __all__ = ["Box", "Cells", "boxes_of", "corner", "is_closed", "members", "outside", "size"]
 

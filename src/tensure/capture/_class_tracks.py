@@ -6,9 +6,11 @@ cells of the mesh, never of single ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import product
+from typing import Any, Final
 
 from tensure.bundle import Local, Track
 from tensure.errors import LimitError, RecordError, UnsupportedError
@@ -219,36 +221,61 @@ def _by_receiver(
     lifted: Sequence[tuple[tuple[Op, ...], Any]],
     mesh: Mapping[str, int],
 ) -> list[tuple[Box, int]]:
-    """Boxes cut until all messages of a box go to one box."""
+    """Boxes cut until all messages of a box go to one box.
+
+    In a chain every cut makes another one necessary; after a few rounds it is cut into its single places.
+    """
     found = list(boxes)
-    ways = [{_key(step)[1] for step in steps if step.op == "send"} for steps, _ in lifted]
-    while True:
-        cuts: list[tuple[Box, int]] = []
+    ways = [sorted({_key(step)[1] for step in steps if step.op == "send"}) for steps, _ in lifted]
+    for turn in range(_MAX_TURNS):
+        there, cuts = dict.fromkeys(box for box, _ in found), list[tuple[Box, int]]()
         for box, at in found:
             pieces = [box]
             for way in ways[at]:
-                pieces = [part for piece in pieces for part in _within_one(piece, way, found, mesh)]
+                pieces = [part for piece in pieces for part in _within_one(piece, way, there, mesh)]
+            if len(pieces) > 1 and turn >= _MAX_ROUNDS:
+                names = {name for way in ways[at] for name, _ in way}
+                pieces = _single(box, [axis_at for axis_at, name in enumerate(mesh) if name in names])
             cuts.extend((piece, at) for piece in pieces)
         if len(cuts) == len(found):
             return found
         if len(cuts) > MAX_BOXES:
-            raise LimitError(
-                f"messages that tell more than {MAX_BOXES} ranks apart", wanted="fewer senders in a chain"
-            )
+            break
         found = cuts
+    raise LimitError(
+        f"messages that tell more than {MAX_BOXES} ranks apart",
+        wanted="chains of fewer ranks",
+    )
+
+
+_MAX_ROUNDS: Final = 4
+_MAX_TURNS: Final = 64
+
+
+def _single(box: Box, along: Sequence[int]) -> list[Box]:
+    """A box cut into its places along some axes."""
+    runs = [
+        [(place, place + 1) for place in range(low, high)] if at in along else [(low, high)]
+        for at, (low, high) in enumerate(box)
+    ]
+    if math.prod(map(len, runs)) > MAX_BOXES:
+        raise LimitError(
+            f"messages that tell more than {MAX_BOXES} ranks apart", wanted="chains of fewer ranks"
+        )
+    return list(product(*runs))
 
 
 def _within_one(
-    box: Box, way: Sequence[tuple[str, int]], boxes: Sequence[tuple[Box, int]], mesh: Mapping[str, int]
+    box: Box, way: Sequence[tuple[str, int]], boxes: Mapping[Box, None], mesh: Mapping[str, int]
 ) -> list[Box]:
     """A box cut so that what is sent this way from a piece goes into one of the boxes."""
     moved = shifted(box, way, mesh)
-    for other, _ in boxes:
+    if moved in boxes:
+        return [box]
+    for other in boxes:
         if any(low >= stop or start >= high for (low, high), (start, stop) in zip(moved, other, strict=True)):
             continue
-        if all(
-            start <= low and high <= stop for (low, high), (start, stop) in zip(moved, other, strict=True)
-        ):
+        if _holds(other, moved):
             return [box]
         for at, ((low, _), (from_, _)) in enumerate(zip(moved, box, strict=True)):
             by = low - from_
@@ -275,7 +302,7 @@ def _addressed(
     attrs: Attrs = (("key", key),)
     if step.op == "send":
         goal = shifted(box, far, mesh)
-        target = next(found for found in names if _holds(found, goal))
+        target = goal if goal in names else next(found for found in names if _holds(found, goal))
         at = tuple(other[name] for name in _axes_of(target, mesh))
         attrs = (("at", at), ("key", key), ("to", names[target]))
     return Op(step.op, step.args, step.outs, attrs, step.note)

@@ -18,7 +18,7 @@ from tensure.errors import LimitError
 from tensure.program import Op
 
 from ._boxes import Box, boxes_of, corner, members, size
-from ._coordinate import Condition, Form
+from ._form import Condition, Form
 from ._lift import shape_of_text
 from ._rank import TracedRank
 from ._tracks import claims_outline

@@ -11,137 +11,27 @@ Knows no torch.
 
 from __future__ import annotations
 
+import opcode
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
+from ._form import ASKED, Condition, Form
 from ._ours import is_ours
 
 __all__ = [
-    "Condition",
     "Coordinate",
-    "Form",
-    "Quotient",
     "Reads",
     "is_coordinate",
     "line_of_user",
     "softened",
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Quotient:
-    """The floor of a form over a positive number, where it is no form itself."""
-
-    of: Form
-    by: int
-
-
-Atom: TypeAlias = "str | Quotient"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A constant plus multiples of mesh coordinates and of quotients of such sums."""
-
-    const: int
-    terms: tuple[tuple[Atom, int], ...] = ()
-
-    def value(self, at: Mapping[str, Any]) -> Any:
-        """Under coordinates: numbers, or arrays that broadcast."""
-        total: Any = self.const
-        for atom, factor in self.terms:
-            found = at[atom] if isinstance(atom, str) else atom.of.value(at) // atom.by
-            total = total + factor * found
-        return total
-
-    def range(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """Bounds on its values, both inclusive."""
-        low = high = self.const
-        for atom, factor in self.terms:
-            if isinstance(atom, str):
-                first, last = 0, sizes[atom] - 1
-            else:
-                first, last = (bound // atom.by for bound in atom.of.range(sizes))
-            ends = (factor * first, factor * last)
-            low, high = low + min(ends), high + max(ends)
-        return low, high
-
-    def axes(self) -> frozenset[str]:
-        """Every coordinate that it mentions."""
-        found: frozenset[str] = frozenset()
-        for atom, _ in self.terms:
-            found |= {atom} if isinstance(atom, str) else atom.of.axes()
-        return found
-
-    def plus(self, other: Form, factor: int = 1) -> Form:
-        """The sum with a multiple of another."""
-        total = dict(self.terms)
-        for atom, by in other.terms:
-            total[atom] = total.get(atom, 0) + factor * by
-        return _form(self.const + factor * other.const, total)
-
-    def times(self, factor: int) -> Form:
-        """A multiple."""
-        return _form(self.const * factor, {atom: by * factor for atom, by in self.terms})
-
-    def over(self, by: int, sizes: Mapping[str, int]) -> Form:
-        """The floor of it over a positive number; a form without quotients where bounds allow it."""
-        even = {atom: factor // by for atom, factor in self.terms if factor % by == 0}
-        rest = _form(self.const % by, {atom: factor for atom, factor in self.terms if factor % by})
-        low, high = rest.range(sizes)
-        if low // by == high // by:
-            return _form(self.const // by + low // by, even)
-        rest_over = Quotient(rest, by)
-        return _form(self.const // by, {**even, rest_over: even.get(rest_over, 0) + 1})
-
-    def quotients(self) -> tuple[Quotient, ...]:
-        """Those in it, inner ones first."""
-        found: list[Quotient] = []
-        for atom, _ in self.terms:
-            if isinstance(atom, Quotient):
-                found.extend((*atom.of.quotients(), atom))
-        return tuple(found)
-
-    def __str__(self) -> str:
-        parts = [
-            f"{'' if factor == 1 else f'{factor}*'}"
-            + (atom if isinstance(atom, str) else f"({atom.of})//{atom.by}")
-            for atom, factor in self.terms
-        ]
-        return "+".join([*parts, *([str(self.const)] if self.const or not parts else [])])
-
-
-def _form(const: int, terms: Mapping[Atom, int]) -> Form:
-    kept = sorted(((atom, by) for atom, by in terms.items() if by), key=lambda item: repr(item[0]))
-    return Form(const, tuple(kept))
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What was asked of a form, and the answer that the rank being traced got."""
-
-    form: Form
-    op: str
-    """`==`, `<`, `<=`."""
-    number: int | float
-    outcome: bool
-
-    def holds(self, at: Mapping[str, Any]) -> Any:
-        """Whether ranks at these coordinates (numbers, or arrays) get the same answer."""
-        return _ASKED[self.op](self.form.value(at), self.number) == self.outcome
-
-    def __str__(self) -> str:
-        return f"{self.form}{self.op}{self.number} {'holds' if self.outcome else 'does not hold'}"
-
-
-_ASKED: Final[dict[str, Callable[[Any, Any], Any]]] = {
-    "==": lambda one, other: one == other,
-    "<": lambda one, other: one < other,
-    "<=": lambda one, other: one <= other,
+_CALLS: Final = {
+    opcode.opmap[name] for name in ("CALL", "PRECALL", "CALL_FUNCTION_EX", "CALL_KW") if name in opcode.opmap
 }
 
 
@@ -174,11 +64,11 @@ class Reads:
 
     def ask(self, form: Form, op: str, number: float) -> bool:
         """Answer, and note the answer unless every rank gets the same."""
-        answer = bool(_ASKED[op](form.value(self.place), number))
+        answer = bool(ASKED[op](form.value(self.place), number))
         low, high = form.range(self.sizes)
         if op == "==" and not low <= number <= high:
             return False
-        if op != "==" and _ASKED[op](low, number) == _ASKED[op](high, number):
+        if op != "==" and ASKED[op](low, number) == ASKED[op](high, number):
             return answer
         if low != high:
             found = Condition(Form(0, form.terms), op, number - form.const, answer)
@@ -220,6 +110,9 @@ class Reads:
         known = len(self.conditions)
         value = self.pin(read.form)
         call = (id(frame), frame.f_lasti)
+        if frame.f_code.co_code[frame.f_lasti] not in _CALLS:
+            self._pending.clear()
+            return value
         if self._pending and self._pending[0][0] != call:
             self._pending.clear()
         if len(self.conditions) > known:

@@ -9,11 +9,9 @@ Afterwards nothing may read what one micro-batch made, but gradients and what it
 
 from __future__ import annotations
 
-import collections
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 import torch
@@ -24,6 +22,7 @@ from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
 
 from ._collectives import Collectives
 from ._given import leaves, local_of, returned_by
+from ._reach import numbers_in_reach
 from ._step import ParallelStep
 from ._tracer import Tracer
 
@@ -31,7 +30,6 @@ __all__ = ["MICROBATCH", "Microbatch", "checked_count"]
 
 MICROBATCH: Final = "mb"
 """The axis."""
-_MAX_VISITED: Final = 20_000
 
 
 def checked_count(given: ParallelStep, mesh: Mapping[str, int]) -> int:
@@ -190,13 +188,13 @@ class Microbatch:
         named = {
             Name(f"input_{at}{_AGAIN}"): tape.read(tensor, ()).name for at, tensor in enumerate(self.inputs)
         }
-        met, self.ranks._sent, before = self.ranks._sent, dict(sent), _numbers(self.given.microbatch)
+        met, self.ranks._sent, before = self.ranks._sent, dict(sent), numbers_in_reach(self.given.microbatch)
         begun, tape.aside = len(tape.steps), _AGAIN
         try:
             found = self._once(inputs, index)
         finally:
             self.ranks._sent, tape.aside = met, ""
-        after = _numbers(self.given.microbatch)
+        after = numbers_in_reach(self.given.microbatch)
         changed = [path for path in before if after.get(path, before[path]) != before[path]]
         if changed or len(before) != len(after):
             path = changed[0] if changed else sorted(before.keys() ^ after.keys())[0]
@@ -329,87 +327,3 @@ class _Same:
 
     def _number(self, key: Any) -> int:
         return self._table.setdefault(key, len(self._table))
-
-
-# --- numbers in reach of a function -----------------------------------------------------------------
-
-_PLAIN: Final = (int, float, str, bool, bytes, type(None))
-_OF_MODULES: Final = frozenset(torch.nn.Module().__dict__) - {"_modules", "training"}
-
-
-def _numbers(function: Any) -> dict[str, Any]:
-    """Every plain value that a function can reach, by the way to it; counters tell themselves by these."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    open_values: list[tuple[str, Any]] = [("microbatch", function)]
-    while open_values and len(seen) < _MAX_VISITED:
-        path, value = open_values.pop()
-        kind = type(value)
-        if kind in _PLAIN:
-            found[path] = value
-            continue
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if kind is itertools.count:
-            found[path] = repr(value)
-        elif kind in (list, tuple, set, frozenset, collections.deque):
-            found[f"the length of {path}"] = len(value)
-            if kind not in (set, frozenset):
-                open_values.extend((f"{path}[{at}]", item) for at, item in enumerate(value))
-        elif isinstance(value, dict):
-            found[f"the length of {path}"] = len(value)
-            open_values.extend(
-                (f"{path}[{key!r}]", item) for key, item in value.items() if type(key) in _PLAIN
-            )
-        else:
-            open_values.extend((f"{path}.{name}", item) for name, item in _within(value).items())
-    return found
-
-
-def _within(value: Any) -> dict[str, Any]:
-    """What an object holds, by name; nothing of torch's own objects but modules."""
-    if isinstance(value, MethodType):
-        return {"__self__": value.__self__, "__func__": value.__func__}
-    if isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        held = {name: cell.cell_contents for name, cell in cells if _is_full(cell)}
-        known = {
-            name: value.__globals__[name]
-            for name in _names(value.__code__)
-            if name in value.__globals__ and not isinstance(value.__globals__[name], ModuleType)
-        }
-        given = dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
-        return {**known, **held, **{str(name): item for name, item in given.items()}}
-    if isinstance(value, torch.nn.Module):
-        return {name: item for name, item in vars(value).items() if name not in _OF_MODULES}
-    kind = value if isinstance(value, type) else type(value)
-    if isinstance(value, (ModuleType, torch.Tensor)) or (kind.__module__ or "").startswith(
-        ("torch", "builtins", "tensure.", "numpy", "collections", "typing", "types", "functools")
-    ):
-        return dict(vars(value)) if kind.__name__ == "partial" else {}
-    held = dict(getattr(value, "__dict__", {}))
-    held |= {
-        name: getattr(value, name)
-        for name in getattr(kind, "__slots__", ())
-        if isinstance(name, str) and hasattr(value, name)
-    }
-    return {name: item for name, item in held.items() if not name.startswith("__")} | (
-        {} if isinstance(value, type) else {"__class__": kind}
-    )
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _names(code: CodeType) -> set[str]:
-    """Global names in a function and in those written in it."""
-    found = set(code.co_names)
-    for item in code.co_consts:
-        if isinstance(item, CodeType):
-            found |= _names(item)
-    return found

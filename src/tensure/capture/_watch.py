@@ -12,50 +12,30 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, Self
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import _collective_utils, placement_types
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tensure.errors import UnsupportedError
 
+from ._asker import asker, tells_user
+from ._changes import changed, replaced
 from ._collectives import Collectives
-from ._coordinate import Coordinate, Form, Reads, is_coordinate, softened
-from ._ours import is_ours
+from ._coordinate import Reads
+from ._form import Form
+from ._softening import Soften, softened_method
 
 __all__ = ["watched"]
 
-_TORCH: Final = os.path.dirname(torch.__file__) + os.sep
-_BETWEEN: Final = (
-    *(os.path.join(os.path.dirname(__file__), name) for name in ("_watch.py", "_world.py", "_coordinate.py")),
-    os.__file__,
-    Mapping.__contains__.__code__.co_filename,
-    os.path.join(_TORCH, "distributed", "c10d_logger.py"),
-)
-_MESH: Final = os.path.join(_TORCH, "distributed", "device_mesh.py")
-_C10D: Final = c10d.__file__
-_BOOKKEEPING: Final = frozenset(
-    "new_group _new_group_with_tag split_group _new_process_group_helper init_process_group "
-    "destroy_process_group _store_based_barrier _warn_not_in_group".split()
-)
-"""What makes and names groups: it reads a rank to know the groups it is in, and those are seen as axes."""
 _PLACES: Final = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
-_HOOKS: Final[dict[str, Callable[..., Any]]] = {}
-"""What stands behind a changed function now."""
-
-_TELLING: Final = frozenset(
-    "compute_local_shape_and_global_offset _compute_local_shape_and_global_offset "
-    "visualize_sharding __create_chunk_list__".split()
-)
-"""Torch's functions that answer with numbers that follow from a place."""
-
 ProcessGroup: Any = c10d.ProcessGroup
 Backend: Any = torch._C._distributed_c10d.Backend
 
@@ -79,13 +59,15 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             dist.new_group,
             dist.new_subgroups,
             dist.new_subgroups_by_enumeration,
+            dist.split_group,
         ):
-            stack.enter_context(_changed(function, watch))
-        for owner, name, changed in (
+            stack.enter_context(changed(function, getattr(watch, function.__name__)))
+        for owner, name, other in (
             (ProcessGroup, "rank", watch.group_rank),
             (Backend, "rank", watch.backend_rank),
-            (ProcessGroup, "send", _softened(ProcessGroup.send)),
-            (ProcessGroup, "recv", _softened(ProcessGroup.recv)),
+            (ProcessGroup, "send", softened_method(ProcessGroup.send)),
+            (ProcessGroup, "recv", softened_method(ProcessGroup.recv)),
+            (DeviceMesh, "__init__", watch.mesh_made),
             (DeviceMesh, "get_rank", watch.mesh_rank),
             (DeviceMesh, "get_local_rank", watch.mesh_local_rank),
             (DeviceMesh, "get_coordinate", watch.mesh_coordinate),
@@ -96,9 +78,9 @@ def watched(reads: Reads, ranks: Collectives) -> Iterator[None]:
             (_collective_utils, "mesh_scatter", watch.mesh_scatter),
             (placement_types, "mesh_scatter", watch.mesh_scatter),
         ):
-            stack.enter_context(_replaced(owner, name, changed))
+            stack.enter_context(replaced(owner, name, other))
         stack.enter_context(_environment(watch))
-        stack.enter_context(_Soften(reads))
+        stack.enter_context(Soften(reads))
         yield
 
 
@@ -132,10 +114,10 @@ class _Watch:
 
     def told(self, form: Form) -> Any:
         """The answer, as whoever asks can take it."""
-        kind, frame = _asker()
+        kind, frame = asker()
         if kind == "user":
             return self.reads.number(form)
-        if kind == "torch" and _tells_user(frame):
+        if kind == "torch" and tells_user(frame):
             return self.reads.pin(form)
         if kind == "torch":
             self.reads.note(*form.axes())
@@ -161,7 +143,7 @@ class _Watch:
         return self.told_in(group, original(group))
 
     def get_group_rank(self, original: Any, group: Any, global_rank: Any) -> Any:
-        kind, _ = _asker()
+        kind, _ = asker()
         if kind == "ours" or group is c10d.GroupMember.WORLD:
             return global_rank
         axes = self.axes(group)
@@ -175,7 +157,7 @@ class _Watch:
         return total
 
     def get_global_rank(self, original: Any, group: Any, group_rank: Any) -> Any:
-        kind, _ = _asker()
+        kind, _ = asker()
         if kind == "ours" or group is c10d.GroupMember.WORLD:
             return group_rank
         axes = self.axes(group)
@@ -192,7 +174,7 @@ class _Watch:
         return total
 
     def get_process_group_ranks(self, original: Any, group: Any = None) -> Any:
-        kind, _ = _asker()
+        kind, _ = asker()
         found = original(group)
         axes = () if kind == "ours" else self.axes(group)
         others = [axis for axis in self.strides if axis not in axes and self.ranks.mesh[axis] > 1]
@@ -210,18 +192,21 @@ class _Watch:
 
     def new_group(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Who is told that it is no member knows something of its place."""
-        kind, _ = _asker()
+        kind, _ = asker()
         ranks = args[0] if args else kwargs.get("ranks")
         if kind == "user" and ranks is not None and len(ranks) < math.prod(self.ranks.mesh.values()):
             own = self.reads.number(self.own(tuple(self.ranks.mesh)))
             any(own == int(rank) for rank in ranks)
+        elif kind == "torch":
+            self.reads.note(*self.ranks.mesh)
         return original(*args, **kwargs)
 
     def new_subgroups(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        self.pin_all()
+        if asker()[0] != "ours":
+            self.pin_all()
         return original(*args, **kwargs)
 
-    new_subgroups_by_enumeration = new_subgroups
+    new_subgroups_by_enumeration = split_group = new_subgroups
 
     def mesh_scatter(
         self, output: torch.Tensor, scatter_list: list[torch.Tensor], mesh: DeviceMesh, mesh_dim: int = 0,
@@ -255,11 +240,25 @@ class _Watch:
         original = Backend.rank
 
         def rank(backend: Any) -> Any:
-            if _asker()[0] == "user":
+            if asker()[0] == "user":
                 self.pin_all()  # nothing says which group it serves
             return original(backend)
 
         return rank
+
+    @property
+    def mesh_made(self) -> Any:
+        original: Any = DeviceMesh.__init__
+        world = math.prod(self.ranks.mesh.values())
+
+        def init(mesh: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+            original(mesh, *args, **kwargs)
+            with unset_fake_temporarily(), _disable_current_modes():
+                held = mesh._rank_map.tolist()
+            if held != list(range(world)):
+                self.pin_all()  # some are not in it, or stand elsewhere than their number says
+
+        return init
 
     @property
     def mesh_rank(self) -> Any:
@@ -290,7 +289,7 @@ class _Watch:
             if found is None:
                 self.pin_all()
                 return None
-            if _asker()[0] == "torch":
+            if asker()[0] == "torch":
                 return _Spot(self, mesh, found)
             return type(found)(self.told(self._of_dim(mesh, dim)) for dim in range(mesh.ndim))
 
@@ -309,7 +308,7 @@ class _Watch:
 
         def ranks(mesh: DeviceMesh) -> Any:
             found = original(mesh)
-            kind, _ = _asker()
+            kind, _ = asker()
             world = math.prod(self.ranks.mesh.values())
             if kind in ("user", "torch") and found.numel() < world:
                 within = {axis for dim in range(mesh.ndim) for axis in self.axes(mesh.get_group(dim))}
@@ -344,81 +343,6 @@ class _Spot(tuple[int, ...]):
         return (self[dim] for dim in range(len(self)))
 
 
-def _tells_user(frame: FrameType | None) -> bool:
-    """Whether torch asks in order to tell somebody's code."""
-    called = ""
-    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
-        called, frame = frame.f_code.co_name, frame.f_back
-    return called in _TELLING
-
-
-def _asker() -> tuple[str, FrameType | None]:
-    """Who asks: `user`; `torch`; `ours`, or torch's own book-keeping, which learns nothing of a place."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename in _BETWEEN:
-        if frame.f_code.co_name == "_get_msg_dict":
-            return "ours", frame  # a line in a log
-        frame = frame.f_back
-    if frame is None:
-        return "user", None
-    path = frame.f_code.co_filename
-    if is_ours(path) or path == _MESH:
-        return "ours", frame
-    if path == _C10D:
-        # It asks on behalf of sends and scatters, compares, and can do so with what is watched.
-        return ("ours" if frame.f_code.co_name in _BOOKKEEPING else "user"), frame
-    return ("torch" if path.startswith(_TORCH) else "user"), frame
-
-
-# --- changing functions -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _changed(function: Any, watch: _Watch) -> Iterator[None]:
-    """Let a function of torch.distributed ask the watch, whoever holds it under whatever name."""
-    inner: Any = function
-    while inner.__code__.co_freevars and hasattr(inner, "__wrapped__"):
-        inner = inner.__wrapped__
-    before, name = inner.__code__, function.__name__
-    original = FunctionType(before, inner.__globals__, name, inner.__defaults__, inner.__closure__)
-    original.__kwdefaults__ = inner.__kwdefaults__
-    hook = getattr(watch, name)
-    _HOOKS[name] = lambda *args, **kwargs: hook(original, *args, **kwargs)
-    inner.__code__ = _through_hook(name)
-    try:
-        yield
-    finally:
-        inner.__code__ = before
-        del _HOOKS[name]
-
-
-def _through_hook(name: str) -> CodeType:
-    text = (
-        f"def {name}(*args, **kwargs):\n"
-        f"    from {__name__} import _HOOKS\n"
-        f"    return _HOOKS[{name!r}](*args, **kwargs)\n"
-    )
-    made: dict[str, Any] = {}
-    exec(compile(text, __file__, "exec"), made)  # noqa: S102
-    return made[name].__code__  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, changed: Any) -> Iterator[None]:
-    before = vars(owner).get(name, _NOTHING)
-    setattr(owner, name, changed)
-    try:
-        yield
-    finally:
-        if before is _NOTHING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-_NOTHING: Final = object()
-
-
 def _attribute(name: str, method: Any) -> property:
     """What a mesh keeps of its place, for others than itself as its method tells it."""
 
@@ -426,12 +350,15 @@ def _attribute(name: str, method: Any) -> property:
         held = vars(mesh)
         if name not in held:
             raise AttributeError(name)
-        return held[name] if _asker()[0] == "ours" else getattr(mesh, method.__name__)()
+        return held[name] if asker()[0] == "ours" else getattr(mesh, method.__name__)()
 
     def put(mesh: DeviceMesh, value: Any) -> None:
         vars(mesh)[name] = value
 
     return property(get, put)
+
+
+# --- the environment ----------------------------------------------------------------------------------
 
 
 class _Told(dict[bytes, bytes]):
@@ -441,7 +368,7 @@ class _Told(dict[bytes, bytes]):
 
     def __getitem__(self, key: bytes) -> bytes:
         if key.decode(errors="replace") in _PLACES and not _only_asks_if_there():
-            kind, _ = _asker()
+            kind, _ = asker()
             if kind == "user":
                 self.watch.pin_all()
             elif kind == "torch":
@@ -469,54 +396,3 @@ def _environment(watch: _Watch) -> Iterator[None]:
         before.clear()
         before.update(told)
         environ._data = environb._data = before
-
-
-# --- where torch is handed a Coordinate -------------------------------------------------------------
-
-
-class _Soften(TorchFunctionMode):
-    """Torch's functions get plain numbers, noted; a Coordinate may pick one of the tensors they give."""
-
-    def __init__(self, reads: Reads) -> None:
-        super().__init__()
-        self.reads = reads
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if str(getattr(func, "__module__", "")).startswith("torch.distributed"):
-            return func(*args, **(kwargs or {}))  # Python, that can count with what is watched
-        found: list[Coordinate] = []
-        args, given = softened(args, found), softened(dict(kwargs or {}), found)
-        if found:
-            self.reads.unpin(found, sys._getframe(1))
-        made = func(*args, **given)
-        if type(made) is tuple and _asker()[0] == "user":
-            return _Parts(made)
-        return made
-
-
-class _Parts(tuple[Any, ...]):
-    """Tensors made by one call: taking the one that a Coordinate counts is torch's indexing."""
-
-    def __getitem__(self, at: Any) -> Any:
-        if is_coordinate(at):
-            return super().__getitem__(at.reads.soften(at.form))
-        return super().__getitem__(at)
-
-
-def _flatten_parts(parts: _Parts) -> tuple[list[Any], None]:
-    return list(parts), None
-
-
-torch.utils._pytree.register_pytree_node(
-    _Parts, _flatten_parts, lambda items, _: _Parts(items), serialized_type_name="tensure.capture.Parts"
-)
-
-
-def _softened(method: Any) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        found: list[Coordinate] = []
-        return method(*softened(args, found), **softened(kwargs, found))
-
-    return call
