@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from tensure.program import Cat, Op, Ref
 
+from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
+from ._check_masked_rows import unmasked_rows
 from ._check_ops import FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
@@ -50,6 +52,9 @@ class CheckSteps(CheckValues):
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
                 return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
+        rows = unmasked_rows(self, op, attrs, operands, claim)
+        if rows is not None and self._led(op, rows[0], rows[1], at, rows[2]):
+            return True
         if len(claim) == 1 and (
             masked_lookup(self, op, operands, claim[0])
             or masked_gather(self, op, operands, claim[0])
@@ -61,10 +66,22 @@ class CheckSteps(CheckValues):
             return self._total_follows(op, attrs, operands, claim)
         if ways is not None:
             by, steps = ways
-            return self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim))
-        if self._led(op, attrs, operands, at, claim):
+            if self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim)):
+                return True
+        elif self._led(op, attrs, operands, at, claim):
             return True
-        return at == 0 and multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
+        elif any(is_rel(item) and len(item) > 1 for item in operands):
+            single_terms = [self.classed(item) if is_rel(item) else item for item in operands]
+            if self._led(op, attrs, single_terms, at, claim):
+                return True
+        return at == 0 and (
+            multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
+            or written(self, op, attrs, operands, claim)
+        )
+
+    def same(self, one: Rel, other: Rel) -> bool:
+        """Are two relations one, as sums or element by element?"""
+        return self.equal(one, other) or alike(self, one, other)
 
     def _total_follows(
         self, op: str, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]

@@ -109,7 +109,7 @@ class Walk:
             for member, result in zip(
                 group, self.values.met(step.op, dict(step.attrs), members), strict=True
             ):
-                self._make(member, step.outs[0], partial(self.values.equal, result))
+                self._make(member, step.outs[0], partial(self.values.same, result))
             return group
         else:
             operands = self._operands(rank, step)
@@ -166,7 +166,7 @@ class Walk:
             )
             self.sums.setdefault((among or rank.track, at, name.base, index, label), []).append((claim, want))
         else:
-            need(self.values.equal(claim, want), f"{rank}: {name} is not what the plan claims")
+            need(self.values.same(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
         if bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, []).append(part)

@@ -56,7 +56,7 @@ class _Writer:
         through: list[Json] = []
         for key, inner in limit.through:
             place: Json = key
-            if value.form is None:
+            if value.op != "+":
                 operand = value.operands[key]
                 assert isinstance(operand, tuple)
                 found = self._limits(operand[0], inner, rows)
@@ -96,7 +96,7 @@ class _Writer:
             if isinstance(operand, tuple) and is_part(operand):
                 at, region, coef = operand
                 label, by = self._labels[at] or ("", ONE)
-                if value.form is not None:
+                if value.op == "+" and value.form is not None:
                     coef = value.form[at]
                 items.append([_fraction(coef / by), label, _region(region), None])
             else:

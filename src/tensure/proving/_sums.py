@@ -34,6 +34,10 @@ class Sums(Values):
         """What a step makes by the rule for its op."""
         raise NotImplementedError
 
+    def known(self, call: Call, *, addends: bool = False) -> Term | None:
+        """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
+        raise NotImplementedError
+
     def scalars(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
         """The terms of a sum over tensors that were stacked."""
         raise NotImplementedError
@@ -136,7 +140,7 @@ class Sums(Values):
             return exact(item)
         term = item.relation.single
         value = None if term is None or term.limit is not None else self.values[term.node]
-        if term is None or value is None or value.op != "full" or value.type.dtype not in FLOATS:
+        if term is None or value is None or value.op != "full":
             return None
         number_ = exact(value.given["fill_value"])
         return None if number_ is None else term.coef * number_
