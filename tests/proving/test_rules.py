@@ -164,7 +164,7 @@ def _addend(case: Case, wholes: Sequence[Any], shares: Sequence[Any]) -> list[Ar
             at = next(i for i, term in enumerate(found[0]) if share.letter in term)
             dim = found[0][at].index(share.letter)
         else:
-            at, dim = 0, {"c": 1, "n": 0}.get(share.letter, -1)
+            at, dim = 0, {"c": 1, "n": 0, "o": 1}.get(share.letter, -1)
             dim = int(share.letter.lstrip("dim")) if dim < 0 else dim
         for which in (0, 1) if case.op == "mse_loss" else (at,):
             masked = np.zeros_like(operands[which])

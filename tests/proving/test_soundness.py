@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,19 @@ import numpy as np
 import pytest
 
 from tensure.bundle import Local, Place, Plan, Track, collect, evaluate_plan, plan_digest, validate_plan
-from tensure.program import Entry, Op, Program, Value, digest, evaluate_program, name, op
-from tensure.proving import check_certificate, prove_plan
+from tensure.program import (
+    Entry,
+    Op,
+    Program,
+    TensorType,
+    Value,
+    digest,
+    evaluate_program,
+    infer_op,
+    name,
+    op,
+)
+from tensure.proving import _check_ops, check_certificate, prove_plan
 from tensure.proving._certificate import Covered, write_certificate
 
 Types = dict[str, tuple[tuple[int, ...], str]]
@@ -190,3 +202,76 @@ def test_a_sum_of_a_number_is_taken() -> None:
     inputs: Types = {"a": ((), "f64")}
     made = [op("sum", "a", out="y", dim=[0])]
     assert status(*pair(inputs, made, ["y"], made)) in ("proved", "unknown")
+
+
+# --- shapes: forged certificates that take a result for smaller than it is ----------------------------------
+
+
+def test_zeros_of_another_shape_are_others() -> None:
+    made = [op("full", out="y", size=[4], fill_value=0.0, dtype="f64")]
+    program, plan = pair({}, made, ["y"], made)
+    other = _instead(plan, op("full", out="y", size=[2], fill_value=0.0, dtype="f64"))
+    assert _accepted(program, plan, [_whole("y", 4)])
+    assert not _accepted(program, other, [_whole("y", 4)])
+
+
+TRANSPOSED = {"stride": [2], "padding": [0], "dilation": [1], "output_padding": [0], "transposed": True}
+POOL = {"kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1], "ceil_mode": True}
+SMALLER: dict[str, tuple[Types, Op, tuple[int, ...], tuple[int, ...]]] = {
+    "transposed": (
+        {"x": ((2, 3, 4), "f64"), "w": ((3, 3, 3), "f64")},
+        op("convolution", "x", "w", None, out="y", groups=1, **TRANSPOSED),
+        (2, 3, 9),
+        (2, 3, 1),
+    ),
+    "over the end": (
+        {"x": ((1, 1, 4, 5), "f64")},
+        op("max_pool2d", "x", out="y", **POOL),
+        (1, 1, 2, 3),
+        (1, 1, 2, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_a_part_of_windows_is_not_taken_for_all(kind: str) -> None:
+    inputs, step, real, less = SMALLER[kind]
+    last = len(real) - 1
+    part = op("slice", "h", out="y", dim=last, start=0, end=less[last])
+    program, plan = pair(inputs, [step], ["y"], [step])
+    other = _instead(plan, replace(step, outs=(name("h"),)), part)
+    given = [_whole(base, *shape) for base, (shape, _) in inputs.items()]
+    assert not _accepted(program, other, [*given, _whole("h", *less, of="y"), _whole("y", *less)])
+    assert _accepted(program, plan, [*given, _whole("y", *real)])
+
+
+def _instead(plan: Plan, *steps: Op) -> Plan:
+    """Other steps, which no validation has seen."""
+    return replace(plan, tracks={"t": replace(plan.tracks["t"], bodies={"run": steps})})
+
+
+def _whole(local: str, *shape: int, of: str = "") -> Any:
+    return ["t[0]", local, [["1/1", of or local, [[[0, n]] for n in shape], None]]]
+
+
+@pytest.mark.parametrize(("size", "stride"), [*itertools.product((5, 6, 7), (1, 2, 3))])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_checker_counts_windows_like_the_ops(size: int, stride: int, dilation: int, padding: int) -> None:
+    walk = {"stride": (stride,), "dilation": (dilation,), "padding": (padding,)}
+    for extra, groups in itertools.product(range(min(2, max(stride, dilation))), (1, 2)):
+        given = {**walk, "output_padding": (extra,), "transposed": True, "groups": groups}
+        _same_shapes("convolution", given, (2, 4, size), (4, 3, 3), None)
+    for groups in (1, 2):
+        _same_shapes("convolution", {**walk, "groups": groups}, (2, 4, size), (6, 4 // groups, 3), None)
+    for ceil in (False, True):
+        given = {**{key: at * 2 for key, at in walk.items()}, "kernel_size": (2, 2), "ceil_mode": ceil}
+        _same_shapes("max_pool2d", given, (2, 3, size, size + 1))
+        _same_shapes("max_pool2d", given, (3, size + 1, size))
+
+
+def _same_shapes(kind: str, given: dict[str, Any], *shapes: tuple[int, ...] | None) -> None:
+    types = [None if shape is None else TensorType(shape, "f64") for shape in shapes]
+    attrs = dict(op(kind, "x", out="y", **given).attrs)
+    want = [found.shape for found in infer_op(kind, types, attrs)]
+    assert _check_ops.shapes_of(kind, _check_ops.clean(kind, attrs), shapes) == want

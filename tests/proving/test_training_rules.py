@@ -117,6 +117,28 @@ def convolutions() -> Iterator[Case]:
             yield Case("convolution_backward", given, given, shapes, parts)
 
 
+def convolution_channels() -> Iterator[Case]:
+    """One gradient at a time, samples and channels cut, the third operand of the same part or of another."""
+    attrs = {
+        "bias_sizes": None,
+        "stride": (2,),
+        "padding": (1,),
+        "dilation": (1,),
+        "transposed": False,
+        "output_padding": (0,),
+    }
+    masks = ((True, False, False), (False, True, False))
+    for made, read, mask in itertools.product(indexes(4), indexes(4), masks):
+        given = {**attrs, "groups": 1, "output_mask": mask}
+        shapes = ((2, 4, 3), (2, 4, 5), (4, 4, 3))
+        for rows, other, third in itertools.product((((0, 2),), ((1, 2),)), (read, ((1, 3),)), (made, read)):
+            parts = ((rows, made, ((0, 3),)), (rows, read, ((0, 5),)), (third, other, ((0, 3),)))
+            yield Case("convolution_backward", given, given, shapes, parts)
+        grouped = {**given, "groups": 2}
+        parts = ((((0, 2),), made, ((0, 3),)), (((0, 2),), read, ((0, 5),)), (made, ((0, 2),), ((0, 3),)))
+        yield Case("convolution_backward", grouped, grouped, (*shapes[:2], (4, 2, 3)), parts)
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "moments": moments,
     "index tensors": index_tensors,
@@ -124,6 +146,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "masks": masks,
     "losses": losses,
     "convolutions": convolutions,
+    "channels of convolutions": convolution_channels,
 }
 
 
@@ -151,6 +174,7 @@ def test_checker_agrees_and_refuses_neighbours(family: str) -> None:
         ("losses", "nll_loss_forward"),
         ("losses", "mse_loss"),
         ("convolutions", "convolution_backward"),
+        ("channels of convolutions", "convolution_backward"),
     ],
 )
 def test_planted_whole_for_an_addend_is_caught(family: str, op: str) -> None:

@@ -31,7 +31,7 @@ class Groups:
     def of(self, rank: Rank, axes: object) -> tuple[Rank, ...]:
         """The members of a collective over `axes` that a rank takes part in, in mesh order.
 
-        A track that has all of the axes is its own world along them: it fills every place. Otherwise
+        A track that stands at every place along the axes is its own world. Otherwise
         ranks of other tracks stand at the other places, and each place must be one rank's.
 
         Raises:
@@ -47,7 +47,7 @@ class Groups:
             )
         names = tuple(str(axis) for axis in axes)
         if (names, rank) not in self._found:
-            alone = all(axis in track.axes for axis in names)
+            alone = track.fills(names)
             if not alone:
                 self._all_known(rank, names)
             members = self._table(names, rank.track if alone else None)[_but(own, names)]

@@ -134,7 +134,7 @@ class PlanMachine(Generic[V]):
         places = at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in axes)
         ends = tuple(part for part in places if isinstance(part, int))
         if len(ends) != len(axes) or not all(
-            0 <= c < self.plan.mesh[a] for c, a in zip(ends, axes, strict=True)
+            at.start <= c < at.stop for c, at in zip(ends, self.plan.places(track), strict=True)
         ):
             raise RecordError(f"send to {track}{list(places)}", place=str(rank), wanted=f"a rank of {track}")
         return Rank(track, ends), payload

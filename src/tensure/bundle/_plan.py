@@ -8,7 +8,8 @@ sums with collectives; a microcontroller plan is one track with offsets in one p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, TypeAlias
@@ -76,6 +77,7 @@ class Track:
         device: the device of a rank; its index may use the coordinates.
         locals: locals of this track alone; they come before the plan's.
         bodies: what it does, by entry of the Program.
+        spans: (axis, lo, hi) where its ranks stand at lo..hi along one of its axes and not at every place.
     """
 
     axes: tuple[str, ...] = ()
@@ -83,6 +85,18 @@ class Track:
     device: Name | None = None
     locals: Mapping[str, Local] = field(default_factory=dict[str, Local])
     bodies: Mapping[str, Body] = field(default_factory=dict[str, Body])
+    spans: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def stand(self) -> str:
+        """Where its ranks stand, in words: `dp 0:8, tp`."""
+        spans = {axis: f" {lo}:{hi}" for axis, lo, hi in self.spans}
+        return ", ".join(axis + spans.get(axis, "") for axis in self.axes)
+
+    def fills(self, axes: Iterable[str]) -> bool:
+        """Whether its ranks stand at every place along these mesh axes."""
+        spanned = {axis for axis, _, _ in self.spans}
+        return all(axis in self.axes and axis not in spanned for axis in axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +142,17 @@ class Plan:
     def ranks(self, track: str | None = None) -> Iterator[Rank]:
         """Every rank, or every rank of one track."""
         for label in (track,) if track is not None else self.tracks:
-            axes = self.tracks[label].axes
-            for at in itertools.product(*(range(self.mesh[letter]) for letter in axes)):
+            for at in itertools.product(*self.places(label)):
                 yield Rank(label, at)
+
+    def places(self, track: str) -> list[range]:
+        """Where the ranks of a track stand along each of its axes."""
+        spans = {axis: range(lo, hi) for axis, lo, hi in self.tracks[track].spans}
+        return [spans.get(axis, range(self.mesh[axis])) for axis in self.tracks[track].axes]
 
     def num_ranks(self) -> int:
         """How many ranks there are, without listing them."""
-        total = 0
-        for track in self.tracks.values():
-            count = 1
-            for letter in track.axes:
-                count *= self.mesh[letter]
-            total += count
-        return total
+        return sum(math.prod(map(len, self.places(track))) for track in self.tracks)
 
     def rank_env(self, rank: Rank, env: Mapping[str, int]) -> dict[str, int]:
         """An invocation's environment with mesh sizes (`n_tp`), coordinates (`tp`) and fixed names added."""
@@ -183,13 +195,13 @@ def sum_group(plan: Plan, rank: Rank, local: Local, name: Name, claim: Placed) -
     """What all addends of one claimed sum share, and no other local does: the key to add them up by.
 
     Coordinates and letters that the sum does not run over, the local's base, and the claimed value; and the
-    track, unless the sum runs over one of its fixed coordinates: then other tracks hold the other addends.
+    track, unless it does not stand at all places the sum runs over: then other tracks hold other addends.
     """
     track, at = plan.tracks[rank.track], coordinates(plan, rank)
     index = zip(local.params, name.members(), strict=True)
     fixed = tuple(sorted((axis, place) for axis, place in at.items() if axis not in claim.sum))
     letters = tuple(i for letter, i in index if letter not in claim.sum)
-    among = any(axis in at and axis not in track.axes for axis in claim.sum)
+    among = any(axis in at and not track.fills((axis,)) for axis in claim.sum)
     return (None if among else rank.track, fixed, name.base, letters, str(claim.of))
 
 

@@ -251,7 +251,7 @@ def _read_names(line: Line, opening: str, closing: str) -> tuple[str, ...]:
 def _write_track_head(label: str, track: Track) -> str:
     text = f"track {label}"
     if track.axes:
-        text += f"[{', '.join(track.axes)}]"
+        text += f"[{track.stand}]"
     if track.fixed:
         text += " with " + ", ".join(f"{key}={value}" for key, value in track.fixed)
     if track.device is not None:
@@ -262,7 +262,7 @@ def _write_track_head(label: str, track: Track) -> str:
 def _read_track(lines: Lines, line: Line) -> tuple[str, Track]:
     line.expect("track")
     label = line.name()
-    axes = _read_names(line, "[", "]")
+    axes, spans = _read_axes(line)
     fixed: list[tuple[str, int]] = []
     if line.take("with"):
         while True:
@@ -290,4 +290,24 @@ def _read_track(lines: Lines, line: Line) -> tuple[str, Track]:
         if entry in bodies:
             row.fail(f"entry {entry!r} stands twice")
         bodies[entry] = read_body(lines, 2 * INDENT)
-    return label, Track(axes, tuple(fixed), device, locals_, bodies)
+    return label, Track(axes, tuple(fixed), device, locals_, bodies, spans)
+
+
+def _read_axes(line: Line) -> tuple[tuple[str, ...], tuple[tuple[str, int, int], ...]]:
+    """`[dp 0:8, tp]`: mesh axes, each with the places along it where these are not all."""
+    axes: list[str] = []
+    spans: list[tuple[str, int, int]] = []
+    if line.take("["):
+        while not line.take("]"):
+            if axes:
+                line.expect(",")
+            axes.append(line.name())
+            if line.at(",") or line.at("]"):
+                continue
+            lo = parse_int(line)
+            line.expect(":")
+            hi = parse_int(line)
+            if not isinstance(lo, int) or not isinstance(hi, int):
+                line.fail(f"places {lo}:{hi}", wanted="integers")
+            spans.append((axes[-1], lo, hi))
+    return tuple(axes), tuple(spans)

@@ -98,6 +98,13 @@ def _check_sizes(plan: Plan, program: Program) -> None:
                 raise RecordError(
                     f"axis {axis!r} is not in the mesh", place=place, wanted=", ".join(plan.mesh)
                 )
+        for axis, lo, hi in track.spans:
+            if axis not in track.axes or not 0 <= lo < hi <= plan.mesh[axis]:
+                raise RecordError(
+                    f"{axis} at {lo}:{hi}", place=place, wanted="places of the mesh along an axis of its own"
+                )
+        if len({axis for axis, _, _ in track.spans}) != len(track.spans):
+            raise RecordError("two spans of one axis", place=place, wanted="one")
         for key, at in track.fixed:
             if key in track.axes or (key in plan.mesh and not 0 <= at < plan.mesh[key]):
                 raise RecordError(

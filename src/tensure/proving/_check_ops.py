@@ -135,9 +135,10 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
         }
         return [tuple(sizes[c] for c in out)]
     if op in WINDOWS:
-        walks = _walks(op, attrs, tensors)
-        lead = first[: len(first) - len(walks)] if op == "max_pool2d" else (first[0], tensors[1][0])
-        return [(*lead, *(_count(walk, n) for walk, n in zip(walks, first[-len(walks) :], strict=True)))]
+        lead = first[: len(first) - 2] if op == "max_pool2d" else (first[0], tensors[1][0])
+        if attrs.get("transposed"):
+            lead = (first[0], tensors[1][1] * attrs.get("groups", 1))
+        return [(*lead, *_counts(op, attrs, tensors))]
     if op == "embedding":
         return [(*tensors[1], first[1])]
     if op == "expand":
@@ -425,6 +426,24 @@ def _each(values: Sequence[int], count: int) -> tuple[int, ...]:
 def _count(walk: tuple[int, int, int, int, int], size: int) -> int:
     kernel, stride, dilation, before, after = walk
     return (size + before + after - (kernel - 1) * dilation - 1) // stride + 1
+
+
+def _counts(op: str, attrs: dict[str, Any], shapes: Sequence[Any]) -> list[int]:
+    """How many windows there are along each spatial dim; places of the result, if it is transposed."""
+    walks = _walks(op, attrs, shapes)
+    sizes = shapes[0][-len(walks) :]
+    if attrs.get("transposed"):
+        extra = _each(attrs.get("output_padding", (0,)), len(walks))
+        return [
+            (n - 1) * stride + (kernel - 1) * dilation + 1 - before - after + more
+            for n, more, (kernel, stride, dilation, before, after) in zip(sizes, extra, walks, strict=True)
+        ]
+    counts = [_count(walk, n) for walk, n in zip(walks, sizes, strict=True)]
+    if attrs.get("ceil_mode"):  # one more that goes over the end, if it starts before it
+        for d, (n, (kernel, stride, dilation, before, after)) in enumerate(zip(sizes, walks, strict=True)):
+            over = (n + before + after - (kernel - 1) * dilation - 1) % stride > 0
+            counts[d] += over and counts[d] * stride < n + before
+    return counts
 
 
 def _window_fits(p: Piece) -> bool:

@@ -41,6 +41,11 @@ class CheckSteps(CheckValues):
             for arg, item in zip(step.args, operands, strict=True)
         ):
             return False
+        behind = self.stacked_behind(dict(step.attrs), operands) if step.op == "stack" else None
+        if behind is not None:
+            joins = Op("cat", step.args, step.outs, (("dim", behind[0]),))
+            if self.follows(joins, behind[1], at, claim):
+                return True
         op, attrs, operands = self.told(step.op, clean(step.op, dict(step.attrs)), operands)
         moved = self.passed(op, attrs, operands)
         if moved is not None and self.equal(claim, moved):
@@ -51,10 +56,18 @@ class CheckSteps(CheckValues):
                 return True
             rest = self.biased(op, attrs, operands, claim)
             if rest is not None:
-                return bool(rest[2]) and self._led(rest[0], {}, rest[1], 0, rest[2])
+                given = attrs if op == "convolution" else {}
+                return bool(rest[2]) and self._led(rest[0], given, rest[1], 0, rest[2])
         rows = unmasked_rows(self, op, attrs, operands, claim)
         if rows is not None and self._led(op, rows[0], rows[1], at, rows[2]):
             return True
+        if op == "convolution_backward":
+            way = self.gradient(attrs, operands, at)
+            if way is None:
+                return self.equal(claim, self.filled(0.0, (0,), self.defs[operands[0][0][1]].dtype))
+            if at == 2:
+                return self._without_places(way, claim)
+            op, attrs, operands, at = way
         if len(claim) == 1 and (
             masked_lookup(self, op, operands, claim[0])
             or masked_gather(self, op, operands, claim[0])
@@ -83,6 +96,18 @@ class CheckSteps(CheckValues):
         """Are two relations one, as sums or element by element?"""
         return self.equal(one, other) or alike(self, one, other)
 
+    def _without_places(self, way: Any, claim: tuple[Term, ...]) -> bool:
+        """Is a row of numbers what a step that keeps the dims it sums over makes, those left out?"""
+        op, attrs, operands, at = way
+        rank, kept = len(operands[0][0][2]), list[Term]()
+        for term in claim:
+            back = self._unviewed(term)  # the same numbers in the same order
+            shape = () if back is None else size(back[2])
+            if back is None or (shape[:1], shape[2:]) != ((1,), (1,) * (rank - 2)) or len(term[2]) != 1:
+                return False
+            kept.append(back)
+        return self._led(op, attrs, operands, at, tuple(kept))
+
     def _total_follows(
         self, op: str, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]
     ) -> bool:
@@ -94,6 +119,10 @@ class CheckSteps(CheckValues):
         """One step, or two of which the second sums what the first makes of every sample."""
         (kind, given, args), *rest = steps
         if not rest:
+            # A mean over tensors that were stacked is a sum of them, addends or not, term by term.
+            flat = self.linear(kind, given, operands, False) if kind == "sum" else None
+            if flat is not None and self.equal(claim, flat):
+                return True
             return self._led(kind, given, list(args(operands)), 0, claim)
         if len(claim) != 1 or not is_rel(operands[1]) or len(operands[1]) != 1:
             return False

@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
+from ._check_padded import by_part, inside_padding
 from ._check_piece import Reg, Shape
 
 Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
@@ -60,24 +61,32 @@ class CheckSums:
         return all(d in item.free or reg[d].is_whole(n) for d, n in enumerate(item.shape))
 
     def tidy(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Parts of joined values as parts of what was joined."""
+        """Parts of joined or padded values as parts of what was joined or padded."""
         return tuple(self._tidied(term) for term in rel)
 
     def _tidied(self, term: Term) -> Term:
         coef, node, reg, limit = term
         item = self.defs[node]
-        if item.op != "cat" or held_itself(limit):
+        if item.op not in ("cat", "constant_pad_nd") or held_itself(limit):
             return (coef, node, self.spelled(node, reg), limit)
-        dim, start = item.attrs.get("dim", 0) % len(reg), 0
-        for at, (inner, outer, by) in enumerate(item.operands):
-            stop = start + len(outer[dim])
-            if reg[dim] and start <= reg[dim].start and reg[dim].stop <= stop:
-                places = (*reg[:dim], reg[dim].shifted(-start), *reg[dim + 1 :])
-                part = selected(outer, places)
-                left = None if limit is None else dict(limit[1]).get(at)
-                return self._tidied((coef * by, inner, part, left))
-            start = stop
-        return term
+        if item.op == "constant_pad_nd":
+            source = item.operands[0]
+            spots = None if item.free else inside_padding(item.attrs, size(source[1]), reg)
+            return term if spots is None else self._tidied(self._of(term, 0, spots))
+        dim = item.attrs.get("dim", 0) % len(reg)
+        runs = by_part(reg[dim], [len(outer[dim]) for _, outer, _ in item.operands])
+        if not runs or (len(runs) > 1 and self.is_whole(node, reg)):
+            return term
+        made = [self._tidied(self._of(term, at, (*reg[:dim], run, *reg[dim + 1 :]))) for at, run in runs]
+        one = (made[0],) if len(made) == 1 else self.joined([(part,) for part in made], dim)
+        return term if one is None else one[0]
+
+    def _of(self, term: Term, at: int, places: Reg) -> Term:
+        """The part at these places of an operand that a joined or padded class was made from."""
+        coef, node, _, limit = term
+        inner, outer, by = self.defs[node].operands[at]
+        left = None if limit is None else dict(limit[1]).get(at)
+        return coef * by, inner, self.spelled(inner, selected(outer, places)), left
 
     def joined(self, rels: Sequence[Any], dim: int) -> Rel:
         """Parts of one value one after another; None when they are of several."""
@@ -101,6 +110,8 @@ class CheckSums:
             return False
         if one == other:
             return True
+        if one and other and size(one[0][2]) != size(other[0][2]):
+            return False  # zeros of another shape
         return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
 
     def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:

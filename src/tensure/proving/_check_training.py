@@ -258,7 +258,7 @@ def _nll_backward(p: Piece) -> Fraction | None:
 
 
 def _conv_letters(attrs: dict[str, Any], shapes: Sequence[Any]) -> dict[str, int]:
-    return {"n": shapes[0][0]}
+    return {"n": shapes[0][0], "o": shapes[0][1]}
 
 
 def _conv_shapes(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape]:
@@ -268,17 +268,28 @@ def _conv_shapes(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape]:
 
 
 def _conv_backward(p: Piece) -> Fraction | None:
-    grad, x, _ = p.parts
-    batch = grad[0] == x[0] and _full(p, 0, *range(1, len(grad))) and _full(p, 1, *range(1, len(x)))
-    if not _alike(p) or not batch or not _full(p, 2):
-        return None
+    """One gradient of a convolution: of its input (0) over output channels, of its weight (1) over samples.
+
+    dx[n, c] = sum over o of dy[n, o] * w[o, c]; dw[o, c] = sum over n of dy[n, o] * x[n, c], over all places.
+    The operand that a gradient is not made of has to be of the same part all the same.
+    """
     if not p.theirs["output_mask"][p.at]:
-        return holds(not p.shares and p.reg == (EMPTY,))
+        return holds(_alike(p) and not p.shares and p.reg == (EMPTY,))
+    dy, x, w = p.parts
+    places = all(_full(p, at, *range(2, len(p.shapes[at]))) for at in range(3) if len(p.shapes[at]) > 2)
+    channels = (dy[1], x[1]) == w[:2] and dy[0] == x[0]
+    alone = sum(map(bool, p.theirs["output_mask"])) == 1 and p.at != 2
+    if not alone or p.theirs.get("groups", 1) != 1 or p.theirs.get("transposed"):
+        channels = dy[0] == x[0] and all(_full(p, at, 1) for at in range(2)) and _full(p, 2)
+    if not _alike(p) or not places or not channels:
+        return None
+    samples, made = p.shapes[0][:2]
     if p.at == 0:
-        return holds(not p.shares and p.reg == x)
-    cut = p.shares.get("n")
-    rows = all_of(p.shapes[0][0]) if cut is None else cut
-    return holds(p.shares.keys() <= {"n"} and x[0].reorders(rows) and p.reg == whole(p.out))
+        rows = p.shares.get("o", all_of(made))
+        return holds(p.shares.keys() <= {"o"} and dy[1].reorders(rows) and p.reg == x)
+    rows = p.shares.get("n", all_of(samples))
+    wanted = whole(p.out) if p.at == 2 else (*w[:2], *whole(p.out[2:]))
+    return holds(p.shares.keys() <= {"n"} and dy[0].reorders(rows) and p.reg == wanted)
 
 
 TRAINING: Final[dict[str, TrainingRule]] = {

@@ -85,6 +85,8 @@ class CheckValues(CheckSums):
             rel = None if rel is None else self.gathered(rel)
         if rel is not None:
             return [rel]
+        if op == "convolution_backward":
+            return self._gradients(attrs, operands)
         ways = self.ways(op, attrs, operands)
         if ways is None:
             return self._made(op, attrs, operands, len(step.outs))
@@ -94,6 +96,34 @@ class CheckValues(CheckSums):
             made = self.make(Op(kind, (), (), tuple(given.items())), args(made))[:1]
         found: list[Rel] = [times(made[0] or (), 1 / by)]
         return found if op != "nll_loss_forward" else [*found, self._total(op, attrs, operands)]
+
+    def gradient(self, attrs: dict[str, Any], operands: Sequence[Any], at: int) -> Any:
+        """One gradient of a convolution as (op, attributes, operands, which result); None when it is empty.
+
+        A bias's is the sum of what comes in over samples and places (dims kept: it is then seen without
+        them), the others are asked for one by one.
+        """
+        if not attrs["output_mask"][at]:
+            return None
+        if at == 2:
+            rank = len(operands[0][0][2])
+            return "sum", {"dim": (0, *range(2, rank)), "keepdim": True}, [operands[0]], 0
+        one = {**attrs, "output_mask": tuple(k == at for k in range(3)), "bias_sizes": None}
+        return "convolution_backward", one, list(operands), at
+
+    def _gradients(self, attrs: dict[str, Any], operands: Sequence[Any]) -> list[Rel]:
+        found: list[Rel] = []
+        for at in range(3):
+            way = self.gradient(attrs, operands, at)
+            if way is None:
+                found.append(self.filled(0.0, (0,), self.defs[operands[0][0][1]].dtype))
+            elif at == 2:
+                (summed,) = self.make(Op(way[0], (), (), tuple(way[1].items())), way[2])
+                shape = size(summed[0][2])[1:2] if summed is not None else ()
+                found += self.make(Op("view", (), (), (("size", shape),)), [summed])
+            else:
+                found.append(self._made(way[0], way[1], way[2])[at])
+        return found
 
     def _total(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
         """The total weight of a loss: how many samples count, where all of them do."""
@@ -189,6 +219,19 @@ class CheckValues(CheckSums):
             made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
         return tuple(made)
 
+    def stacked_behind(self, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[int, list[Rel]] | None:
+        """The dim of a stack, and its tensors with the new dim behind one of size 1; None if there is none.
+
+        A new dim of size 1 before a dim of size 1 or behind it: the same elements in the same shape.
+        """
+        if not all(is_rel(rel) for rel in operands) or not operands:
+            return None
+        dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
+        if any(size(rel[0][2])[dim : dim + 1] != (1,) for rel in operands):
+            return None
+        thin = [self._thin(rel, dim + 1) for rel in operands]
+        return None if any(rel is None for rel in thin) else (dim, thin)
+
     def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
         """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""
         rank = len(rel[0][2])
@@ -242,6 +285,10 @@ class CheckValues(CheckSums):
             node = self._put(item, key)
             made.append(((coef, node, self.spelled(node, whole(shape)), None),))
         return made
+
+    def as_joined(self, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+        """Parts one after another as a class of their own, whether or not they are places of one value."""
+        return self._made("cat", clean("cat", attrs), operands)[0]
 
     def passed(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
         """Copies, slices, parts put together again, numbers everywhere; None for any other step."""
@@ -309,7 +356,7 @@ class CheckValues(CheckSums):
         rels = [item for item in operands if is_rel(item)]
         if not rels:
             return None
-        if op in ("addmm", "baddbmm") or (op == "linear" and len(rels) == 3):
+        if op in ("addmm", "baddbmm") or (op in ("linear", "convolution") and len(rels) == 3):
             return self._biased(op, attrs, operands) if own else None
         shapes = [size(rel[0][2]) for rel in rels]
         numbers = op in ("mul", "div") and len(rels) == 2  # which may be of another dtype
@@ -365,10 +412,13 @@ class CheckValues(CheckSums):
 
     def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
         """What of a claim is left for the product when the bias is taken off: (op, operands, terms)."""
-        if op not in ("addmm", "baddbmm") and (op != "linear" or len(operands) < 3 or operands[2] is None):
+        biased = op in ("linear", "convolution") and len(operands) == 3 and operands[2] is not None
+        if op not in ("addmm", "baddbmm") and not biased:
             return None
-        order = (0, 1, 2) if op == "linear" else (1, 2, 0)
+        order = (0, 1, 2) if biased else (1, 2, 0)
         one, other, bias = (operands[at] for at in order)
+        if op == "convolution" and is_rel(bias):
+            bias = self._per_channel(bias, len(claim[0][2]))
         alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
         if not alpha or not beta or not is_rel(bias):
             return None
@@ -379,22 +429,32 @@ class CheckValues(CheckSums):
         for coef, *key in (*self.opened(claim), *times(self.opened(wide), -beta)):
             sums[tuple(key)] = sums.get(tuple(key), Fraction(0)) + coef
         left = tuple((coef / alpha, *key) for key, coef in sums.items() if coef)
-        kind = {"addmm": "mm", "baddbmm": "bmm", "linear": "linear"}[op]
-        return kind, [one, other, None] if op == "linear" else [one, other], left
+        kind = {"addmm": "mm", "baddbmm": "bmm"}.get(op, op)
+        return kind, [one, other, None] if biased else [one, other], left
 
     def _biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
-        order = (0, 1, 2) if op == "linear" else (1, 2, 0)
-        one, other, bias = (operands[at] for at in order)
+        third = op in ("linear", "convolution")
+        one, other, bias = (operands[at] for at in ((0, 1, 2) if third else (1, 2, 0)))
         alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
-        kind = {"addmm": "mm", "baddbmm": "bmm", "linear": "linear"}[op]
+        kind = {"addmm": "mm", "baddbmm": "bmm"}.get(op, op)
         if not alpha or not beta or any(len(rel) != 1 or rel[0][3] is not None for rel in (one, other)):
             return None
-        args = [one, other, None] if op == "linear" else [one, other]
-        (product,) = self.make(Op(kind, (), (), ()), args)
+        args = [one, other, None] if third else [one, other]
+        given = tuple(attrs.items()) if op == "convolution" else ()
+        (product,) = self.make(Op(kind, (), (), given), args)
         if product is None or self.defs[product[0][1]].dtype not in FLOATS:
             return None
+        if op == "convolution" and is_rel(bias):
+            bias = self._per_channel(bias, len(product[0][2]))
         wide = self.widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
         return None if wide is None else (*times(wide, beta), *times(product, alpha))
+
+    def _per_channel(self, bias: Any, rank: int) -> Rel:
+        """A bias with dims of size 1 behind its channels: it is added alike at every place."""
+        rel: Rel = bias
+        for dim in range(1, rank - 1):
+            rel = None if rel is None else self._thin(rel, dim)
+        return rel
 
     def widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
         """A number or a tensor spread to a shape; None where that is no class's part."""

@@ -123,7 +123,8 @@ class Walk:
         need(isinstance(over, tuple) and set(over) <= own.keys(), f"{rank}: {step.op} over {over}")
         axes: Any = over
         if (rank, axes) not in self.groups:
-            alone = set(axes) <= set(self.plan.tracks[rank.track].axes)
+            track = self.plan.tracks[rank.track]
+            alone = set(axes) <= set(track.axes) - {axis for axis, _, _ in track.spans}
             spots = dict[tuple[int, ...], Rank]()
             for other in self.plan.ranks(rank.track if alone else None):
                 place = self.places[other]
@@ -159,7 +160,8 @@ class Walk:
         need(claim is not None, f"{rank}: {name} is claimed by the plan and not here")
         if bound.sum:
             at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
-            own = self.plan.tracks[rank.track].axes
+            track = self.plan.tracks[rank.track]
+            own = set(track.axes) - {axis for axis, _, _ in track.spans}
             among = any(axis in self.places[rank] and axis not in own for axis in bound.sum)
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
@@ -229,8 +231,15 @@ class Walk:
             else:
                 made = self.values.make(Op(item.op, (), (), attrs), operands)
                 rel = made[item.out]
+                if item.op == "cat" and rel is not None and not self._is_whole(rel):
+                    # One part several times reads as places of it that repeat. Joined as they stand they are
+                    # a value as well: the same elements, and each place may then be an addend of its own.
+                    rel = self.values.as_joined(dict(item.attrs), operands)
             need(rel is not None and len(rel) == 1, f"{item.label} is no value")
             self.values.names[item.label] = rel
+
+    def _is_whole(self, rel: Rel) -> bool:
+        return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
 
     def _part_of(self, part: Any) -> Any:
         if part is None:

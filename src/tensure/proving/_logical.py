@@ -158,7 +158,12 @@ class Logical(Pieces):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found if call.own else self._multiplied(found))]
-        written = {"mean": self.mean, "nll_loss_forward": self.loss, "nll_loss_backward": self.loss_backward}
+        written = {
+            "mean": self.mean,
+            "nll_loss_forward": self.loss,
+            "nll_loss_backward": self.loss_backward,
+            "convolution_backward": self.convolution_gradients,
+        }
         return written.get(call.step.op, self.general)(call)
 
     def general(self, call: Call) -> list[Held]:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Final
 
 from tensure.program import Op, TensorType
 
 from ._index import Region, Shape, cut, joined, select, shape_of, whole_region
 from ._limit import held_itself, limited
 from ._movement import regrouped, slice_of, viewed_whole
+from ._padded import stretches, unpadded
 from ._relation import ONE, Relation, Term, narrowed
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
 from ._sums import Sums
+
+JOINS: Final = frozenset(["cat", "constant_pad_nd"])
 
 
 class Pieces(Sums):
@@ -172,33 +176,53 @@ class Pieces(Sums):
         )
 
     def tidy(self, relation: Relation) -> Relation:
-        """Parts of joined values as parts of what they were joined from."""
-        if all(self.values[term.node].op != "cat" for term in relation.terms):
+        """Parts of joined or padded values as parts of what was joined or padded."""
+        if all(self.values[term.node].op not in JOINS for term in relation.terms):
             return relation
         return Relation(tuple(self._tidied(term) for term in relation.terms))
 
     def _tidied(self, term: Term) -> Term:
-        while (value := self.values[term.node]).op == "cat" and not held_itself(term.limit):
-            dim, start = value.given["dim"] % len(term.region), 0
-            for at, operand in enumerate(value.operands):
-                assert isinstance(operand, tuple)
-                node, outer, coef = operand
-                size = shape_of(outer)[dim]
-                mine = term.region[dim]
-                if mine and all(start <= lo and hi <= start + size for lo, hi in mine):
-                    places = (
-                        *term.region[:dim],
-                        tuple((lo - start, hi - start) for lo, hi in mine),
-                        *term.region[dim + 1 :],
-                    )
-                    region = tuple(select(index, place) for index, place in zip(outer, places, strict=True))
-                    limit = None if term.limit is None else dict(term.limit.through).get(at)
-                    term = Term(node, self.spelled(node, region), term.coef * coef, limit)
-                    break
-                start += size
-            else:
+        while (value := self.values[term.node]).op in JOINS and not held_itself(term.limit):
+            inner = self._unpadded(term) if value.op == "constant_pad_nd" else self._unjoined(term)
+            if inner is None:
                 return term
+            term = inner
         return term
+
+    def _inner(self, term: Term, at: int, places: Region) -> Term:
+        """The part at `places` of an operand that a joined or padded value was made from."""
+        operand = self.values[term.node].operands[at]
+        assert isinstance(operand, tuple)
+        node, outer, coef = operand
+        region = tuple(select(index, place) for index, place in zip(outer, places, strict=True))
+        limit = None if term.limit is None else dict(term.limit.through).get(at)
+        return Term(node, self.spelled(node, region), term.coef * coef, limit)
+
+    def _unpadded(self, term: Term) -> Term | None:
+        """A part without padding as one of what was padded."""
+        value = self.values[term.node]
+        operand = value.operands[0]
+        if not isinstance(operand, tuple) or value.free:
+            return None
+        places = unpadded(value.given["pad"], shape_of(operand[1]), term.region)
+        return None if places is None else self._inner(term, 0, places)
+
+    def _unjoined(self, term: Term) -> Term | None:
+        """A part of joined values that is of one of them, or of several that are parts of one value."""
+        value = self.values[term.node]
+        dim = value.given["dim"] % len(term.region)
+        widths = [shape_of(item[1])[dim] if isinstance(item, tuple) else 0 for item in value.operands]
+        runs = stretches(term.region[dim], widths)
+        if not runs or (len(runs) > 1 and self.is_whole(term.node, term.region)):
+            return None
+        dtype = value.type.dtype
+        parts: list[Held] = []
+        for at, run in runs:
+            region = (*term.region[:dim], run, *term.region[dim + 1 :])
+            inner = self._tidied(self._inner(term, at, region))
+            parts.append(Held(TensorType(shape_of(inner.region), dtype), Relation((inner,))))
+        merged = parts[0].relation if len(parts) == 1 else self.merge(parts, dim)
+        return None if merged is None else merged.single
 
     def _viewed_back(self, held: Held, found: TensorType) -> Relation | None:
         """A view of a view, as what was viewed first or as a view of that."""

@@ -130,7 +130,8 @@ class Sums(Values):
     def _parts(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
         """Factors and relations of a linear step; None where it is not one."""
         op, given, operands, found = call.step.op, call.given, call.operands, call.types[0]
-        if op in ("addmm", "baddbmm") or (op == "linear" and len(operands) == 3 and operands[2] is not None):
+        last = len(operands) == 3 and operands[2] is not None
+        if op in ("addmm", "baddbmm") or (op in ("linear", "convolution") and last):
             return self._biased(call)
         if op in ("mul", "div"):
             return self._multiple(call)
@@ -184,18 +185,57 @@ class Sums(Values):
     def _biased(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
         """A product and a bias, which are two things."""
         op, given, found = call.step.op, call.given, call.types[0]
-        if op == "linear":
+        if op in ("linear", "convolution"):
             product, bias, by, beta = call.operands[:2], call.operands[2], ONE, ONE
+            if op == "convolution" and isinstance(bias, Held):
+                # The bias of a channel is added at every place of it: of sums over channels, only once.
+                bias = self._per_channel(bias, len(found.shape), call.own)
         else:
             product, bias = call.operands[1:], call.operands[0]
             by, beta = exact(given["alpha"]) or Fraction(0), exact(given["beta"]) or Fraction(0)
         spread = self._spread(bias, found, call.own)
         if not by or not beta or spread is None:
             return None
-        step = Op({"addmm": "mm", "baddbmm": "bmm"}.get(op, op), (), (), ())
-        args: list[Operand] = [*product, None] if op == "linear" else list(product)
+        attrs = call.step.attrs if op == "convolution" else ()
+        step = Op({"addmm": "mm", "baddbmm": "bmm"}.get(op, op), (), (), attrs)
+        args: list[Operand] = [*product, None] if op in ("linear", "convolution") else list(product)
         made = self.made(Call(step, bound(step, args), args, [found], None, call.own))
         return [(beta, spread), (by, made[0].relation)]
+
+    def _per_channel(self, bias: Held, rank: int, own: bool) -> Held:
+        """One number for a channel, seen with dims of size 1 for the places."""
+        shape = (*bias.type.shape, *(1 for _ in range(rank - 2)))
+        step = Op("view", (), (), (("size", shape),))
+        found = TensorType(shape, bias.type.dtype)
+        return self.made(Call(step, bound(step, [bias]), [bias], [found], None, own))[0]
+
+    def convolution_gradients(self, call: Call) -> list[Held]:
+        """Each gradient as a value of its own; one not asked for is empty.
+
+        That of a bias is the sum of what comes in over samples and places, spelled as it is by hand: dims
+        kept, then seen without them.
+        """
+        grad, types = call.operands[0], call.types
+        mask, floats = call.given["output_mask"], types[0].dtype in FLOATS
+        if not isinstance(grad, Held) or not floats or len(types) != 3:
+            return self.general(call)
+        rank, found = len(grad.type.shape), list[Held]()
+        for at, (kept, want) in enumerate(zip(mask, types, strict=True)):
+            if not kept:
+                found.append(Held(want, self.filled(0.0, want)))
+            elif at == 2:
+                step = Op("sum", (), (), (("dim", (0, *range(2, rank))), ("keepdim", True)))
+                wide = TensorType((1, *want.shape, *(1 for _ in range(rank - 2))), want.dtype)
+                (summed,) = self.made(Call(step, bound(step, [grad]), [grad], [wide], None, call.own))
+                seen = Op("view", (), (), (("size", want.shape),))
+                found += self.made(Call(seen, bound(seen, [summed]), [summed], [want], None, call.own))
+            else:
+                alone = tuple(out == at for out in range(3))
+                given = {**call.given, "output_mask": alone, "bias_sizes": None}
+                empty = TensorType((0,), want.dtype)
+                kinds = [want if out == at else empty for out in range(3)]
+                found.append(self.general(replace(call, given=given, types=kinds))[at])
+        return found
 
     def mean(self, call: Call) -> list[Held]:
         """A mean is a sum over the number of elements."""

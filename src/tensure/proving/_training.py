@@ -242,21 +242,42 @@ def nll_backward(
 def convolution_backward(
     op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
 ) -> list[Derived] | None:
-    """A batch cut: the input's gradient by sample, those of weight and bias summed over samples."""
+    """A batch cut: the input's gradient by sample, those of weight and bias summed over samples.
+
+    dx[n, c] is a sum over output channels o of dy[n, o] with w[o, c]; dw[o, c] is one over samples n of
+    dy[n, o] with x[n, c]. So (without groups) each gradient asked for alone may have its channels cut, dx of
+    some o is an addend, and the third operand only lends its shape. Places are whole.
+    """
     grad, x, weight = parts[0], parts[1], parts[2]
     if not _equal(local, logical) or grad is None or x is None or weight is None:
         return None
     sizes = [shape for shape in shapes if shape is not None]
-    if grad[0] != x[0] or not _once(x[0]) or not _all(weight, sizes[2]):
+    if grad[0] != x[0] or not _once(x[0]) or not _once(grad[1]):
         return None
-    if grad[1:] != whole_region(sizes[0][1:]) or x[1:] != whole_region(sizes[1][1:]):
+    if grad[2:] != whole_region(sizes[0][2:]) or x[2:] != whole_region(sizes[1][2:]):
         return None
-    share = share_of("n", sizes[1][0], x[0])
-    shares = () if share is None else (share,)
     mask = logical["output_mask"]
+    every_tap = weight[2:] == whole_region(sizes[2][2:])
+    rest = every_tap and weight[:2] == (grad[1], x[1])
+    every = (
+        every_tap
+        and weight[:2] == whole_region(sizes[2][:2])
+        and (grad[1], x[1])
+        == (
+            whole(sizes[0][1]),
+            whole(sizes[1][1]),
+        )
+    )
+    alone = logical["groups"] == 1 and not logical["transposed"] and sum(mask) == 1 and not mask[2]
+    if not every and not (alone and rest):
+        return None
+    share, over = share_of("n", sizes[1][0], x[0]), share_of("o", sizes[0][1], grad[1])
+    shares = () if share is None else (share,)
     return [
-        Derived(x if mask[0] else whole_region(outs[0])),
-        Derived(whole_region(outs[1]), shares if mask[1] else ()),
+        Derived(x, () if over is None else (over,)) if mask[0] else Derived(whole_region(outs[0])),
+        Derived((grad[1], x[1], *whole_region(outs[1][2:])), shares)
+        if mask[1] and not every
+        else Derived(whole_region(outs[1]), shares if mask[1] else ()),
         Derived(whole_region(outs[2]), shares if mask[2] else ()),
     ]
 

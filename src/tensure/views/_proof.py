@@ -136,7 +136,7 @@ def _tracks(plan: Plan) -> list[tuple[object, ...]]:
     return [
         (
             el("code", name),
-            ", ".join(track.axes) or "-",
+            track.stand or "-",
             f"{sum(len(body) for body in track.bodies.values()):,}",
         )
         for name, track in plan.tracks.items()

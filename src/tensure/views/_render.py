@@ -149,7 +149,7 @@ def _plan_body(plan: Plan, label: str = "") -> Iterator[Markup]:
     tracks = [
         (
             el("code", name),
-            ", ".join(track.axes) or "-",
+            track.stand or "-",
             el("code", track.device or name),
             ", ".join(track.bodies) or "-",
         )
