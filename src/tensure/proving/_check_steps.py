@@ -15,6 +15,7 @@ from tensure.program import Cat, Op, Ref
 from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere
+from ._check_joined import joined, nothing
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
@@ -87,9 +88,14 @@ class CheckSteps(CheckValues):
             single_terms = [self.classed(item) if is_rel(item) else item for item in operands]
             if self._led(op, attrs, single_terms, at, claim):
                 return True
+        if at == 0 and (
+            nothing(self, op, attrs, operands, claim) or joined(self, self._led, op, attrs, operands, claim)
+        ):
+            return True
         return at == 0 and (
             multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
             or written(self, op, attrs, operands, claim)
+            or alike(self, moved, claim)
         )
 
     def same(self, one: Rel, other: Rel) -> bool:

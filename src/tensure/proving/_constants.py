@@ -11,6 +11,7 @@ from typing import Any
 
 from tensure.program import Op
 
+from ._linear import alone
 from ._relation import Relation
 from ._steps import Call, Held, Number, Operand, bound
 from ._sums import Sums
@@ -50,6 +51,8 @@ class Constants:
             return self._values.filled(op == "ne", found)
         if op in ("masked_fill", "where"):
             return self._chosen(call)
+        if not call.own and found.dtype in FLOATS and len(call.types) == 1 and self._is_nothing(call):
+            return self._values.filled(0.0, found)
         number = self._number(first)
         if number is None:
             return None
@@ -61,6 +64,17 @@ class Constants:
         if op == "_to_copy" and found.dtype in FLOATS and first.type.dtype in (INTEGERS | {"bool"}):
             return self._values.filled(float(number), found) if abs(number) < 1 << 24 else None
         return None
+
+    def _is_nothing(self, call: Call) -> bool:
+        """Whether a step is linear in an operand that is zero everywhere."""
+        for at in alone(call.step.op, call.given, call.operands):
+            item = call.operands[at] if at < len(call.operands) else None
+            if isinstance(item, Held) and item.type.dtype in FLOATS:
+                term = item.relation.single
+                value = None if term is None else self._values.values[term.node]
+                if value is not None and value.op == "full" and value.given["fill_value"] == 0:
+                    return True
+        return False
 
     def _chosen(self, call: Call) -> Relation | None:
         """What a mask leaves that is the same everywhere."""

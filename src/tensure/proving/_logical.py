@@ -33,6 +33,7 @@ from ._constants import Constants
 from ._equations import equation, whole_form
 from ._exponents import WATCHED, Exponents
 from ._index import Index, Region, free_index, length, relative, select, shape_of, whole, whole_region
+from ._joined import joined_step
 from ._limit import Limit, limited, share_of
 from ._linear import alone, together
 from ._masked import ROWS, Lookup, masked_lookup
@@ -201,7 +202,10 @@ class Logical(Pieces):
         if addend is not None:
             return [addend]
         factor, core, limits = self._parted(call, terms)
-        node, derived, order = self._match(call, core) or self._new(call, core)
+        match = self._match(call, core)
+        if match is None and (joined := joined_step(self, call, self._theirs)) is not None:
+            return [Held(call.types[0], joined)]
+        node, derived, order = match or self._new(call, core)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
