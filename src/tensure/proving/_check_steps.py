@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tensure.program import Cat, Op, Ref
 
+from ._check_conditional import conditional
 from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere
@@ -89,7 +90,9 @@ class CheckSteps(CheckValues):
             if self._led(op, attrs, single_terms, at, claim):
                 return True
         if at == 0 and (
-            nothing(self, op, attrs, operands, claim) or joined(self, self._led, op, attrs, operands, claim)
+            conditional(self, op, attrs, operands, claim)
+            or nothing(self, op, attrs, operands, claim)
+            or joined(self, self._led, op, attrs, operands, claim)
         ):
             return True
         return at == 0 and (

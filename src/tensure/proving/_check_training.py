@@ -301,6 +301,7 @@ TRAINING: Final[dict[str, TrainingRule]] = {
         _gather,
         lambda attrs, shapes: {"v": shapes[0][attrs["dim"] % len(shapes[0])]},
     ),
+    "index_put": TrainingRule(lambda attrs, shapes: [shapes[0]], lambda p: None),
     "scatter_add": TrainingRule(lambda attrs, shapes: [shapes[0]], _scatter),
     "embedding_dense_backward": TrainingRule(
         lambda attrs, shapes: [(attrs["num_weights"], *shapes[0][len(shapes[1]) :])],

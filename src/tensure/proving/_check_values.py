@@ -15,6 +15,7 @@ import numpy as np
 
 from tensure.program import Op, Program, expand, leaves, rational
 
+from ._check_conditional import range_of
 from ._check_constants import constant, targets_of
 from ._check_index import FIRST, Index, all_of, selected
 from ._check_linear import every, signs, single, value
@@ -64,6 +65,11 @@ class CheckValues(CheckSums):
             if step.op == "nll_loss_forward":
                 self._ignored.add(step.attr("ignore_index"))
             operands = operands_of(step, self.named)
+            found = (
+                range_of(self, operands[0], operands[1], step.attr("dim")) if step.op == "gather" else None
+            )
+            if found is not None:
+                self.ranges[found[0]] = min(found[1], self.ranges.get(*found))
             if step.op == "nll_loss_forward":
                 self.aims.update((node, step.attr("ignore_index")) for node in targets_of(self, operands[1]))
             for out, rel in zip(step.outs, self.make(step, operands), strict=True):

@@ -267,10 +267,19 @@ class Walk:
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {letter: Index(runs) for letter, runs in limit[0]}
+        shares = {self._letter(letter): Index(runs) for letter, runs in limit[0]}
+        need(len(shares) == len(limit[0]), "a letter twice")
         return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
             sorted(through, key=lambda pair: pair[0])
         )
+
+    def _letter(self, letter: str) -> str:
+        """A letter that names a tensor of indices, by its class."""
+        if not letter.startswith("?"):
+            return letter
+        by, node, reg, _ = self._one(letter[1:])
+        need(by == 1 and self.values.is_whole(node, reg), f"{letter[:80]} is no index")
+        return f"?{node}"
 
     def _named_operands(self, step: Op, named: Callable[[str], Rel]) -> list[Any]:
         found = [self._operand(arg, lambda ref: named(str(ref.name))) for arg in step.args]

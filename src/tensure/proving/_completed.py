@@ -13,7 +13,7 @@ from tensure.bundle import Json
 
 from ._flow import Flow
 from ._index import Region
-from ._limit import Limit, Share
+from ._limit import Limit
 from ._relation import ONE, Relation, Term
 from ._values import is_part
 
@@ -66,7 +66,16 @@ class _Writer:
             if place is None or found is None:
                 return None
             through.append([place, found])
-        rows.append([[_share(share) for share in limit.shares], through])
+        shares: list[Json] = []
+        for share in limit.shares:
+            letter = share.letter
+            if letter.startswith("?"):  # an index tensor by its name
+                named = self._label(int(letter[1:]))
+                if named is None or named[1] != 1:
+                    return None
+                letter = f"?{named[0]}"
+            shares.append([letter, [list(run) for run in share.index]])
+        rows.append([shares, through])
         return len(rows) - 1
 
     def _label(self, node: int) -> tuple[str, Fraction] | None:
@@ -121,10 +130,6 @@ def _attr(value: Any) -> Json:
     if value is None:
         return None
     return [type(value).__name__, value if isinstance(value, str) else repr(value)]
-
-
-def _share(share: Share) -> Json:
-    return [share.letter, [list(run) for run in share.index]]
 
 
 def _region(region: Region) -> list[Json]:

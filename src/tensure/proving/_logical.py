@@ -29,6 +29,7 @@ from tensure.program import (
     leaves,
 )
 
+from ._conditional import Conditional
 from ._constants import Constants
 from ._equations import equation, whole_form
 from ._exponents import WATCHED, Exponents
@@ -71,6 +72,7 @@ class Logical(Pieces):
         self.products = Products(self)
         self.exponents = Exponents(self)
         self.constants = Constants(self)
+        self.conditional = Conditional(self)
         self._theirs = 1 << 60  # the first value that is not the Program's: none as yet
         self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
@@ -82,6 +84,7 @@ class Logical(Pieces):
         for step in steps:
             operands = [self.operand(arg, self.named) for arg in step.args]
             self.constants.take(step, operands)
+            self.conditional.take_range(step, operands)
             types = infer_step(step, [type_of(operand) for operand in operands])
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
@@ -198,6 +201,7 @@ class Logical(Pieces):
             term = replace(whole, region=region, limit=limited(shares, ()))
             return [Held(call.types[0], Relation((term,)))]
         addend = self._looked_up(lookup, call.types[0]) if lookup else masked_gather(self, call, terms)
+        addend = addend or self.conditional.kept(call, terms) or self.conditional.put(call, terms)
         addend = addend or masked_scatter(self, call, terms) or masked_rows(self, call, terms)
         if addend is not None:
             return [addend]
@@ -206,6 +210,8 @@ class Logical(Pieces):
         if match is None and (joined := joined_step(self, call, self._theirs)) is not None:
             return [Held(call.types[0], joined)]
         node, derived, order = match or self._new(call, core)
+        if match is None and node >= self._theirs:
+            self.conditional.take(call, core, node)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):

@@ -301,12 +301,22 @@ def scatter(
     return [Derived(base)]
 
 
+def put(
+    op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
+) -> list[Derived] | None:
+    """All of a tensor put by all of an index."""
+    if not _equal(local, logical) or not all(map(_all, parts, shapes)):
+        return None
+    return [Derived(whole_region(outs[0]))]
+
+
 TRAINING: Final[dict[str, Rule]] = {
     "native_layer_norm": layer_norm,
     "index": index,
     "index_select": index_select,
     "gather": gather,
     "scatter_add": scatter,
+    "index_put": put,
     "embedding_dense_backward": embedding_backward,
     "slice_backward": put_back,
     "select_backward": put_back,
