@@ -396,11 +396,13 @@ def test_too_many_parameter_values_are_not_proved() -> None:
     assert verdict.status == "unknown" and "only corners were walked" in verdict.reason
 
 
-def test_too_many_ranks_are_unknown() -> None:
+def test_many_ranks_are_taken_together() -> None:
     program = program_of({"x": (3,)}, (op("relu", "x", out="y"),), ("y",))
     plan = plan_of(program, {"x": whole("x"), "y": whole("y")}, (op("relu", "x", out="y"),), 1000)
-    result = prove_plan(plan, program)
-    assert result.proof.values.status == result.proof.storage.status == "unknown"
+    found = prove_plan(plan, program).proof.values
+    assert found.status == "proved" and found.method.endswith("ranks along tp taken together")
+    other = plan_of(program, {"x": whole("x"), "y": whole("y")}, (op("exp", "x", out="y"),), 1000)
+    assert prove_plan(other, program).proof.values.status != "proved"
 
 
 def test_a_declared_dtype_that_is_not_the_value_s_is_never_proved() -> None:

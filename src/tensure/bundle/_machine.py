@@ -6,12 +6,13 @@ that nothing is made twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import (
     COMMUNICATION,
+    Affine,
     Arg,
     Name,
     Op,
@@ -35,13 +36,22 @@ MAX_RANKS: Final = 1 << 14
 class PlanMachine(Generic[V]):
     """Every rank's values while a Plan runs. Subclasses fill in the five methods that raise."""
 
-    def __init__(self, plan: Plan, program: Program, entry: str, env: Mapping[str, int]) -> None:
-        if plan.num_ranks() > MAX_RANKS:
+    def __init__(
+        self,
+        plan: Plan,
+        program: Program,
+        entry: str,
+        env: Mapping[str, int],
+        ranks: Sequence[Rank] | None = None,
+    ) -> None:
+        """`ranks`: which take part, several as one if they like; all, one by one, if not given."""
+        if ranks is None and plan.num_ranks() > MAX_RANKS:
             raise LimitError(f"{plan.num_ranks()} ranks", wanted=f"at most {MAX_RANKS} run one by one")
         self.plan, self.program, self.entry, self.env = plan, program, entry, env
         self.leaves = {label: want for label, want, _ in leaves(program, entry, env)}
-        self.made: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
-        self.given: dict[Rank, dict[Name, V]] = {rank: {} for rank in plan.ranks()}
+        self.ranks = tuple(plan.ranks() if ranks is None else ranks)
+        self.made: dict[Rank, dict[Name, V]] = {rank: {} for rank in self.ranks}
+        self.given: dict[Rank, dict[Name, V]] = {rank: {} for rank in self.ranks}
         self.order: list[tuple[Rank, Name]] = []
         self._groups = Groups(plan)
 
@@ -71,10 +81,7 @@ class PlanMachine(Generic[V]):
     def go(self) -> None:
         """Run every rank to its end."""
         walk(
-            {
-                rank: expand(self.plan.blocks, self.body(rank), self.env_of(rank))
-                for rank in self.plan.ranks()
-            },
+            {rank: expand(self.plan.blocks, self.body(rank), self.env_of(rank)) for rank in self.ranks},
             self,
         )
 
@@ -132,7 +139,7 @@ class PlanMachine(Generic[V]):
         axes = self.plan.tracks[track].axes
         own = coordinates(self.plan, rank)
         places = at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in axes)
-        ends = tuple(part for part in places if isinstance(part, int))
+        ends = tuple(part for part in places if isinstance(part, (int, Affine)))
         if len(ends) != len(axes) or not all(
             at.start <= c < at.stop for c, at in zip(ends, self.plan.places(track), strict=True)
         ):

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Final, TypeAlias
 
 from tensure.errors import RecordError
-from tensure.program import Block, Body, Int, Name, Program, axis, evaluate
+from tensure.program import Affine, Block, Body, Int, Name, Program, Whole, axis, evaluate
 
 MAX_INDICES: Final = 1 << 20
 
@@ -99,6 +99,11 @@ class Track:
         return all(axis in self.axes and axis not in spanned for axis in axes)
 
 
+def _stands(at: Whole) -> str:
+    """A coordinate; of several ranks taken together, from the least to one more than the greatest."""
+    return f"{at.least}:{at.most + 1}" if isinstance(at, Affine) else str(at)
+
+
 @dataclass(frozen=True, slots=True)
 class Rank:
     """One process: a track and its coordinates along the track's axes."""
@@ -107,7 +112,7 @@ class Rank:
     at: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.track}[{','.join(map(str, self.at))}]" if self.at else self.track
+        return f"{self.track}[{','.join(map(_stands, self.at))}]" if self.at else self.track
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,21 @@ class Placed:
     scale: Fraction
 
 
+GroundRuns: TypeAlias = tuple[tuple[int, int], ...]
+"""(start, stop) of runs of indices in local order; no two neighbours are one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRuns:
+    """A claim with every expression bound, in runs of indices."""
+
+    of: Name
+    dims: Mapping[int, GroundRuns]
+    sum: tuple[str, ...]
+    over: tuple[str, GroundRuns] | None
+    scale: Fraction
+
+
 def bind_local(local: Local, name: Name, env: Mapping[str, int]) -> dict[str, int]:
     """The environment inside one member of a local family."""
     members = name.members()
@@ -182,16 +202,28 @@ def bind_local(local: Local, name: Name, env: Mapping[str, int]) -> dict[str, in
 
 def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
     """The claim of one member of a local family under a rank's environment, or None."""
+    found = placed_runs(local, name, env)
+    if found is None:
+        return None
+    dims = {dim: _members(runs, f"{name} dim {dim}") for dim, runs in found.dims.items()}
+    over = None if found.over is None else (found.over[0], _members(found.over[1], f"{name} over"))
+    return Placed(found.of, dims, found.sum, over, found.scale)
+
+
+def placed_runs(local: Local, name: Name, env: Mapping[str, int]) -> PlacedRuns | None:
+    """The same in runs, which cost nothing for their length; bounds may be those of many places at once."""
     claim = local.place
     if claim is None:
         return None
     bound = bind_local(local, name, env)
-    dims = {dim: _indices(runs, bound, f"{name} dim {dim}") for dim, runs in claim.dims}
-    over = None if claim.over is None else (claim.over[0], _indices(claim.over[1], bound, f"{name} over"))
-    return Placed(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
+    dims = {dim: _runs(runs, bound, f"{name} dim {dim}") for dim, runs in claim.dims}
+    over = None if claim.over is None else (claim.over[0], _runs(claim.over[1], bound, f"{name} over"))
+    return PlacedRuns(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
 
 
-def sum_group(plan: Plan, rank: Rank, local: Local, name: Name, claim: Placed) -> tuple[object, ...]:
+def sum_group(
+    plan: Plan, rank: Rank, local: Local, name: Name, claim: Placed | PlacedRuns
+) -> tuple[object, ...]:
     """What all addends of one claimed sum share, and no other local does: the key to add them up by.
 
     Coordinates and letters that the sum does not run over, the local's base, and the claimed value; and the
@@ -226,15 +258,25 @@ def whole(program: Program, base: str) -> Local:
     return Local(letters, Place(Name(base, tuple(axis(letter) for letter in letters))))
 
 
-def _indices(runs: Runs, env: Mapping[str, int], place: str) -> tuple[int, ...]:
-    found: list[int] = []
+def _runs(runs: Runs, env: Mapping[str, int], place: str) -> GroundRuns:
+    found: list[tuple[int, int]] = []
     for start, stop, step in runs:
         lo, hi, by = evaluate(start, env), evaluate(stop, env), evaluate(step, env)
         if by <= 0 or lo < 0:
             raise RecordError(
                 f"run {lo}:{hi}:{by}", place=place, wanted="a start of 0 or more and a step above 0"
             )
-        if len(found) + max(0, hi - lo) // by > MAX_INDICES:
+        if by != 1 and len(found) + (hi - lo) // by > MAX_INDICES:
             raise RecordError(f"over {MAX_INDICES} indices in one dim", place=place)
-        found.extend(range(lo, hi, by))
+        for one, other in ((lo, hi),) if by == 1 else ((at, at + 1) for at in range(lo, hi, by)):
+            if found and found[-1][1] == one and one < other:
+                found[-1] = (found[-1][0], other)
+            elif one < other:
+                found.append((one, other))
     return tuple(found)
+
+
+def _members(runs: GroundRuns, place: str) -> tuple[int, ...]:
+    if sum(hi - lo for lo, hi in runs) > MAX_INDICES:
+        raise RecordError(f"over {MAX_INDICES} indices in one dim", place=place)
+    return tuple(at for lo, hi in runs for at in range(lo, hi))

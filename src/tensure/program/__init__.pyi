@@ -1,3 +1,4 @@
+from ._affine import Affine, Loose, Undecided, Whole, at_place, axes_in, coordinate
 from ._body_text import INDENT, Lines, read_body, read_name, read_order, write_body
 from ._decoder import DecoderConfig
 from ._decoder_shape import read_decoder
@@ -55,6 +56,13 @@ from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
 __all__ = [
+    "coordinate",
+    "axes_in",
+    "at_place",
+    "Whole",
+    "Undecided",
+    "Loose",
+    "Affine",
     "Arg",
     "AtenCall",
     "Attr",

@@ -13,6 +13,7 @@ import numpy as np
 
 from tensure.errors import EvaluationError, RecordError, TensureError
 
+from ._affine import Affine
 from ._dtypes import dtype_name
 from ._expr import Env, evaluate
 from ._ops import evaluate_op, infer_op
@@ -227,7 +228,7 @@ def box_type(ref: Ref, whole: TensorType) -> TensorType:
     shape = list(whole.shape)
     for dim, lo, hi in ref.box:
         if dim >= len(shape) or not (
-            isinstance(lo, int) and isinstance(hi, int) and 0 <= lo <= hi <= shape[dim]
+            isinstance(lo, (int, Affine)) and isinstance(hi, (int, Affine)) and 0 <= lo <= hi <= shape[dim]
         ):
             raise RecordError(f"box {lo}:{hi} of dim {dim} leaves {ref.name} of shape {list(whole.shape)}")
         shape[dim] = hi - lo

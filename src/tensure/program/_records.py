@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from tensure.errors import LimitError, RecordError
 
+from ._affine import Affine
 from ._expr import Env, Expr, Int, evaluate, expr, parse_int
 from ._lex import Line
 
@@ -43,7 +44,7 @@ class Name:
 
     def members(self) -> tuple[int, ...]:
         """The integers of a ground name."""
-        return tuple(part for part in self.index if isinstance(part, int))
+        return tuple(part for part in self.index if isinstance(part, (int, Affine)))
 
 
 @dataclass(frozen=True, slots=True)

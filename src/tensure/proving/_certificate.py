@@ -25,13 +25,15 @@ from tensure.bundle import (
     parse_canonical,
 )
 from tensure.errors import FormatError, LimitError
+from tensure.program import Int, expr
 
 FORMAT: Final = "tensure-certificate"
 MAX_BYTES: Final = 64 << 20
 MAX_RUNS: Final = 1 << 22
 MAX_INDEX: Final = 1 << 48
-Runs: TypeAlias = tuple[tuple[int, int], ...]
-"""(start, stop) of runs of indices in local order, none empty and no two neighbours one."""
+MAX_TEXT: Final = 400
+Runs: TypeAlias = tuple[tuple[Int, Int], ...]
+"""(start, stop) of runs of indices in local order; of integers, none empty and no two neighbours one."""
 Limit: TypeAlias = "tuple[tuple[tuple[str, Runs], ...], tuple[tuple[int | str, Limit], ...]]"
 """An addend: (contracted letter, indices of it); limits of operands by position, of a sum's parts by name."""
 Term: TypeAlias = "tuple[Fraction, str, tuple[Runs, ...], Limit | None]"
@@ -44,7 +46,8 @@ MAX_DIGITS: Final = 4096
 class Covered:
     """One invocation, to be written: rows that define values, and rows of (rank, local, terms).
 
-    `targets`: it is proved of data where no class of a mean loss is the one to be ignored.
+    `targets`: it is proved of data where no class of a mean loss is the one to be ignored. `folded`: the mesh
+    axes along which ranks are taken together; ends of runs may then be expressions of their coordinates.
     """
 
     entry: str
@@ -52,13 +55,15 @@ class Covered:
     targets: bool
     values: Sequence[Json]
     locals: Sequence[Json]
+    folded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Defined:
     """A value that the Program does not name: result `out` of an op on parts of others.
 
-    Operands are Terms, None, or (kind, text) of a number; shape and dtype are what was inferred.
+    Operands are Terms, None, or (kind, text) of a number; shape and dtype are what was inferred; `where` says
+    (axis, lo, hi) of the places whose coordinates ends of runs may name: it is a value for each of them.
     """
 
     label: str
@@ -68,6 +73,7 @@ class Defined:
     out: int
     shape: tuple[int, ...]
     dtype: str
+    where: tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ class Invocation:
     entry: str
     params: Mapping[str, int]
     targets: bool
+    folded: tuple[str, ...]
     values: Sequence[Defined]
     locals: Mapping[tuple[str, str], tuple[Term, ...]]
 
@@ -88,13 +95,14 @@ def write_certificate(program: str, plan: str, invocations: Sequence[Covered]) -
             "entry": item.entry,
             "params": dict(item.params),
             "targets": item.targets,
+            "folded": list(item.folded),
             "values": list(item.values),
             "locals": list(item.locals),
         }
         for item in invocations
     ]
     return canonical_json(
-        {"format": FORMAT, "version": 2, "program": program, "plan": plan, "invocations": rows}
+        {"format": FORMAT, "version": 3, "program": program, "plan": plan, "invocations": rows}
     )
 
 
@@ -106,8 +114,8 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
     """
     row = expect_object(parse_canonical(data, max_bytes=MAX_BYTES), "certificate")
     expect_keys(row, "certificate", ("format", "version", "program", "plan", "invocations"))
-    if row["format"] != FORMAT or row["version"] != 2 or isinstance(row["version"], bool):
-        raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 2")
+    if row["format"] != FORMAT or row["version"] != 3 or isinstance(row["version"], bool):
+        raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 3")
     budget = [MAX_RUNS]
     items = expect_list(row["invocations"], "invocations", max_items=1 << 16)
     invocations = [_invocation(item, budget) for item in items]
@@ -116,9 +124,12 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
 
 def _invocation(row: Json, budget: list[int]) -> Invocation:
     part = expect_object(row, "invocation")
-    expect_keys(part, "invocation", ("entry", "params", "targets", "values", "locals"))
+    expect_keys(part, "invocation", ("entry", "params", "targets", "folded", "values", "locals"))
     if not isinstance(part["targets"], bool):
         raise FormatError("targets", wanted="true or false")
+    folded = tuple(
+        expect_str(item, "axis", max_chars=64) for item in expect_list(part["folded"], "folded", max_items=16)
+    )
     values = [_defined(item, budget) for item in expect_list(part["values"], "values", max_items=MAX_VALUES)]
     params = {
         key: expect_int(value, "params", least=-(1 << 62))
@@ -130,12 +141,14 @@ def _invocation(row: Json, budget: list[int]) -> Invocation:
         key = (expect_str(rank, "rank"), expect_str(name, "local"))
         if key in found:
             raise FormatError(f"{key[0]}: {key[1]} stands twice")
-        found[key] = tuple(_term(term, budget) for term in expect_list(terms, "terms", max_items=1 << 12))
-    return Invocation(expect_str(part["entry"], "entry"), params, part["targets"], values, found)
+        rows = expect_list(terms, "terms", max_items=1 << 12)
+        found[key] = tuple(_term(term, budget, bool(folded)) for term in rows)
+    return Invocation(expect_str(part["entry"], "entry"), params, part["targets"], folded, values, found)
 
 
 def _defined(row: Json, budget: list[int]) -> Defined:
-    label, op, given, operands, out, shape, dtype = _fixed(row, 7)
+    label, op, given, operands, out, shape, dtype, where = _fixed(row, 8)
+    places = tuple(_place(item) for item in expect_list(where, "places", max_items=16))
     attrs: dict[str, object] = {}
     for item in expect_list(given, "attributes", max_items=64):
         key, value = _fixed(item, 2)
@@ -144,19 +157,28 @@ def _defined(row: Json, budget: list[int]) -> Defined:
         expect_str(label, "value"),
         expect_str(op, "op"),
         attrs,
-        tuple(_operand(item, budget) for item in expect_list(operands, "operands", max_items=1 << 12)),
+        tuple(
+            _operand(item, budget, bool(places))
+            for item in expect_list(operands, "operands", max_items=1 << 12)
+        ),
         expect_int(out, "result", most=8),
         tuple(expect_int(size, "size") for size in expect_list(shape, "shape", max_items=8)),
         expect_str(dtype, "dtype", max_chars=8),
+        places,
     )
 
 
-def _operand(row: Json, budget: list[int]) -> Term | tuple[str, str] | None:
+def _place(row: Json) -> tuple[str, int, int]:
+    axis, lo, hi = _fixed(row, 3)
+    return expect_str(axis, "axis", max_chars=64), expect_int(lo, "place"), expect_int(hi, "place")
+
+
+def _operand(row: Json, budget: list[int], many: bool) -> Term | tuple[str, str] | None:
     if row is None:
         return None
     items = expect_list(row, "operand", max_items=4)
     if len(items) == 4:
-        return _term(items, budget)
+        return _term(items, budget, many)
     kind, text = _fixed(row, 2)
     return expect_str(kind, "kind", max_chars=8), expect_str(text, "number", max_chars=400)
 
@@ -183,7 +205,8 @@ def _attr(row: Json, deep: int) -> object:
     raise FormatError(f"attribute {kind!r}", wanted="a number, a string, a list or nothing")
 
 
-def _term(row: Json, budget: list[int]) -> Term:
+def _term(row: Json, budget: list[int], many: bool = False) -> Term:
+    """`many`: ends of runs may be expressions of coordinates."""
     coef, label, region, share = _fixed(row, 4)
     text = expect_str(coef, "coefficient", max_chars=MAX_DIGITS)
     top, _, bottom = text.partition("/")
@@ -192,12 +215,12 @@ def _term(row: Json, budget: list[int]) -> Term:
     value = Fraction(int(top), int(bottom))
     if f"{value.numerator}/{value.denominator}" != text or not value:
         raise FormatError(f"coefficient {text!r}", wanted="a reduced fraction other than 0")
-    dims = tuple(_runs(runs, budget) for runs in expect_list(region, "region", max_items=8))
-    limit = None if share is None else _limit(share, budget)
+    dims = tuple(_runs(runs, budget, many) for runs in expect_list(region, "region", max_items=8))
+    limit = None if share is None else _limit(share, budget, many)
     return value, expect_str(label, "value"), dims, limit
 
 
-def _limit(row: Json, budget: list[int]) -> Limit:
+def _limit(row: Json, budget: list[int], many: bool) -> Limit:
     """Rows of one limit, each after those it names by their numbers; the last is the whole of it."""
     made: list[Limit] = []
     used: set[int] = set()  # a tree: each row is named once, so that reading it stays as small as its text
@@ -206,7 +229,7 @@ def _limit(row: Json, budget: list[int]) -> Limit:
         own: list[tuple[str, Runs]] = []
         for share in expect_list(shares, "shares", max_items=16):
             letter, runs = _fixed(share, 2)
-            own.append((expect_str(letter, "letter"), _runs(runs, budget)))
+            own.append((expect_str(letter, "letter"), _runs(runs, budget, many)))
         inner: list[tuple[int | str, Limit]] = []
         for pair in expect_list(through, "limits", max_items=1 << 12):
             key, at = _fixed(pair, 2)
@@ -224,19 +247,30 @@ def _limit(row: Json, budget: list[int]) -> Limit:
     return made[-1]
 
 
-def _runs(value: Json, budget: list[int]) -> Runs:
-    found: list[tuple[int, int]] = []
+def _runs(value: Json, budget: list[int], many: bool) -> Runs:
+    found: list[tuple[Int, Int]] = []
     for run in expect_list(value, "runs", max_items=1 << 20):
-        lo, hi = (expect_int(end, "run") for end in _fixed(run, 2))
-        if lo >= hi or (found and lo == found[-1][1]):
-            raise FormatError(f"run {lo}:{hi}", wanted="maximal runs that are not empty")
+        lo, hi = (_end(end, many) for end in _fixed(run, 2))
         budget[0] -= 1
         if budget[0] < 0:
             raise LimitError(f"over {MAX_RUNS} runs of indices in one certificate")
+        if not isinstance(lo, int) or not isinstance(hi, int):
+            found.append((lo, hi))  # of what coordinates these are is not known here
+            continue
+        if lo >= hi or (found and lo == found[-1][1]):
+            raise FormatError(f"run {lo}:{hi}", wanted="maximal runs that are not empty")
         if hi > MAX_INDEX:
             raise LimitError(f"index {hi - 1}", wanted=f"at most {MAX_INDEX - 1}")
         found.append((lo, hi))
     return tuple(found)
+
+
+def _end(value: Json, many: bool) -> Int:
+    if many and isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise LimitError(f"an end of {len(value)} characters", wanted=f"at most {MAX_TEXT}")
+        return expr(value)
+    return expect_int(value, "run")
 
 
 def _fixed(row: Json, count: int) -> list[Json]:

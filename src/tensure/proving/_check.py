@@ -13,7 +13,7 @@ from typing import Final
 
 from tensure.bundle import Plan, plan_digest
 from tensure.errors import FormatError, LimitError, TensureError
-from tensure.program import Program, digest, evaluate
+from tensure.program import Program, Undecided, digest, evaluate
 
 from ._certificate import read_certificate
 from ._check_sums import Refused, need
@@ -63,6 +63,8 @@ def check_certificate(certificate: bytes, plan: Plan, program: Program) -> Check
         return CheckReport(False, str(refused), count)
     except (LimitError, FormatError):
         raise
+    except Undecided as undecided:
+        return CheckReport(False, f"ranks taken together would differ: {undecided}", count)
     except (TensureError, *_BROKEN) as error:
         return CheckReport(False, f"a step that cannot be taken: {error}", count)
     span = "; ".join(f"{key}: {_span(program, key, n)}" for key, n in covered.items())

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from tensure.errors import LimitError
+from tensure.program import Affine, Undecided
 
 MAX_LISTED: Final = 1 << 22
 """Members of one Index that are looked at one by one, and runs that one is made of."""
@@ -47,7 +48,10 @@ class Index:
         return self._count
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Index) and self.runs == other.runs)
+        # Of many places, the same at each is what the same expressions are; the hash keeps others out.
+        return self is other or (
+            isinstance(other, Index) and self._hash == other._hash and self.runs == other.runs
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -61,6 +65,11 @@ class Index:
         Raises:
             LimitError: a step other than 1 that takes over 2^22 of them.
         """
+        if part.step in (None, 1) and any(isinstance(end, Affine) for end in (part.start, part.stop)):
+            ends = (0 if part.start is None else part.start, self._count if part.stop is None else part.stop)
+            if not (0 <= ends[0] < ends[1] <= self._count):
+                raise LimitError("a slice of many places that is not inside at each")
+            return self.select(Index((ends,)))
         spots = range(self._count)[part]
         if spots.step == 1:
             return self.select(Index(((spots.start, spots.stop),)) if spots else EMPTY)
@@ -95,7 +104,9 @@ class Index:
 
     def is_whole(self, size: int) -> bool:
         """Every index of a dim of this size, in order."""
-        return self.runs == ((0, size),) if size else not self.runs
+        if not size:
+            return not self.runs
+        return self._count == size and self.runs == ((0, size),)
 
     def reorders(self, other: Index) -> bool:
         """The members of another in any order, in both each of them once."""
@@ -116,7 +127,9 @@ class Index:
 
     def shifted(self, by: int) -> Index:
         """Every member more by a number."""
-        return Index(tuple((start + by, stop + by) for start, stop in self.runs)) if by else self
+        if isinstance(by, int) and by == 0:
+            return self
+        return Index(tuple((start + by, stop + by) for start, stop in self.runs))
 
     def select(self, positions: Index) -> Index:
         """The members at these positions.
@@ -143,9 +156,18 @@ class Index:
         return joined(made)
 
     def within(self, outer: Index) -> Index | None:
-        """The positions in another of its members; None where one is missing or stands there twice."""
+        """The positions in another of its members; None where one is missing or stands there twice.
+
+        Of many places, None too where at some it is inside and at others not.
+        """
         if self == outer:
             return all_of(self._count)
+        try:
+            return self._within(outer)
+        except Undecided:
+            return None
+
+    def _within(self, outer: Index) -> Index | None:
         if not outer.distinct:
             return None
         placed, passed = list[tuple[int, int, int]](), 0
@@ -173,7 +195,7 @@ class Index:
         """
         if self._count > MAX_LISTED:
             raise LimitError(f"{self._count} indices of a dim, one by one", wanted=f"at most {MAX_LISTED}")
-        return [member for start, stop in self.runs for member in range(start, stop)]
+        return [start + at for start, stop in self.runs for at in range(stop - start)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +234,7 @@ def joined(runs: Iterable[Run]) -> Index:
 
 def index_of(members: Sequence[int]) -> Index:
     """An Index from its members."""
-    if len(members) < 64:  # numpy costs more than it saves
+    if len(members) < 64 or isinstance(members[0], Affine):  # numpy costs more, and knows integers
         return joined((member, member + 1) for member in members)
     array = np.asarray(members, dtype=np.int64)
     breaks = np.flatnonzero(np.diff(array) != 1) + 1
@@ -264,7 +286,7 @@ def unflattened(flat: Index, shape: Sequence[int]) -> tuple[Index, ...] | None:
         return None
     made: list[Index] = []
     for size in reversed(shape):
-        if all(start % size == 0 == stop % size for start, stop in flat.runs):
+        if all((stop - start) % size == 0 and start % size == 0 for start, stop in flat.runs):
             made.append(all_of(size))
             flat = Index(tuple((start // size, stop // size) for start, stop in flat.runs))
             continue

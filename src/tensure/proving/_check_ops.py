@@ -215,7 +215,7 @@ def follows(p: Piece) -> Fraction | None:
     if p.op not in AWARE and any(isinstance(index, Anywhere) for part in p.parts for index in part or ()):
         # What only repeats stands anywhere: at the start, or where the result or another operand does.
         places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, Index)}
-        stood = (_standing(p, place) for place in (EMPTY, *sorted(places, key=lambda index: index.runs)))
+        stood = (_standing(p, place) for place in (EMPTY, *sorted(places, key=repr)))
         tries = (follows(piece) for piece in stood if _inside(piece))
         return next((found for found in tries if found is not None), None)
     if p.op in MOVES:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from tensure.program import Cat, Op, Ref
+from tensure.program import Cat, Name, Op, Ref
 
 from ._check_conditional import conditional
 from ._check_elements import alike, written
@@ -269,6 +269,22 @@ class CheckSteps(CheckValues):
         if op == "all_reduce":
             return [flat] * len(members)
         return self._split(flat, attrs["dim"] % rank, len(members))
+
+    def joins(self, op: str, attrs: dict[str, Any], members: list[Rel]) -> list[tuple[list[Rel], int]] | None:
+        """For collectives that join: whose parts each member gets, and along which dim."""
+        known = [member for member in members if member is not None]
+        if op not in ("all_gather", "all_to_all") or len(known) < len(members):
+            return None
+        rank = len(known[0][0][2])
+        if op == "all_gather":
+            return [(members, attrs["dim"] % rank)] * len(members)
+        pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+        return [([piece[to] for piece in pieces], attrs["cat"] % rank) for to in range(len(members))]
+
+    def is_join(self, parts: list[Rel], dim: int, claim: tuple[Term, ...]) -> bool:
+        """Is a claim what tensors one after another are?"""
+        args = tuple(Ref(Name("part")) for _ in parts)
+        return self.follows(Op("cat", args, (), (("dim", dim),)), list(parts), 0, claim)
 
     def together(self, parts: list[Any], dim: int) -> Rel:
         """Tensors one after another: parts of one value, or a value joined of parts."""

@@ -7,10 +7,12 @@ whole is decided between the ends of the slices, index by index alike. Written a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, NoReturn, TypeAlias
+
+from tensure.program import Affine
 
 from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
@@ -51,6 +53,8 @@ class CheckSums:
         self.defs: list[Def] = []
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
+        self.families: dict[int, frozenset[str]] = {}
+        """The axes along which a class is another value at every place, if there are any."""
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
@@ -144,17 +148,19 @@ class CheckSums:
 
     def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
         """Do addends (and wholes, and multiples) of one value add up to zero?"""
+        merged: dict[Limit, Fraction] = {}
+        for coef, limit in items:
+            merged[limit] = merged.get(limit, Fraction(0)) + coef
+        items = [(coef, limit) for limit, coef in merged.items() if coef]
+        if not items:
+            return True
         letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
         if letters:
             letter = min(letters)
             held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
             seen: set[tuple[bool, ...]] = set()
             size = self.extent(node, letter)
-            ends = {0, *(end for _, _, index in held if index for run in index.runs for end in run)}
-            for at in sorted(ends):  # between two ends every index is held by the same addends
-                if not 0 <= at < size:
-                    continue
-                there = tuple(index is None or index.holds(at) for _, _, index in held)
+            for there in _held_by([index for _, _, index in held], size):
                 if there not in seen:
                     seen.add(there)
                     left = [
@@ -275,6 +281,26 @@ def spread(shapes: Sequence[Shape]) -> Shape | None:
             return None
         found.append(sizes.pop() if sizes else 1)
     return tuple(found)
+
+
+def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, ...]]:
+    """By which of the parts an index is held, for every index of a letter (None holds all).
+
+    Between two ends every index is held by the same parts. Where the ends are those of many places and move
+    together, so does what is between them; an index outside of all is asked for, whether there is one or not.
+    """
+    ends = [end for part in parts if part is not None for run in part.runs for end in run]
+    moving: Any = next((end for end in ends if isinstance(end, Affine)), None)
+    if moving is None:
+        for at in sorted({0, *ends}):
+            if 0 <= at < size:
+                yield tuple(part is None or part.holds(at) for part in parts)
+        return
+    by: Any = moving - moving.constant
+    still = [None if part is None else part.shifted(-by) for part in parts]
+    yield tuple(part is None for part in parts)
+    for at in sorted({end - by for end in ends}):
+        yield tuple(part is None or part.holds(at) for part in still)
 
 
 def _slice(limit: Limit, letter: str) -> Index | None:

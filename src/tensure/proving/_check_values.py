@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tensure.program import Op, Program, expand, leaves, rational
+from tensure.program import Op, Program, axes_in, expand, leaves, rational
 
 from ._check_conditional import range_of
 from ._check_constants import constant, targets_of
@@ -39,6 +39,7 @@ from ._check_sums import (
     times,
 )
 
+NO_AXES: Final[frozenset[str]] = frozenset()
 MAX_DIM: Final = 1 << 48
 """Indices of one dim of a value."""
 
@@ -576,9 +577,22 @@ class CheckValues(CheckSums):
     def _put(self, item: Def, key: Any = None) -> int:
         key = key or (item.op, repr(sorted(item.attrs.items())), item.operands, item.out)
         if key not in self._keys:
-            self._keys[key] = len(self.defs)
+            node = self._keys[key] = len(self.defs)
             self.defs.append(item)
+            axes = axes_in((item.attrs, item.shape)).union(
+                *(self.families.get(part, NO_AXES) for part in item.form or ()),
+                *(self._apart(part) for part in item.operands),
+            )
+            if axes:
+                self.families[node] = axes
         return self._keys[key]
+
+    def _apart(self, part: Any) -> frozenset[str]:
+        """The axes along which an operand is another at every place."""
+        if not is_part(part):
+            return NO_AXES
+        ends = [end for index in part[1] for run in index.runs for end in run]
+        return self.families.get(part[0], NO_AXES) | axes_in(ends)
 
 
 def _same(rel: Any) -> Rel:

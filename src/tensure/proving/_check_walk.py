@@ -9,16 +9,32 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from tensure.bundle import Plan, Rank, placed
-from tensure.program import Arg, Cat, Name, Op, Program, Ref, bind_entry, expand, leaves, state_pairs
+from tensure.bundle import Plan, Rank, placed_runs
+from tensure.program import (
+    Arg,
+    Cat,
+    Name,
+    Op,
+    Program,
+    Ref,
+    bind_entry,
+    coordinate,
+    evaluate,
+    expand,
+    leaves,
+    state_pairs,
+)
 
 from ._certificate import Invocation, Runs
-from ._check_index import Index, covers, index_of, selected
+from ._check_cells import CheckCells, rel_at
+from ._check_index import Index, covers, joined, selected
 from ._check_piece import Reg, whole
 from ._check_steps import CheckSteps
 from ._check_sums import ONE, Limit, Rel, Term, is_rel, need, refuse, size
+
+NOWHERE: Final[Mapping[str, Any]] = {}
 
 
 class Walk:
@@ -33,16 +49,22 @@ class Walk:
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
+        self.cells = CheckCells(plan, given.folded)
+        self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
+        self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
+        self.places = {rank: self.cells.places(rank) for rank in self.made}
+        by_name = {str(rank): env for rank, env in self.envs.items()}
+        need(len(by_name) == len(self.envs), "two ranks of one name")
+        unknown = {rank for rank, _ in given.locals} - by_name.keys()
+        need(not unknown, f"there is no rank {next(iter(unknown), None)}")
         self.claims: dict[tuple[str, str], tuple[Term, ...]] = {
-            key: tuple(self._term(*term) for term in terms) for key, terms in given.locals.items()
+            key: tuple(self._term(*term, by_name[key[0]]) for term in terms)
+            for key, terms in given.locals.items()
         }
         for key, rel in self.claims.items():
             need(len({size(reg) for _, _, reg, _ in rel}) == 1, f"{key} has terms of no or several shapes")
-        self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in plan.ranks()}
-        self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
-        self.places = {rank: self._place(rank) for rank in self.made}
         self.groups = dict[Any, tuple[Rank, ...]]()
-        self.sums, self.held = dict[Any, list[tuple[Rel, Rel]]](), dict[str, list[Reg]]()
+        self.sums, self.held = dict[Any, list[tuple[Rank, Any, Rel, Rel]]](), dict[str, set[Reg]]()
         self.reads, self.keeps = set[Any](), set[Any]()
 
     def run(self) -> None:
@@ -50,18 +72,16 @@ class Walk:
         bodies = {rank: self.plan.tracks[rank.track].bodies.get(self.entry, ()) for rank in self.made}
         self._take({rank: expand(self.plan.blocks, body, self.envs[rank]) for rank, body in bodies.items()})
         for members in self.sums.values():
-            same = all(want == members[0][1] for _, want in members)
-            flat = tuple(term for rel, _ in members for term in rel or ())
-            known = all(rel is not None for rel, _ in members)
-            need(
-                same and known and self.values.equal(flat, members[0][1]), "a sum of addends is not its claim"
-            )
+            total = members[0][3]
+            same = all(want == total for *_, want in members)
+            flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
+            need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
         for label in (
             *(str(name.ground(self.env)) for name in self.program.entry(self.entry).outputs),
             *self.pairs,
         ):
             shape = size(self._one(label)[2])
-            need(covers(self.held.get(label, []), shape), f"{label} is not covered")
+            need(covers(self.held.get(label, set()), shape), f"{label} is not covered")
         unused = set(self.claims) - {
             (str(rank), str(name)) for rank, table in self.made.items() for name in table
         }
@@ -95,7 +115,7 @@ class Walk:
             ends: Any = (
                 at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[to].axes)
             )
-            address = (Rank(to, ends), step.attr("key"))
+            address: Any = (Rank(to, ends), step.attr("key"))
             need(address[0] in self.made and address not in sent, f"{rank}: a send that cannot be")
             sent.add(address)
             (mail[address],) = self._operands(rank, step)
@@ -105,11 +125,8 @@ class Walk:
             if len(steps) < len(group) or any((s.op, s.outs) != (step.op, step.outs) for s in steps):
                 return ()
             need(all(s.attrs == step.attrs for s in steps), f"{rank}: {step.op} of several minds")
-            members = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
-            for member, result in zip(
-                group, self.values.met(step.op, dict(step.attrs), members), strict=True
-            ):
-                self._make(member, step.outs[0], partial(self.values.same, result))
+            operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
+            self._meet(group, step, operands)
             return group
         else:
             operands = self._operands(rank, step)
@@ -117,26 +134,52 @@ class Walk:
                 self._make(rank, out, partial(self.values.follows, step, operands, at))
         return (rank,)
 
+    def _meet(self, group: tuple[Rank, ...], step: Op, operands: list[Rel]) -> None:
+        """A collective of cells is one of all their ranks: what each gets is what its cell claims there."""
+        axes: Any = step.attr("axes")
+        members = sorted(
+            (
+                (spot, place, rank, None if rel is None else rel_at(rel, place, self.values.families))
+                for rank, rel in zip(group, operands, strict=True)
+                for spot, place in self.cells.spots(rank, axes)
+            ),
+            key=lambda member: member[0],
+        )
+        parts = [rel for *_, rel in members]
+        results = self.values.met(step.op, dict(step.attrs), parts)
+        joins: Any = self.values.joins(step.op, dict(step.attrs), parts) or [None] * len(parts)
+        due: dict[Rank, list[tuple[dict[str, int], Rel, Any]]] = {}
+        for (_, place, rank, _), result, join in zip(members, results, joins, strict=True):
+            due.setdefault(rank, []).append((place, result, join))
+        for rank, rows in due.items():
+            self._make(rank, step.outs[0], partial(self._everywhere, rows))
+
+    def _everywhere(self, rows: list[tuple[dict[str, int], Rel, Any]], claim: tuple[Term, ...]) -> bool:
+        seen: dict[Any, bool] = {}  # most places get the same
+        for place, result, join in rows:
+            want = rel_at(claim, place, self.values.families)
+            if (want, id(result)) not in seen:
+                seen[want, id(result)] = self.values.same(want, result) or (
+                    join is not None and self.values.is_join(join[0], join[1], want)
+                )
+            if not seen[want, id(result)]:
+                return False
+        return True
+
+    def _addends(self, rank: Rank, over: frozenset[str], rel: Rel) -> Iterator[Term]:
+        """What every rank of a cell adds to a sum over some axes."""
+        if rel is None:
+            refuse("an addend of which nothing is known")
+        for _, place in self.cells.spots(rank, sorted(over)):
+            yield from rel_at(rel, place, self.values.families)
+
     def _group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         """All ranks that stand where this one does along the other axes, one at each place, in mesh order."""
         over, own = step.attr("axes"), self.places[rank]
         need(isinstance(over, tuple) and set(over) <= own.keys(), f"{rank}: {step.op} over {over}")
         axes: Any = over
         if (rank, axes) not in self.groups:
-            track = self.plan.tracks[rank.track]
-            alone = set(axes) <= set(track.axes) - {axis for axis, _, _ in track.spans}
-            spots = dict[tuple[int, ...], Rank]()
-            for other in self.plan.ranks(rank.track if alone else None):
-                place = self.places[other]
-                if any(place.get(axis, own[axis]) != own[axis] for axis in own if axis not in axes):
-                    continue
-                need(place.keys() == own.keys(), f"{rank}: is {other} a member of {step.op} over {axes}?")
-                at = tuple(place[axis] for axis in self.plan.mesh if axis in axes)
-                need(at not in spots, f"{rank}: two members of {step.op} at one place")
-                spots[at] = other
-            every = itertools.product(*(range(n) for axis, n in self.plan.mesh.items() if axis in axes))
-            need(sorted(spots) == list(every), f"{rank}: {step.op} over {axes} where a rank is missing")
-            group = tuple(spots[at] for at in sorted(spots))
+            group = self.cells.group(rank, axes, step.op)
             self.groups.update({(member, axes): group for member in group})
         return self.groups[rank, axes]
 
@@ -153,7 +196,7 @@ class Walk:
         by, node, outer, _ = self._one(label)
         reg = selected(outer, part)
         pinned: Limit = (
-            None if bound.over is None else (((bound.over[0], index_of(sorted(bound.over[1]))),), ())
+            None if bound.over is None else (((bound.over[0], joined(sorted(bound.over[1]))),), ())
         )
         need(self.values.sound(node, pinned), f"{rank}: {name} claims an addend there is not")
         want = ((bound.scale * by, node, self.values.spelled(node, reg), pinned),)
@@ -166,12 +209,14 @@ class Walk:
             index = tuple(
                 i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
             )
-            self.sums.setdefault((among or rank.track, at, name.base, index, label), []).append((claim, want))
+            key = (among or rank.track, at, name.base, index, label)
+            over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
+            self.sums.setdefault(key, []).append((rank, over, claim, want))
         else:
             need(self.values.same(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
         if bound.over is None and bound.scale and (plain or label not in self.pairs):
-            self.held.setdefault(label, []).append(part)
+            self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
         if label in self.pairs and bound.over is None and plain:
             self.keeps.add((rank, str(self.pairs[label]), part))
 
@@ -191,14 +236,9 @@ class Walk:
                 self.reads.add((rank, label, part))
         return self.made[rank][name]
 
-    def _place(self, rank: Rank) -> dict[str, int]:
-        track = self.plan.tracks[rank.track]
-        own = dict(zip(track.axes, rank.at, strict=True))
-        return {**own, **{key: at for key, at in track.fixed if key in self.plan.mesh}}
-
     def _bound(self, rank: Rank, name: Name) -> Any:
         local = self.plan.local(rank.track, name.base)
-        return placed(local, name, self.envs[rank]) if local is not None else None
+        return placed_runs(local, name, self.envs[rank]) if local is not None else None
 
     def _supplied(self, bound: Any) -> bool:
         return not bound.sum and bound.over is None and bound.scale == 1 and str(bound.of) in self.leaves
@@ -206,9 +246,9 @@ class Walk:
     def _part(self, bound: Any) -> Reg:
         need(str(bound.of) in self.values.names, f"the program never makes {bound.of}")
         shape = size(self._one(str(bound.of))[2])
-        inside = all(dim < len(shape) and (not at or max(at) < shape[dim]) for dim, at in bound.dims.items())
+        held = {dim: Index(runs) for dim, runs in bound.dims.items()}
+        inside = all(dim < len(shape) and at.stop <= shape[dim] for dim, at in held.items())
         need(inside, f"a part of {bound.of} that does not exist")
-        held = {dim: index_of(at) for dim, at in bound.dims.items()}
         return tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
 
     def _one(self, label: str) -> Term:
@@ -222,7 +262,10 @@ class Walk:
         for item in given.values:
             need(item.label.startswith("$") and item.label not in self.values.names, f"{item.label} again")
             attrs: Any = tuple(item.attrs.items())
-            operands = [self._part_of(part) for part in item.operands]
+            for axis, lo, hi in item.where:
+                need(axis in given.folded and 0 <= lo < hi, f"{item.label} along {axis[:40]} at {lo}:{hi}")
+            env = {axis: coordinate(axis, lo, hi) for axis, lo, hi in item.where}
+            operands = [self._part_of(part, env) for part in item.operands]
             rel: Rel
             if item.op == "+":
                 rel = self.values.gathered(tuple(part[0] for part in operands if is_rel(part)))
@@ -241,33 +284,39 @@ class Walk:
     def _is_whole(self, rel: Rel) -> bool:
         return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
 
-    def _part_of(self, part: Any) -> Any:
+    def _part_of(self, part: Any, env: Mapping[str, Any]) -> Any:
         if part is None:
             return None
-        return (self._term(*part),) if len(part) == 4 else _number(*part)
+        if len(part) == 4:
+            coef, label, dims, limit = part
+            return (self._term(coef, label, dims, limit, env),)
+        return _number(*part)
 
-    def _term(self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any) -> Term:
-        reg = tuple(map(Index, dims))
+    def _term(
+        self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
+    ) -> Term:
+        """A term; `env` says which coordinates the ends of its runs may name."""
+        reg = tuple(_index(runs, env) for runs in dims)
         by, node, outer, _ = self._one(label)
         item = self.values.defs[node]
         inside = len(reg) == len(item.shape) and all(
             dim in item.free or at.stop <= n for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
         )
         need(self.values.is_whole(node, outer) and inside, f"{label} has no such part")
-        found = self._limit(limit)
+        found = self._limit(limit, env)
         need(self.values.sound(node, found), f"{label} has no such addend")
         return coef * by, node, self.values.spelled(node, reg), found
 
-    def _limit(self, limit: Any) -> Limit:
+    def _limit(self, limit: Any, env: Mapping[str, Any]) -> Limit:
         """A limit with the parts of sums by class."""
         if limit is None:
             return None
         through = [
-            (self._one(key)[1] if isinstance(key, str) else key, self._limit(inner))
+            (self._one(key)[1] if isinstance(key, str) else key, self._limit(inner, env))
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {self._letter(letter): Index(runs) for letter, runs in limit[0]}
+        shares = {self._letter(letter): _index(runs, env) for letter, runs in limit[0]}
         need(len(shares) == len(limit[0]), "a letter twice")
         return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
             sorted(through, key=lambda pair: pair[0])
@@ -294,7 +343,7 @@ class Walk:
         if isinstance(arg, Ref):
             rel = get(arg)
             for dim, lo, hi in arg.box:
-                part = slice(int(str(lo)), int(str(hi)))
+                part = slice(lo, hi)
                 if rel is not None:
                     cut = tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), s) for c, n, r, s in rel)
                     rel = self.values.tidy(cut)
@@ -302,6 +351,14 @@ class Walk:
         if isinstance(arg, Cat):
             return self.values.together([self._operand(part, get) for part in arg.parts], arg.dim)
         return arg
+
+
+def _index(runs: Runs, env: Mapping[str, Any]) -> Index:
+    """Runs with their ends where the coordinates are; spelled as they must be at every place."""
+    ends = [(evaluate(lo, env), evaluate(hi, env)) for lo, hi in runs]
+    for at, (lo, hi) in enumerate(ends):
+        need(0 <= lo < hi and (not at or lo != ends[at - 1][1]), "runs that are empty, or one run as two")
+    return Index(tuple(ends))
 
 
 def _number(kind: str, text: str) -> Any:

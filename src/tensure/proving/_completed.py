@@ -6,10 +6,12 @@ the certificate's form and no rules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 from tensure.bundle import Json
+from tensure.program import Affine, Whole, axes_in
 
 from ._flow import Flow
 from ._index import Region
@@ -74,7 +76,7 @@ class _Writer:
                 if named is None or named[1] != 1:
                     return None
                 letter = f"?{named[0]}"
-            shares.append([letter, [list(run) for run in share.index]])
+            shares.append([letter, [[_end(end) for end in run] for run in share.index]])
         rows.append([shares, through])
         return len(rows) - 1
 
@@ -101,6 +103,9 @@ class _Writer:
     def _define(self, node: int) -> None:
         value = self._logical.values[node]
         items: list[Json] = []
+        if axes_in((value.given, value.type.shape)):  # of another kind at every place
+            self._labels[node] = None
+            return
         for operand in value.operands:
             if isinstance(operand, tuple) and is_part(operand):
                 at, region, coef = operand
@@ -113,8 +118,23 @@ class _Writer:
         given: list[Json] = [[key, _attr(part)] for key, part in sorted(value.given.items())]
         label = f"${len(self.definitions)}"
         shape: list[Json] = [int(size) for size in value.type.shape]
-        self.definitions.append([label, value.op, given, items, value.out, shape, value.type.dtype])
+        where: list[Json] = [[axis, lo, hi] for axis, lo, hi in sorted(_bounds(value.operands))]
+        self.definitions.append([label, value.op, given, items, value.out, shape, value.type.dtype, where])
         self._labels[node] = (label, ONE)
+
+
+def _bounds(operands: Sequence[object]) -> set[tuple[str, int, int]]:
+    """Which places along which axes the parts of many places are of."""
+    return {
+        (axis, lo, hi)
+        for operand in operands
+        if isinstance(operand, tuple) and is_part(operand)
+        for index in operand[1]
+        for run in index
+        for end in run
+        if isinstance(end, Affine)
+        for axis, lo, hi, _ in end.terms
+    }
 
 
 def _number(operand: object) -> Json:
@@ -133,7 +153,11 @@ def _attr(value: Any) -> Json:
 
 
 def _region(region: Region) -> list[Json]:
-    return [[list(run) for run in index] for index in region]
+    return [[[_end(end) for end in run] for run in index] for index in region]
+
+
+def _end(end: Whole) -> Json:
+    return str(end) if isinstance(end, Affine) else end
 
 
 def _fraction(value: Fraction) -> str:

@@ -7,18 +7,21 @@ is judged on its own. Deciding a doubt is for the field and for a concrete repla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tensure.bundle import Placed, Plan, PlanMachine, Rank, coordinates, sum_group
-from tensure.errors import LimitError, RecordError, TensureError
+from tensure.bundle import Placed, PlacedRuns, Plan, PlanMachine, Rank, coordinates, placed_runs, sum_group
+from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import (
+    Affine,
     Arg,
     Name,
     Op,
     Program,
     TensorType,
+    Undecided,
+    axes_in,
     expand,
     infer_collective,
     infer_step,
@@ -27,15 +30,17 @@ from tensure.program import (
     where,
 )
 
+from ._cells import Cells, Place, as_one, at_one, region_at
+from ._cone import Asked, Trail
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
-from ._index import Region, covers, index_of, length, select, shape_of, whole
+from ._index import Region, covers, length, select, shape_of, whole
 from ._limit import Share, limited, share_of
 from ._logical import Logical
 from ._relation import ONE, Relation, Term, describe, total
 from ._steps import Held
 from ._suspects import Made, Suspect, suspect
-from ._values import FLOATS, is_part
+from ._values import FLOATS, NO_AXES, is_part
 
 MAX_LOCALS: Final = 1 << 20
 MAX_SUSPECTS: Final = 64
@@ -73,7 +78,10 @@ class Flow:
         keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
         supplied: locals taken from inputs, weights and before-states, by rank.
         ended: whether every rank came to its end.
+        halted: whether they were stopped by a step that cannot be taken, or by waiting for one another.
         suspects: for doubts, by rank and local as they are printed, the first step that went astray.
+        asked: the claims in doubt, for a replay.
+        trail: how locals came to be.
     """
 
     logical: Logical
@@ -84,27 +92,41 @@ class Flow:
     keeps: frozenset[StatePart]
     supplied: Mapping[Rank, frozenset[Name]]
     ended: bool
+    halted: bool
     suspects: Mapping[tuple[str, str], Suspect]
+    asked: Sequence[Asked]
+    trail: Trail
 
 
-def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, targets: bool = False) -> Flow:
+def flow(
+    plan: Plan,
+    program: Program,
+    entry: str,
+    env: Mapping[str, int],
+    *,
+    targets: bool = False,
+    folded: frozenset[str] = NO_AXES,
+) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
 
     Args:
         targets: assume that no class of a mean loss is the one to be ignored.
+        folded: mesh axes along which ranks are taken together.
 
     Raises:
         TensureError: the Program itself cannot be expanded or typed.
+        Undecided: ranks taken together would have to be taken apart; says along which axes.
     """
-    machine = _Relations(plan, program, entry, env, Logical(program, entry, env, targets=targets))
-    ended = True
+    logical = Logical(program, entry, env, targets=targets)
+    machine = _Relations(plan, program, entry, env, logical, Cells(plan, folded))
+    ended, halted = True, False
     try:
         machine.go()
     except LimitError:
         raise
     except TensureError as error:
         machine.stuck(error)
-        ended = False
+        ended, halted = False, isinstance(error, (EvaluationError, RecordError))
     if ended:
         machine.close()
     doubts = tuple(sorted(machine.doubts, key=lambda doubt: doubt.order))
@@ -119,31 +141,65 @@ def flow(plan: Plan, program: Program, entry: str, env: Mapping[str, int], *, ta
     reads, keeps = machine.states()
     supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
     suspects = machine.suspects(relations)
-    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended, suspects)
+    return Flow(
+        machine.logical,
+        relations,
+        types,
+        doubts,
+        reads,
+        keeps,
+        supplied,
+        ended,
+        halted,
+        suspects,
+        machine.asked,
+        machine,
+    )
 
 
 class _Relations(PlanMachine[Held]):
     """Relations as values."""
 
     def __init__(
-        self, plan: Plan, program: Program, entry: str, env: Mapping[str, int], logical: Logical
+        self,
+        plan: Plan,
+        program: Program,
+        entry: str,
+        env: Mapping[str, int],
+        logical: Logical,
+        cells: Cells,
     ) -> None:
-        super().__init__(plan, program, entry, env)
-        self.logical = logical
+        super().__init__(plan, program, entry, env, cells.ranks)
+        self.logical, self.cells = logical, cells
+        self._envs = {rank: super(_Relations, self).env_of(rank) for rank in cells.ranks}
+        self._claims: dict[tuple[Rank, Name], PlacedRuns | None] = {}
         self.doubts: list[Doubt] = []
         self.current: dict[Rank, Op | None] = {}
         self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
-        self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, Placed, Held]]] = {}
+        self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, PlacedRuns, Held]]] = {}
         self._streams: dict[Rank, Iterator[Op]] = {}
         self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
         self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._sent: dict[tuple[Rank, Name], tuple[Rank, Op]] = {}
+        self.asked: list[Asked] = []
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
 
+    def env_of(self, rank: Rank) -> dict[str, int]:
+        return self._envs[rank]
+
+    def claim(self, rank: Rank, name: Name) -> PlacedRuns | None:  # type: ignore[override]
+        key = (rank, name)
+        if key not in self._claims:
+            local = self.plan.local(rank.track, name.base)
+            self._claims[key] = None if local is None else placed_runs(local, name, self._envs[rank])
+        return self._claims[key]
+
     # what a value is ---------------------------------------------------------------------------------
 
-    def leaf(self, rank: Rank, name: Name, claim: Placed) -> Held:
+    def leaf(self, rank: Rank, name: Name, claim: Placed | PlacedRuns) -> Held:
+        assert isinstance(claim, PlacedRuns)
         relation = self.claimed(claim)
         whole = self.leaves[str(claim.of)]
         return Held(TensorType(relation.shape, whole.dtype), relation)
@@ -179,6 +235,8 @@ class _Relations(PlanMachine[Held]):
         if want is None:
             return
         if not self.logical.same(value.relation, want):
+            order, _ = self._order[rank, name]
+            self.asked.append(Asked(order, rank, name, ((rank, name),), NO_AXES, want))
             self._doubt(rank, name, want, f"it comes out as {self._words(value.relation)}")
             self._doubted[rank, name] = value.relation
             if shape_of(want.terms[0].region) != value.type.shape:
@@ -191,7 +249,7 @@ class _Relations(PlanMachine[Held]):
     def go(self) -> None:
         self._streams = {
             rank: self._watched(rank, expand(self.plan.blocks, self.body(rank), self.env_of(rank)))
-            for rank in self.plan.ranks()
+            for rank in self.ranks
         }
         walk(self._streams, self)
 
@@ -216,6 +274,7 @@ class _Relations(PlanMachine[Held]):
         sender, sent = self._mail.pop((rank, step.attr("key")), (rank, step))
         for out in step.outs:
             self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
+            self._sent[rank, out] = (sender, sent)
         super().recv(rank, step, payload)
 
     def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
@@ -223,11 +282,58 @@ class _Relations(PlanMachine[Held]):
         reads = tuple((rank, ref.name) for rank, own in steps for ref in own.reads())
         for rank, own in steps:
             self._reads.update(((rank, out), reads) for out in own.outs)
-        super().collective(step, payloads)
+        axes: Any = step.attr("axes")
+        if self.cells.folded.isdisjoint(axes):
+            super().collective(step, payloads)
+            return
+        members = self._members(payloads, axes)
+        made = self.meet(step, [held for _, _, held in members])
+        results: dict[Rank, list[tuple[Place, Held]]] = {}
+        for (place, rank, _), held in zip(members, made, strict=True):
+            results.setdefault(rank, []).append((place, held))
+        for rank, rows in results.items():
+            self._make(rank, step, [self._together(rank, rows, axes)])
+
+    def _members(self, payloads: Mapping[Rank, Held], axes: Any) -> list[tuple[Place, Rank, Held]]:
+        """Every member's own, in mesh order."""
+        families = self.logical.families
+        members = [
+            (place, rank, Held(held.type, at_one(held.relation, dict(place), families)))
+            for rank, held in payloads.items()
+            for place in self.cells.places(rank, axes)
+        ]
+        return sorted(members, key=lambda member: member[0])
+
+    def _together(self, rank: Rank, rows: list[tuple[Place, Held]], axes: Any) -> Held:
+        first = rows[0][1]
+        if any(held.type != first.type for _, held in rows):
+            raise Undecided("the type of what comes out", self.cells.folded & set(axes))
+        boxes = self.cells.boxes(rank, axes)
+        return Held(first.type, as_one([(place, held.relation) for place, held in rows], boxes))
+
+    def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
+        return self.cells.group(rank, step.attr("axes"))
 
     def contribute(self, rank: Rank, step: Op) -> Any:
         self._at = (rank, step)
         return super().contribute(rank, step)
+
+    # what a replay asks ------------------------------------------------------------------------------
+
+    def made_by(self, rank: Rank, name: Name) -> Op | None:
+        return self._order[rank, name][1] if name in self.made[rank] else None
+
+    def sent_by(self, rank: Rank, name: Name) -> tuple[Rank, Op]:
+        return self._sent[rank, name]
+
+    def reads_of(self, rank: Rank, name: Name) -> Sequence[tuple[Rank, Name]]:
+        return self._reads.get((rank, name), ())
+
+    def in_order(self) -> Iterator[tuple[Rank, Name]]:
+        return iter(self._order)
+
+    def relation(self, rank: Rank, name: Name) -> Relation:
+        return (self.made[rank].get(name) or self.given[rank][name]).relation
 
     # claims ------------------------------------------------------------------------------------------
 
@@ -260,7 +366,7 @@ class _Relations(PlanMachine[Held]):
     def _is_known(self, relation: Relation) -> bool:
         return all(term.node in self.logical.labels for term in relation.terms)
 
-    def claimed(self, claim: Placed) -> Relation:
+    def claimed(self, claim: PlacedRuns) -> Relation:
         """A claim as a relation.
 
         Raises:
@@ -271,18 +377,18 @@ class _Relations(PlanMachine[Held]):
             raise RecordError(f"the program never makes {claim.of}")
         (term,) = whole.relation.terms
         region = list(term.region)
-        for dim, indices in claim.dims.items():
-            if dim >= len(region) or (indices and max(indices) >= length(region[dim])):
+        for dim, runs in claim.dims.items():
+            if dim >= len(region) or any(stop > length(region[dim]) for _, stop in runs):
                 raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
-            region[dim] = select(region[dim], index_of(indices))
+            region[dim] = select(region[dim], runs)
         shares: list[Share] = []
         if claim.over is not None:
-            share = share_of(claim.over[0], self._extent(term.node, claim), index_of(claim.over[1]))
+            share = share_of(claim.over[0], self._extent(term.node, claim), claim.over[1])
             shares = [share] if share is not None else []
         spelled = self.logical.spelled(term.node, tuple(region))
         return Relation((Term(term.node, spelled, claim.scale * term.coef, limited(shares, ())),))
 
-    def _extent(self, node: int, claim: Placed) -> int:
+    def _extent(self, node: int, claim: PlacedRuns) -> int:
         """The size of the contracted letter an addend is cut along."""
         value = self.logical.values[node]
         shapes = [shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and is_part(item)]
@@ -328,12 +434,15 @@ class _Relations(PlanMachine[Held]):
             want = self._want(rank, name, claim)
             if want is None:
                 continue
-            summed = total((ONE, held.relation) for *_, held in members)
+            summed = total((ONE, relation) for relation in self._addends(members))
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
             elif summed is None or not self._is_sum(summed, want):
                 found = "nothing" if summed is None else self._words(summed)
                 self._doubt(rank, name, want, f"the addends sum to {found}")
+                over = self.cells.folded.intersection(claim.sum)
+                places = tuple((r, n) for r, n, _, _ in members)
+                self.asked.append(Asked(self._order[rank, name][0], rank, name, places, over, want))
         entry = self.program.entry(self.entry)
         outputs = [str(name.ground(self.env)) for name in entry.outputs]
         afters = [str(after) for _, after in state_pairs(entry, self.env)]
@@ -342,6 +451,13 @@ class _Relations(PlanMachine[Held]):
             held = self._held(set(labels), sums=sums)
             for label in labels:
                 self._covered(label, held, what)
+
+    def _addends(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Iterator[Relation]:
+        """Of every rank that a sum runs over."""
+        for rank, _, claim, held in members:
+            axes = self.cells.folded.intersection(claim.sum)
+            for place in self.cells.places(rank, axes) if axes else ((),):
+                yield at_one(held.relation, dict(place), self.logical.families)
 
     def _is_sum(self, summed: Relation, want: Relation) -> bool:
         """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
@@ -352,6 +468,8 @@ class _Relations(PlanMachine[Held]):
         pairs = {
             str(after): str(before) for before, after in state_pairs(self.program.entry(self.entry), self.env)
         }
+        if pairs and self.cells.folded:
+            raise Undecided("what a rank keeps from one run to the next", self.cells.folded)
         reads: set[StatePart] = set()
         keeps: set[StatePart] = set()
         for rank, made in self.made.items():
@@ -373,7 +491,7 @@ class _Relations(PlanMachine[Held]):
                 return self.logical.names[str(claim.of)].relation
         return None
 
-    def _want(self, rank: Rank, name: Name, claim: Placed) -> Relation | None:
+    def _want(self, rank: Rank, name: Name, claim: PlacedRuns) -> Relation | None:
         try:
             return self.claimed(claim)
         except RecordError as error:
@@ -407,19 +525,26 @@ class _Relations(PlanMachine[Held]):
                     continue
                 want = self._part(claim)
                 if want is not None:
-                    held.setdefault(str(claim.of), []).append(want)
-        return held
+                    held.setdefault(str(claim.of), []).extend(self._everywhere(rank, want))
+        return {label: list(dict.fromkeys(parts)) for label, parts in held.items()}
 
-    def _part(self, claim: Placed) -> Region | None:
+    def _everywhere(self, rank: Rank, part: Region) -> Iterator[Region]:
+        """A part of many places as the part at each."""
+        axes = axes_in(part)
+        for place in self.cells.places(rank, axes) if axes else ((),):
+            yield region_at(part, dict(place))
+
+    def _part(self, claim: PlacedRuns) -> Region | None:
         found = self.logical.names.get(str(claim.of))
         if found is None:
             return None
         shape = found.type.shape
-        if any(dim >= len(shape) or (at and max(at) >= shape[dim]) for dim, at in claim.dims.items()):
+        if any(
+            dim >= len(shape) or any(stop > shape[dim] for _, stop in runs)
+            for dim, runs in claim.dims.items()
+        ):
             return None
-        return tuple(
-            index_of(claim.dims[dim]) if dim in claim.dims else whole(size) for dim, size in enumerate(shape)
-        )
+        return tuple(claim.dims[dim] if dim in claim.dims else whole(size) for dim, size in enumerate(shape))
 
     def _covered(self, label: str, held: Mapping[str, list[Region]], what: str) -> None:
         shape = self.logical.names[label].type.shape
@@ -504,7 +629,7 @@ class _Relations(PlanMachine[Held]):
         ends = (
             at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[track].axes)
         )
-        return Rank(track, tuple(part for part in ends if isinstance(part, int)))
+        return Rank(track, tuple(part for part in ends if isinstance(part, (int, Affine))))
 
     def _waiting(self) -> tuple[Rank, Op] | None:
         """In a deadlock: a receive that no step to come answers, or else the first rank that waits."""

@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tensure.program import Undecided, axes_in
+
 Index: TypeAlias = tuple[tuple[int, int], ...]
 """(start, stop) runs, in local order; no run is empty and no two neighbours could be one."""
 Region: TypeAlias = tuple[Index, ...]
@@ -63,7 +65,7 @@ def joined(parts: Iterable[Index]) -> Index:
 
 def index_of(values: Sequence[int]) -> Index:
     """An Index from its members."""
-    if len(values) < 64:  # numpy costs more than it saves
+    if len(values) < 64 or axes_in(tuple(values[:1])):  # numpy costs more than it saves, and knows integers
         return joined([tuple((value, value + 1) for value in values)])
     array = np.asarray(values, dtype=np.int64)
     breaks = np.flatnonzero(np.diff(array) != 1) + 1
@@ -74,7 +76,7 @@ def index_of(values: Sequence[int]) -> Index:
 
 def members(index: Index) -> list[int]:
     """The integers of an Index."""
-    return [value for start, stop in index for value in range(start, stop)]
+    return [start + at for start, stop in index for at in range(stop - start)]
 
 
 def cut(index: Index, lo: int, hi: int) -> Index:
@@ -87,6 +89,13 @@ def cut(index: Index, lo: int, hi: int) -> Index:
             runs.append((start + begin, start + end))
         passed += stop - start
     return joined([tuple(runs)])
+
+
+def clamped(start: int | None, end: int | None, size: int) -> tuple[int, int]:
+    """The positions a slice with step 1 takes, as Python has it."""
+    ends = (0 if start is None else start, size if end is None else end)
+    lo, hi = (min(max(at + size if at < 0 else at, 0), size) for at in ends)
+    return lo, max(lo, hi)
 
 
 def select(index: Index, positions: Index) -> Index:
@@ -102,9 +111,11 @@ def relative(index: Index, outer: Index) -> Index | None:
         return whole(length(outer))
     if len(outer) == 1:
         ((first, last),) = outer
-        if all(first <= start and stop <= last for start, stop in index):
-            return tuple((start - first, stop - first) for start, stop in index)
-        return None
+        try:
+            inside = all(first <= start and stop <= last for start, stop in index)
+        except Undecided:  # at some places only
+            return None
+        return tuple((start - first, stop - first) for start, stop in index) if inside else None
     where = {value: position for position, value in enumerate(members(outer))}
     if len(where) != length(outer):
         return None

@@ -8,19 +8,21 @@ value of the Program makes one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
 from tensure.errors import TensureError
 from tensure.program import (
+    Affine,
     Arg,
     Cat,
     Op,
     Program,
     Ref,
     TensorType,
+    axes_in,
     box_type,
     expand,
     infer_op,
@@ -105,14 +107,14 @@ class Logical(Pieces):
                 return held
             found = box_type(arg, held.type)
             for dim, lo, hi in arg.box:
-                assert isinstance(lo, int) and isinstance(hi, int)
+                assert isinstance(lo, (int, Affine)) and isinstance(hi, (int, Affine))
                 held = self.piece(held, dim, lo, hi)
             return Held(found, held.relation)
         if isinstance(arg, Cat):
             parts = [self.operand(part, get) for part in arg.parts]
             found = joined_type(arg, [type_of(part) for part in parts])
             return Held(found, self.join([part for part in parts if isinstance(part, Held)], arg.dim))
-        assert arg is None or isinstance(arg, (bool, int, float))
+        assert arg is None or isinstance(arg, (bool, int, float, Affine))
         return arg
 
     # steps -------------------------------------------------------------------------------------------
@@ -345,10 +347,7 @@ class Logical(Pieces):
         """Make the step's results values of their own: of whole operands if its rule then tells the part."""
         order = tuple(range(len(terms)))
         parts = [item for item in terms if isinstance(item, Term)]
-        if not call.own and any(not self.is_whole(item.node, item.region) for item in parts):
-            wholes = [
-                replace(t, region=self._all_of(t.node, t.region)) if isinstance(t, Term) else t for t in terms
-            ]
+        for wholes in () if call.own else self._wider(terms, parts):
             if call.step.op in ELEMENTWISE:
                 wholes = self._lengthened(wholes, terms)
             types = [
@@ -359,14 +358,25 @@ class Logical(Pieces):
             try:
                 found = infer_op(call.step.op, types, lifted)
             except TensureError:
-                found = []
-            if found:
-                node = self._put(replace(call, given=lifted), wholes, found)
-                derived = self._fits(call, terms, node)
-                if derived is not None:
-                    return node, derived, order
+                continue
+            node = self._put(replace(call, given=lifted), wholes, found)
+            derived = self._fits(call, terms, node)
+            if derived is not None:
+                return node, derived, order
         node = self._put(call, terms, call.types)
         return node, [Derived(whole_region(found.shape)) for found in call.types], order
+
+    def _wider(self, terms: list[Term | Number], parts: list[Term]) -> Iterator[list[Term | Number]]:
+        """Operands that these are parts of: whole, or whole along dims where each place has its own."""
+        if all(self.is_whole(item.node, item.region) for item in parts):
+            return
+        yield [replace(t, region=self._all_of(t.node, t.region)) if isinstance(t, Term) else t for t in terms]
+        if any(axes_in(item.region) for item in parts):
+            yield [replace(t, region=self._all_apart(t)) if isinstance(t, Term) else t for t in terms]
+
+    def _all_apart(self, term: Term) -> Region:
+        full = self._all_of(term.node, term.region)
+        return tuple(all_ if axes_in(index) else index for index, all_ in zip(term.region, full, strict=True))
 
     def _lengthened(self, wholes: list[Term | Number], parts: list[Term | Number]) -> list[Term | Number]:
         """What only repeats along a dim made as long there as its neighbour's whole."""

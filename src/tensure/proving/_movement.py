@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-import numpy as np
-
 from ._index import (
     Index,
     Region,
     Shape,
+    clamped,
     cut,
     index_of,
     joined,
@@ -31,7 +30,7 @@ Given: TypeAlias = dict[str, Any]
 Shapes: TypeAlias = Sequence[Shape | None]
 Parts: TypeAlias = Sequence[Region | None]
 MAX_GROUP: Final = 1 << 22
-"""Elements of one group of dims of a view that are looked at one by one."""
+"""Runs of elements of one group of dims of a view that are looked at one by one."""
 
 
 def view(local: Given, logical: Given, shapes: Shapes, parts: Parts, out: Shape) -> Region | None:
@@ -108,16 +107,63 @@ def groups(one: Shape, other: Shape) -> list[tuple[tuple[int, int], tuple[int, i
 def _regroup(part: Region, shape: Shape, out: Shape) -> Region | None:
     if part == whole_region(shape):
         return whole_region(out)
-    if math.prod(shape) > MAX_GROUP:
-        return None
-    flat = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-    held = flat[np.ix_(*(members(index) for index in part))].reshape(-1)
-    places = np.unravel_index(held, out) if out else ()
-    region = tuple(index_of(list(dict.fromkeys(place.tolist()))) for place in places)
-    again = np.arange(math.prod(out), dtype=np.int64).reshape(out)
-    if not np.array_equal(again[np.ix_(*(members(index) for index in region))].reshape(-1), held):
-        return None  # the part is no box of the new shape
-    return region
+    flat = _numbered(part, shape)
+    return None if flat is None else _boxed(flat, out)
+
+
+def _numbered(part: Region, shape: Shape) -> Index | None:
+    """The numbers of a part's elements in row-major order; None where they are too many runs."""
+    flat: Index = ((0, 1),)
+    for index, size in zip(part, shape, strict=True):
+        if index == whole(size):
+            flat = tuple((lo * size, hi * size) for lo, hi in flat)
+        elif length(flat) * len(index) > MAX_GROUP:
+            return None
+        else:
+            flat = joined(
+                tuple((row * size + lo, row * size + hi) for lo, hi in index) for row in members(flat)
+            )
+    return flat
+
+
+def _boxed(flat: Index, shape: Shape) -> Region | None:
+    """The part of a tensor whose elements have these numbers; None where they are no box of it."""
+    region: list[Index] = []
+    for size in reversed(shape):
+        if all(lo % size == 0 and hi % size == 0 for lo, hi in flat):
+            region.append(whole(size))
+            flat = tuple((lo // size, hi // size) for lo, hi in flat)
+            continue
+        row = flat[0][0] // size
+        first: list[tuple[int, int]] = []  # what stands in the first row, and so in every other
+        for lo, hi in flat:
+            if lo // size != row:
+                break
+            first.append((lo - row * size, min(hi - row * size, size)))
+            if hi > (row + 1) * size:
+                break
+        column = joined([tuple(first)])
+        starts = _every(flat, length(column))
+        if length(flat) % length(column) or len(starts) * len(column) > MAX_GROUP:
+            return None
+        rows = [start // size for start in starts]
+        if joined(tuple((r * size + lo, r * size + hi) for lo, hi in column) for r in rows) != flat:
+            return None
+        region.append(column)
+        flat = index_of(rows)
+    return tuple(reversed(region)) if flat == ((0, 1),) else None
+
+
+def _every(index: Index, width: int) -> list[int]:
+    """Every so many-th member, from the first on."""
+    found: list[int] = []
+    passed = wanted = 0
+    for lo, hi in index:
+        while wanted < passed + hi - lo:
+            found.append(lo + wanted - passed)
+            wanted += width
+        passed += hi - lo
+    return found
 
 
 def _sizes(size: Sequence[int], held: int) -> Shape | None:
@@ -241,12 +287,10 @@ def slice_of(local: Given, part: Region) -> Region | None:
     dim = local["dim"] % len(part)
     held = length(part[dim])
     start, end, step = local["start"], local["end"], local["step"]
-    places = range(held)[slice(start, end, step)]
-    index = (
-        cut(part[dim], places.start, places.stop)
-        if step == 1
-        else joined(cut(part[dim], at, at + 1) for at in places)
-    )
+    if step == 1:
+        index = cut(part[dim], *clamped(start, end, held))
+    else:
+        index = joined(cut(part[dim], at, at + 1) for at in range(held)[slice(start, end, step)])
     return (*part[:dim], index, *part[dim + 1 :])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._index import Index, shape_of
+from ._index import Index, clamped, shape_of
 from ._limit import Share, share_of
 from ._linear import exact
 from ._relation import Term
@@ -48,7 +48,7 @@ def _spot(
         if not isinstance(target, Term) or not _is_zero(values, target):
             return None
         dim = given["dim"] % len(shape)
-        start, stop, _ = slice(given["start"], given["end"]).indices(shape[dim])
+        start, stop = clamped(given["start"], given["end"], shape[dim])
         return (source, dim, start, stop) if isinstance(source, Term) else None
     if op == "cat":
         dim = given["dim"] % len(shape)
@@ -61,7 +61,7 @@ def _spot(
         return (part, dim, start, start + widths[at]) if isinstance(part, Term) else None
     if op == "slice_backward" and given["step"] == 1 and isinstance(terms[0], Term):
         dim = given["dim"] % len(shape)
-        start, stop, _ = slice(given["start"], given["end"]).indices(shape[dim])
+        start, stop = clamped(given["start"], given["end"], shape[dim])
         return terms[0], dim, start, stop
     if op == "constant_pad_nd" and exact(given["value"]) == 0 and isinstance(terms[0], Term):
         pads = list(zip(given["pad"][::2], given["pad"][1::2], strict=True))

@@ -23,6 +23,7 @@ from tensure.program import (
     For,
     Op,
     Program,
+    Undecided,
     bind_entry,
     corner_params,
     digest,
@@ -32,16 +33,18 @@ from tensure.program import (
     state_pairs,
 )
 
+from ._cells import unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
 from ._completed import completed
+from ._cone import Shown, Unreplayable, shown
 from ._field import Field
 from ._flow import Doubt, Flow, flow
-from ._replay import replay, storage_replay
+from ._replay import program_values, replay, storage_replay
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
-from ._tensors import Doubted, TensorVerdict, tensor_verdicts
+from ._tensors import Doubted, TensorVerdict, claimed_base, tensor_verdicts
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -73,7 +76,11 @@ class _Unit:
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    halted: bool
     suspects: Mapping[tuple[str, str], Suspect]
+    folded: tuple[str, ...]
+    shown: tuple[Shown, ...] | str
+    """Of a Plan of too many ranks: claims that a replay in part shows not to hold, or why there are none."""
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
 
@@ -82,13 +89,23 @@ class _Unit:
         return self.suspects.get((doubt.rank, doubt.local))
 
 
-def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = ACCEPT) -> ProofResult:
+def prove_plan(
+    plan: Plan,
+    program: Program,
+    *,
+    jobs: int = 1,
+    accept: float = ACCEPT,
+    fold: Sequence[str] | None = None,
+) -> ProofResult:
     """Two verdicts on a Plan for a Program: values and storage.
 
     Args:
-        plan: at most 256 ranks; folding more is not built yet.
+        plan: of over 256 ranks, those along mesh axes are taken together where what holds for one of
+            them is seen to hold for all (docs/decisions/0005).
         jobs: processes; the result is the same for any number.
         accept: the greatest error bound that is still called `probable`.
+        fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
+            256 ranks, and otherwise none.
 
     Raises:
         RecordError: the Plan is for another Program, or the Program is malformed.
@@ -99,16 +116,25 @@ def prove_plan(plan: Plan, program: Program, *, jobs: int = 1, accept: float = A
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
     digests = (digest(program), plan_digest(plan))
-    if plan.num_ranks() > MAX_RANKS:
-        reason = f"{plan.num_ranks()} ranks; over {MAX_RANKS} need folding, which is not built yet"
-        verdict = Verdict("unknown", "relations", reason=reason)
-        storage = Verdict("unknown", "byte tags", reason=reason)
-        return ProofResult(Proof(*digests, verdict, storage), None, plan, program)
+    if fold is None:
+        fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
+    if unknown := [axis for axis in fold if axis not in plan.mesh]:
+        raise RecordError(f"fold along {unknown[0]!r}", wanted=f"axes of the mesh: {', '.join(plan.mesh)}")
     invocations, open_entries = _invocations(program)
-    units = _walked(plan, program, invocations, jobs)
-    storage = _storage(plan, program, units)
     wrong: set[str] = set()
-    values, certificate = _values(plan, program, units, open_entries, accept, wrong)
+    units, certificate = list[_Unit](), None
+    values = Verdict("unknown", "relations", reason="no way to walk it was found")
+    for folded in unfolding(plan, fold):
+        try:
+            units = _walked(plan, program, invocations, jobs, folded)
+        except Undecided as undecided:
+            reason = f"ranks taken together differ: {undecided}"
+            values = values if units else Verdict("unknown", "relations", reason=reason)
+            continue
+        values, certificate = _values(plan, program, units, open_entries, accept, wrong)
+        if values.status in ("proved", "refuted"):
+            break
+    storage = _storage(plan, program, units)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
     return ProofResult(
         Proof(*digests, values, storage, named),
@@ -149,29 +175,32 @@ def _invocations(program: Program) -> tuple[list[tuple[str, dict[str, int]]], li
 
 
 def _walked(
-    plan: Plan, program: Program, invocations: Sequence[tuple[str, dict[str, int]]], jobs: int
+    plan: Plan,
+    program: Program,
+    invocations: Sequence[tuple[str, dict[str, int]]],
+    jobs: int,
+    folded: frozenset[str],
 ) -> list[_Unit]:
     if jobs <= 1 or len(invocations) <= 1:
-        return [_unit(plan, program, entry, params) for entry, params in invocations]
+        return [_unit(plan, program, entry, params, folded) for entry, params in invocations]
     texts = (format_plan(plan), format_program(program))
     with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
-        return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations))
+        return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations, itertools.repeat(folded)))
 
 
-def _unit_of_text(texts: tuple[str, str], invocation: tuple[str, dict[str, int]]) -> _Unit:
-    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation)
+def _unit_of_text(
+    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str]
+) -> _Unit:
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded)
 
 
-def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -> _Unit:
+def _unit(
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str]
+) -> _Unit:
     env = bind_entry(program, entry, params)
-    found: Flow = flow(plan, program, entry, env)
-    targets = False
-    if found.doubts and found.ended and _has_mean_loss(program):
-        counted = flow(plan, program, entry, env, targets=True)
-        if not counted.doubts:  # doubts are told without the assumption
-            found, targets = counted, True
+    found, targets = _flowed(plan, program, entry, env, folded)
     clashing = None
-    if plan.pools and found.ended and too_large(plan) is None:
+    if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         clashing = clash(plan, program, entry, env, found.types, found.supplied)
     return _Unit(
         entry,
@@ -182,9 +211,60 @@ def _unit(plan: Plan, program: Program, entry: str, params: Mapping[str, int]) -
         _plain(found.keeps),
         clashing,
         found.ended,
+        found.halted,
         dict(found.suspects),
+        tuple(axis for axis in plan.mesh if axis in folded),
+        _shown(plan, program, entry, params, found),
         targets,
     )
+
+
+def _flowed(
+    plan: Plan, program: Program, entry: str, env: Mapping[str, int], folded: frozenset[str]
+) -> tuple[Flow, bool]:
+    """The walk; and whether it took that no class of a mean loss is the one to be ignored.
+
+    Doubts are told without the assumption.
+    """
+    found: Flow | None = None
+    differing: Undecided | None = None
+    try:
+        found = flow(plan, program, entry, env, folded=folded)
+    except Undecided as undecided:
+        differing = undecided
+    if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
+        try:
+            counted = flow(plan, program, entry, env, targets=True, folded=folded)
+        except Undecided:
+            counted = None
+        if counted is not None and (found is None or not counted.doubts):
+            return counted, True
+    if found is None:
+        assert differing is not None
+        raise differing
+    return found, False
+
+
+def _shown(
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], found: Flow
+) -> tuple[Shown, ...] | str:
+    """What a replay of the doubts alone shows, where all ranks would be too many."""
+    if not found.doubts or plan.num_ranks() <= MAX_RANKS:
+        return ()
+    reason = ""
+    for seed in SEEDS:
+        values = program_values(program, entry, params, seed)
+        if values is None:
+            return "too large to replay"
+        try:
+            seen = shown(found.trail, found.asked, values)
+        except Unreplayable as why:
+            reason = str(why)
+            continue
+        if seen:
+            return tuple(seen)
+        reason = "a replay shows no difference"
+    return reason
 
 
 def _has_mean_loss(program: Program) -> bool:
@@ -242,7 +322,10 @@ def _values(
         return Verdict("unknown", "relations", reason=reason), None
     if error:
         return Verdict("probable", "relations and field", error=error), None
-    covered = [Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], []))) for unit in units]
+    covered = [
+        Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], [])), unit.folded)
+        for unit in units
+    ]
     certificate = write_certificate(digest(program), plan_digest(plan), covered)
     try:
         report = check_certificate(certificate, plan, program)
@@ -250,13 +333,17 @@ def _values(
         return Verdict("unknown", "relations", reason=f"derived, but beyond the checker: {limit}"), None
     if not report.accepted:
         return Verdict("unknown", "relations", reason=f"the checker refuses: {report.reason}"), None
-    return Verdict("proved", f"relations; {report.coverage}"), certificate
+    taken = sorted({axis for unit in units for axis in unit.folded})
+    ranks = f"; ranks along {', '.join(taken)} taken together" if taken else ""
+    return Verdict("proved", f"relations; {report.coverage}{ranks}"), certificate
 
 
 def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: set[str]) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = _at(unit)
+    if plan.num_ranks() > MAX_RANKS:
+        return _decided_in_part(plan, unit, at, wrong)
     for seed in SEEDS:
         try:
             seen = replay(plan, program, unit.entry, unit.params, seed)
@@ -282,6 +369,31 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: se
             "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
         )
     return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
+
+
+def _decided_in_part(plan: Plan, unit: _Unit, at: str, wrong: set[str]) -> Verdict:
+    """By a replay of what doubts rest on, or by what is on no rank."""
+    lost = next((doubt for doubt in unit.doubts if not doubt.rank), None)
+    if unit.halted or lost is not None:
+        found, method = (unit.doubts[-1], "order of steps") if unit.halted else (lost, "coverage")
+        assert found is not None
+        return Verdict("refuted", method, counterexample=_stuck(found, at, None))
+    if isinstance(unit.shown, str):
+        return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; {unit.shown}")
+    seen = {item.order: item for item in unit.shown}
+    for doubt in unit.doubts:
+        if doubt.order not in seen:
+            continue
+        item = seen[doubt.order]
+        wrong.update(claimed_base(plan, one.local) for one in unit.shown)
+        words = doubt.step + at
+        begun = unit.suspected(doubt)
+        if begun is not None:
+            words += f"; first astray on {begun.rank}: {begun.step}: {begun.why}"
+        source = doubt.source or ("" if begun is None else begun.source)
+        example = Counterexample(item.rank, item.local, doubt.claim, item.index, words, source, True)
+        return Verdict("refuted", "relations and a replay of what the doubt rests on", counterexample=example)
+    return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; no replay of it")
 
 
 def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str) -> Verdict:
@@ -371,6 +483,9 @@ def _at(unit: _Unit) -> str:
 def _storage(plan: Plan, program: Program, units: Sequence[_Unit]) -> Verdict:
     if not plan.pools:
         return Verdict("proved", "no pools")
+    if plan.num_ranks() > MAX_RANKS:
+        reason = f"{plan.num_ranks()} ranks are more than tags are kept for, {MAX_RANKS}"
+        return Verdict("unknown", "byte tags", reason=reason)
     size = too_large(plan)
     if size is not None:
         return Verdict(

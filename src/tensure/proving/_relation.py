@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from tensure.program import axes_in
+
 from ._index import Index, Region, Shape, format_index, shape_of, whole
 from ._limit import Limit, Share, fold
 
@@ -68,7 +70,7 @@ def combined(parts: Iterable[tuple[Fraction, Relation]]) -> Relation | None:
             sums[key] = sums.get(key, Fraction(0)) + factor * term.coef
     terms = [Term(node, region, coef, limit) for (node, region, limit), coef in sums.items() if coef]
     if len(terms) > 1:
-        terms.sort(key=_order)
+        terms.sort(key=_words_order if axes_in([term.region for term in terms]) else _order)
     return Relation(tuple(terms)) if terms else None
 
 
@@ -139,6 +141,11 @@ def _shares(limit: Limit) -> list[Share]:
     for _, inner in limit.through:
         found.extend(_shares(inner))
     return found
+
+
+def _words_order(term: Term) -> tuple[object, ...]:
+    """Regions of many places at once have no order but that of their text."""
+    return (term.node, repr(term.region), "" if term.limit is None else repr(term.limit.order()), term.coef)
 
 
 def _order(term: Term) -> tuple[object, ...]:

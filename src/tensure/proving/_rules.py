@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
+from tensure.program import axes_in
+
 from ._contraction import TERMS, contract
 from ._index import Index, Region, Shape, is_free, length, members, whole, whole_region
 from ._limit import Share, share_of
@@ -64,7 +66,7 @@ def derive(
         return rule(op, local, logical, shapes, parts, out_shapes)
     # Where a value only repeats, any part is as good as any other: at the start, or where a neighbour stands.
     held = {index for part in parts for index in part or () if not is_free(index)}
-    for place in (None, *sorted(held)):
+    for place in (None, *sorted(held, key=repr if axes_in(tuple(held)) else None)):
         stood = [_stood(part, place) for part in parts]
         inside = all(_inside(part, shape) for part, shape in zip(stood, shapes, strict=True))
         found = rule(op, local, logical, shapes, stood, out_shapes) if inside else None

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from tensure.program import TensorType
 
+from ._cells import family_axes
 from ._index import Index, Region, length, whole_region
 from ._limit import Limit, limited
 from ._relation import ONE, Relation, Term, combined, plain
@@ -24,6 +25,7 @@ Key: TypeAlias = tuple[object, ...]
 Part: TypeAlias = tuple[int, Region, Fraction]
 """An operand of a value: a region of another, times a factor."""
 FLOATS: Final = frozenset({"f64", "f32", "f16", "bf16"})
+NO_AXES: Final[frozenset[str]] = frozenset()
 NOT_FREE: Final[frozenset[int]] = frozenset()
 
 
@@ -55,6 +57,8 @@ class Values:
         self.candidates: dict[Key, list[int]] = {}
         self._by_key: dict[Key, int] = {}
         self._forms: dict[Key, tuple[int, Fraction]] = {}
+        self.families: dict[int, frozenset[str]] = {}
+        """Values that differ from place to place along some axes, when places are taken together."""
 
     def put(self, value: Value, key: Key) -> int:
         """The number of a value: of the one made the same way before, if there is one."""
@@ -63,6 +67,12 @@ class Values:
         node = len(self.values)
         self.values.append(value)
         self._by_key[key] = node
+        axes = family_axes((value.given, value.operands, value.type.shape, key), self.families)
+        for item in value.operands:
+            if is_part(item):
+                axes |= self.families.get(item[0], NO_AXES)  # type: ignore[index]
+        if axes:
+            self.families[node] = axes
         if value.out == 0:
             self.candidates.setdefault((value.op, *map(base, value.operands)), []).append(node)
         return node

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from .._affine import Affine
 from .._dtypes import FLOATS, dtype_name, numpy_dtype
 from .._records import TensorType
 from ._table import Array, Number, Operand, OperandType, refuse
@@ -62,7 +63,7 @@ def promoted(*operands: OperandType) -> str:
 
 def number_dtype(value: Number) -> str:
     """The dtype a Python number counts as."""
-    return "bool" if isinstance(value, bool) else "i64" if isinstance(value, int) else "f32"
+    return "bool" if isinstance(value, bool) else "i64" if isinstance(value, (int, Affine)) else "f32"
 
 
 def _over(high: str | None, low: str | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._affine import Affine
 from .._dtypes import numpy_dtype
 from .._records import TensorType
 from ._rules import (
@@ -248,6 +249,9 @@ def sliced(x: Any, given: Given) -> tuple[int, slice]:
 
 
 def _count(part: slice) -> int:
+    if part.step == 1:
+        count: int = max(part.stop - part.start, 0)  # holds for many places at once too
+        return count
     return len(range(part.start, part.stop, part.step))
 
 
@@ -487,18 +491,19 @@ define(
 
 def _arange_rule(args: list[Any], given: Given) -> list[TensorType]:
     bounds = [given["start"], given["end"], given["step"]]
-    whole = all(isinstance(item, int) for item in bounds)
+    whole = all(isinstance(item, (int, Affine)) for item in bounds)
     dtype = given["dtype"] or ("i64" if whole else "f32")
     need_dtype("a result", dtype, NUMBERS)
     start, end, step = bounds
-    if not all(map(math.isfinite, bounds)) or step == 0 or (end - start) * step < 0:
+    if not all(whole or math.isfinite(item) for item in bounds) or step == 0 or (end - start) * step < 0:
         raise refuse(f"start={start}, end={end}, step={step}", "a step from start towards end")
     if not whole and dtype in INTEGERS:
         raise refuse(f"start={start}, end={end}, step={step} for dtype {dtype}", "integers")
     count = -((start - end) // step) if whole else math.ceil(min((end - start) / step, 1 << 62))
     if count and dtype in INTEGERS:
-        number(start, dtype, "start")
-        number(start + (count - 1) * step, dtype, "the last element")
+        for what, at in (("start", start), ("the last element", start + (count - 1) * step)):
+            for value in (at.least, at.most) if isinstance(at, Affine) else (at,):
+                number(value, dtype, what)
     return [TensorType((count,), dtype)]
 
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 
+from .._affine import Affine
 from .._dtypes import DTYPES, dtype_name
 from .._records import Attr, TensorType
 
@@ -304,12 +305,14 @@ def _fits(kind: str, value: Any) -> bool:
     if kind == "bool":
         return isinstance(value, bool)
     if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64
+        whole = isinstance(value, (int, Affine)) and not isinstance(value, bool)
+        return whole and -_INT64 <= value < _INT64
     if kind == "str":
         return isinstance(value, str)
     if kind == "key":
         return _is_key(value)
-    return isinstance(value, float) or (isinstance(value, int) and -_INT64 <= value < _INT64)  # float, number
+    # float, number
+    return isinstance(value, float) or (isinstance(value, (int, Affine)) and -_INT64 <= value < _INT64)
 
 
 def _is_key(value: Any) -> bool:

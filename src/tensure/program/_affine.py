@@ -1,0 +1,252 @@
+"""Integers that stand for one number at every place along some axes: sums of multiples of coordinates.
+
+What is computed with an `Affine` is computed for all places at once. Each comparison is answered only if
+the answer is one and the same at every place, and raises `Undecided` otherwise; so does every use as a
+plain integer. A run of code that ends without `Undecided` therefore took, at each place, the branches it
+took here, and what it made has at each place the value that this code would have made there. (A form
+`c + sum(m * x)` takes its least and greatest values over a box at corners, which its signs tell.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+__all__ = ["Affine", "Loose", "Undecided", "Whole", "at_place", "axes_in", "coordinate"]
+
+Term: TypeAlias = tuple[str, int, int, int]
+"""(axis, lo, hi, multiple): the coordinate is any of lo..hi, hi apart."""
+
+
+class Undecided(Exception):
+    """A question whose answer differs from place to place along some axes; no error of a user's."""
+
+    def __init__(self, what: str, axes: frozenset[str]) -> None:
+        super().__init__(f"{what} has no one answer along {', '.join(sorted(axes))}")
+        self.axes = axes
+
+
+class Affine:
+    """`constant + multiple * coordinate + ...`, never a plain integer; make it with `coordinate`."""
+
+    __slots__ = ("_hash", "constant", "terms")
+    equal_at_some: bool | None = None
+    """What == says of two that are equal at some places only; None raises."""
+
+    def __init__(self, terms: tuple[Term, ...], constant: int) -> None:
+        self.terms = terms
+        self.constant = constant
+        self._hash = hash((terms, constant))
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes it depends on."""
+        return frozenset(axis for axis, *_ in self.terms)
+
+    @property
+    def least(self) -> int:
+        """The smallest value at any place."""
+        return self.constant + sum(m * (lo if m > 0 else hi - 1) for _, lo, hi, m in self.terms)
+
+    @property
+    def most(self) -> int:
+        """The greatest value at any place."""
+        return self.constant + sum(m * (hi - 1 if m > 0 else lo) for _, lo, hi, m in self.terms)
+
+    # arithmetic --------------------------------------------------------------------------------------
+
+    def __add__(self, other: Whole) -> Whole:
+        if isinstance(other, int):
+            return type(self)(self.terms, self.constant + other)
+        if not isinstance(other, Affine):
+            return NotImplemented
+        if self.terms == other.terms:
+            table = {axis: (lo, hi, 2 * m) for axis, lo, hi, m in self.terms}
+        else:
+            table = {axis: (lo, hi, m) for axis, lo, hi, m in self.terms}
+            for axis, lo, hi, m in other.terms:
+                mine = table.get(axis, (lo, hi, 0))
+                if mine[:2] != (lo, hi):
+                    raise Undecided(f"{self} + {other} between places of two kinds", frozenset((axis,)))
+                table[axis] = (lo, hi, mine[2] + m)
+        return _made(type(self), table, self.constant + other.constant)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Affine:
+        return type(self)(tuple((axis, lo, hi, -m) for axis, lo, hi, m in self.terms), -self.constant)
+
+    def __sub__(self, other: Whole) -> Whole:
+        if isinstance(other, int):
+            return type(self)(self.terms, self.constant - other)
+        if not isinstance(other, Affine):
+            return NotImplemented
+        if self.terms == other.terms:
+            return self.constant - other.constant
+        return self + -other
+
+    def __rsub__(self, other: int) -> Whole:
+        return -self + other
+
+    def __mul__(self, other: Whole) -> Whole:
+        if isinstance(other, Affine):
+            raise Undecided(f"({self}) * ({other})", self.axes | other.axes)
+        if not isinstance(other, int):
+            return NotImplemented
+        if other == 0:
+            return 0
+        terms = tuple((axis, lo, hi, m * other) for axis, lo, hi, m in self.terms)
+        return type(self)(terms, self.constant * other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Whole) -> Whole:
+        return self._divided(other)[0]
+
+    def __mod__(self, other: Whole) -> Whole:
+        return self._divided(other)[1]
+
+    def __divmod__(self, other: Whole) -> tuple[Whole, Whole]:
+        return self._divided(other)
+
+    def _divided(self, by: Whole) -> tuple[Whole, Whole]:
+        """Exact where what is left of multiples of the divisor has one quotient at all places."""
+        if isinstance(by, Affine):
+            raise Undecided(f"({self}) // ({by})", self.axes | by.axes)
+        if by == 0:
+            raise ZeroDivisionError
+        even = {axis: (lo, hi, m // by) for axis, lo, hi, m in self.terms if m % by == 0}
+        odd = {axis: (lo, hi, m) for axis, lo, hi, m in self.terms if m % by}
+        rest = _made(type(self), odd, self.constant)
+        quotient = rest.least // by if isinstance(rest, Affine) else rest // by
+        if isinstance(rest, Affine) and rest.most // by != quotient:
+            raise Undecided(f"({self}) // {by}", rest.axes)
+        return _made(type(self), even, quotient), rest - quotient * by
+
+    def __rfloordiv__(self, other: int) -> int:
+        raise Undecided(f"{other} // ({self})", self.axes)
+
+    def __rmod__(self, other: int) -> int:
+        raise Undecided(f"{other} % ({self})", self.axes)
+
+    def __abs__(self) -> Whole:
+        return -self if self < 0 else self
+
+    # questions ---------------------------------------------------------------------------------------
+
+    def __lt__(self, other: Whole) -> bool:
+        left = self - other
+        if isinstance(left, int):
+            return left < 0
+        return _one(left.most < 0, left.least >= 0, self, "<", other)
+
+    def __le__(self, other: Whole) -> bool:
+        left = self - other
+        if isinstance(left, int):
+            return left <= 0
+        return _one(left.most <= 0, left.least > 0, self, "<=", other)
+
+    def __gt__(self, other: Whole) -> bool:
+        return not self <= other
+
+    def __ge__(self, other: Whole) -> bool:
+        return not self < other
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if isinstance(other, Affine):
+            if self._hash == other._hash and (self.terms, self.constant) == (other.terms, other.constant):
+                return True
+        elif not isinstance(other, int):
+            return NotImplemented
+        if self.equal_at_some is not None:
+            return self.equal_at_some
+        left = self - other
+        if isinstance(left, int):
+            return left == 0
+        return _one(False, left.least > 0 or left.most < 0 or not left.reaches(0), self, "==", other)
+
+    def reaches(self, value: int) -> bool:
+        """Whether it may be a value at some place; a value that all multiples rule out it is not."""
+        if len(self.terms) == 1:
+            ((_, lo, hi, m),) = self.terms
+            at, rest = divmod(value - self.constant, m)
+            return not rest and lo <= at < hi
+        return self.least <= value <= self.most
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __bool__(self) -> bool:
+        return self != 0
+
+    def __index__(self) -> int:
+        raise Undecided(f"{self} as one number", self.axes)
+
+    __int__ = __index__
+    __trunc__ = __index__
+
+    def __str__(self) -> str:
+        parts = [axis if m == 1 else f"{m}*{axis}" for axis, _, _, m in self.terms]
+        text = "+".join(parts + ([str(self.constant)] if self.constant else []))
+        return text.replace("+-", "-")
+
+    __repr__ = __str__
+
+
+class Loose(Affine):
+    """For code that is not trusted and only looks for equalities: equal at some places only is not equal."""
+
+    __slots__ = ()
+    equal_at_some = False
+
+
+Whole: TypeAlias = Any
+"""An integer or an Affine; typed loosely, as an Affine stands where integers are expected."""
+
+
+def coordinate(axis: str, lo: int, hi: int, kind: type[Affine] = Affine) -> Whole:
+    """Any place lo..hi along an axis; the integer where there is but one."""
+    return lo if hi - lo == 1 else kind(((axis, lo, hi, 1),), 0)
+
+
+def at_place(value: Whole, place: Mapping[str, int]) -> Whole:
+    """What an integer is where some coordinates are known."""
+    if not isinstance(value, Affine):
+        return value
+    constant, table = value.constant, dict[str, tuple[int, int, int]]()
+    for axis, lo, hi, m in value.terms:
+        if axis in place:
+            constant += m * place[axis]
+        else:
+            table[axis] = (lo, hi, m)
+    return _made(type(value), table, constant)
+
+
+_NONE: Final[frozenset[str]] = frozenset()
+
+
+def axes_in(value: Any) -> frozenset[str]:
+    """The axes that a value made of tuples, mappings and integers depends on."""
+    if isinstance(value, Affine):
+        return value.axes
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list, frozenset)):
+        found = _NONE
+        for part in value:
+            found |= axes_in(part)
+        return found
+    return _NONE
+
+
+def _made(kind: type[Affine], table: Mapping[str, tuple[int, int, int]], constant: int) -> Whole:
+    terms = tuple((axis, lo, hi, m) for axis, (lo, hi, m) in sorted(table.items()) if m)
+    return kind(terms, constant) if terms else constant
+
+
+def _one(yes: bool, no: bool, left: Affine, what: str, right: Any) -> bool:
+    if yes or no:
+        return yes
+    raise Undecided(f"{left} {what} {right}", left.axes | axes_in(right))

@@ -1,0 +1,287 @@
+"""A Plan's ranks with those along some axes taken as one: cells, who meets whom among them, and both ways.
+
+Along a folded axis the places of a track stand together, as one coordinate that is all of them (`Loose`);
+cut only where some track's places begin or end. A collective over a folded axis is taken apart into
+its places and what comes out is put together again: what is an expression of the coordinate for every
+place of it, checked place by place. Knows relations, no ops.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from tensure.bundle import Plan, Rank, coordinates
+from tensure.errors import RecordError
+from tensure.program import Affine, Loose, Undecided, at_place, coordinate
+
+from ._index import Index, Region, joined
+from ._limit import Limit, limited, share_of
+from ._relation import Relation, Term
+
+Place: TypeAlias = tuple[tuple[str, int], ...]
+MAX_UNFOLDED: Final = 1 << 10
+"""Cells after an axis was taken apart, because what its ranks do was not seen to be alike."""
+MAX_MEMBERS: Final = 1 << 13
+"""Places of one collective."""
+
+
+class Cells:
+    """The cells of a Plan.
+
+    Args:
+        folded: mesh axes along which places are taken together; with none, every rank is its own cell.
+    """
+
+    def __init__(self, plan: Plan, folded: Iterable[str] = ()) -> None:
+        self._plan = plan
+        self.folded = frozenset(folded)
+        self._cuts = {axis: self._cuts_along(axis) for axis in self.folded}
+        self.ranks: list[Rank] = []
+        self._boxes: dict[Rank, dict[str, tuple[int, int]]] = {}
+        for label, track in plan.tracks.items():
+            along = [self._parts(axis, at) for axis, at in zip(track.axes, plan.places(label), strict=True)]
+            for box in itertools.product(*along):
+                at = tuple(
+                    coordinate(axis, lo, hi, Loose) for axis, (lo, hi) in zip(track.axes, box, strict=True)
+                )
+                self.ranks.append(Rank(label, at))
+                fixed = {key: (at, at + 1) for key, at in track.fixed if key in plan.mesh}
+                self._boxes[self.ranks[-1]] = {**dict(zip(track.axes, box, strict=True)), **fixed}
+        self._groups: dict[tuple[Rank, tuple[str, ...]], tuple[Rank, ...]] = {}
+
+    def count(self) -> int:
+        """How many cells there are."""
+        return len(self.ranks)
+
+    def _cuts_along(self, axis: str) -> list[int]:
+        ends = {0, self._plan.mesh[axis]}
+        for track in self._plan.tracks.values():
+            ends.update(end for name, lo, hi in track.spans if name == axis for end in (lo, hi))
+            ends.update(end for name, at in track.fixed if name == axis for end in (at, at + 1))
+        return sorted(ends)
+
+    def _parts(self, axis: str, at: range) -> list[tuple[int, int]]:
+        if axis not in self.folded:
+            return [(place, place + 1) for place in at]
+        ends = [end for end in self._cuts[axis] if at.start <= end <= at.stop]
+        return list(itertools.pairwise(ends))
+
+    # who meets whom ----------------------------------------------------------------------------------
+
+    def group(self, rank: Rank, axes: object) -> tuple[Rank, ...]:
+        """The cells that hold the members of a collective over `axes` with a rank of this cell.
+
+        Raises:
+            RecordError: axes that are none of the rank's, or places of nobody or of several.
+        """
+        own = self._boxes[rank]
+        if not isinstance(axes, tuple) or not all(axis in own for axis in axes):
+            raise RecordError(
+                f"a collective over {axes}", place=str(rank), wanted=f"axes among {', '.join(own) or 'none'}"
+            )
+        if (rank, axes) not in self._groups:
+            place = f"{rank}, a collective over {', '.join(axes)}"
+            alone = self._plan.tracks[rank.track].fills(axes)
+            members: dict[tuple[tuple[int, int], ...], Rank] = {}
+            for other, theirs in self._boxes.items():
+                if alone and other.track != rank.track:
+                    continue
+                if any(theirs.get(axis, box) != box for axis, box in own.items() if axis not in axes):
+                    continue
+                if theirs.keys() != own.keys():
+                    raise RecordError(f"nothing says where {other} stands", place=place)
+                at = tuple(theirs[axis] for axis in self._plan.mesh if axis in axes)
+                if at in members:
+                    raise RecordError(f"{members[at]} and {other} at one place", place=place)
+                members[at] = other
+            held = sum(math.prod(hi - lo for lo, hi in at) for at in members)
+            if held != math.prod(self._plan.mesh[axis] for axis in axes):
+                raise RecordError(
+                    f"only {held} ranks", place=place, wanted="a rank at every place along them"
+                )
+            found = tuple(members[at] for at in sorted(members))
+            self._groups.update({(member, axes): found for member in found})
+        return self._groups[rank, axes]
+
+    def places(self, rank: Rank, axes: Iterable[str]) -> list[Place]:
+        """The places of a cell along some axes, in mesh order."""
+        own, over = self._boxes[rank], set(axes)
+        along = [(axis, range(*own[axis])) for axis in self._plan.mesh if axis in over]
+        if math.prod(len(at) for _, at in along) > MAX_MEMBERS:
+            raise Undecided(f"{rank} along {', '.join(axis for axis, _ in along)}", frozenset(over))
+        return [
+            tuple(zip((axis for axis, _ in along), at, strict=True))
+            for at in itertools.product(*(at for _, at in along))
+        ]
+
+    def boxes(self, rank: Rank, axes: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """The places of a cell along some axes, in mesh order, by their ends."""
+        own, over = self._boxes[rank], set(axes)
+        return {axis: own[axis] for axis in self._plan.mesh if axis in over}
+
+    def coordinates(self, rank: Rank) -> dict[str, Any]:
+        """Where the ranks of a cell stand."""
+        return coordinates(self._plan, rank)
+
+
+def unfolding(plan: Plan, axes: Sequence[str]) -> Iterator[frozenset[str]]:
+    """Which axes to fold: all that were asked for, then fewer, the shortest taken apart first.
+
+    As long as the cells are not too many; the first is given whatever it is.
+    """
+    left = sorted((axis for axis in axes if plan.mesh[axis] > 1), key=lambda axis: (plan.mesh[axis], axis))
+    yield frozenset(left)
+    for at in range(1, len(left) + 1):
+        if Cells(plan, left[at:]).count() > MAX_UNFOLDED:
+            return
+        yield frozenset(left[at:])
+
+
+# one place of many, and many as one --------------------------------------------------------------------
+
+
+def at_one(relation: Relation, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> Relation:
+    """What a relation of many places is at some of them.
+
+    Raises:
+        Undecided: it is of a value that is another at every place.
+    """
+    return Relation(tuple(_term_at(term, place, families) for term in relation.terms))
+
+
+def _term_at(term: Term, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> Term:
+    _same_value(term.node, place, families)
+    limit = None if term.limit is None else _limit_at(term.limit, place, families)
+    return Term(term.node, region_at(term.region, place), term.coef, limit)
+
+
+def _same_value(node: int, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> None:
+    differing = families.get(node, frozenset[str]()) & place.keys()
+    if differing:
+        raise Undecided("a value that each place makes for itself", differing)
+
+
+def region_at(region: Region, place: Mapping[str, int]) -> Region:
+    """A part of many places, at some of them."""
+    return tuple(_index_at(index, place) for index in region)
+
+
+def _index_at(index: Index, place: Mapping[str, int]) -> Index:
+    if all(isinstance(end, int) for run in index for end in run):
+        return index
+    return joined([tuple((at_place(start, place), at_place(stop, place)) for start, stop in index)])
+
+
+def _limit_at(limit: Limit, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> Limit | None:
+    shares = [share_of(share.letter, share.extent, _index_at(share.index, place)) for share in limit.shares]
+    through: list[tuple[int, Limit]] = []
+    for key, inner in limit.through:
+        _same_value(key, place, families)  # where it is no value but an operand's number, this asks too much
+        found = _limit_at(inner, place, families)
+        if found is not None:
+            through.append((key, found))
+    return limited([share for share in shares if share is not None], through)
+
+
+def as_one(rows: Sequence[tuple[Place, Relation]], boxes: Mapping[str, tuple[int, int]]) -> Relation:
+    """The relation of many places, from what it is at each.
+
+    Args:
+        rows: every place of a box, and what the relation is there.
+        boxes: the places along each of its axes.
+
+    Raises:
+        Undecided: it is not the same expression of the coordinates at all places.
+    """
+    first = rows[0][1]
+    if all(found is first or found == first for _, found in rows):
+        return first
+    axes = frozenset(boxes)
+    shape, numbers = _taken_apart(first)
+    table: dict[Place, list[Any]] = {rows[0][0]: numbers}
+    for place, found in rows[1:]:
+        other, values = _taken_apart(found)
+        if other != shape:
+            raise Undecided("what comes out at each place", axes)
+        table[place] = values
+    forms = [
+        _form([(place, values[at]) for place, values in table.items()], boxes) for at in range(len(numbers))
+    ]
+    return _put_together(first, iter(forms))
+
+
+def _form(values: Sequence[tuple[Place, Any]], boxes: Mapping[str, tuple[int, int]]) -> Any:
+    """One expression with these values: all of them are held against it."""
+    table = dict(values)
+    origin = tuple((axis, lo) for axis, (lo, _) in boxes.items())
+    form = base = table[origin]
+    for axis, (lo, hi) in boxes.items():
+        if hi - lo == 1:
+            continue
+        step = table[tuple((name, at + (name == axis)) for name, at in origin)] - base
+        if not isinstance(step, int):
+            raise Undecided("what comes out at each place", frozenset(boxes))
+        form = form + step * (coordinate(axis, lo, hi, Loose) - lo)
+    for place, value in values:
+        if at_place(form, dict(place)) != value:
+            raise Undecided("what comes out at each place", frozenset(boxes))
+    return form
+
+
+def _taken_apart(relation: Relation) -> tuple[object, list[Any]]:
+    numbers: list[Any] = []
+    shape = tuple(
+        (term.node, term.coef, tuple(map(len, term.region)), _apart(term, numbers)) for term in relation.terms
+    )
+    return shape, numbers
+
+
+def _apart(term: Term, numbers: list[Any]) -> object:
+    numbers.extend(end for index in term.region for run in index for end in run)
+    return None if term.limit is None else _limit_apart(term.limit, numbers)
+
+
+def _limit_apart(limit: Limit, numbers: list[Any]) -> object:
+    for share in limit.shares:
+        numbers.extend(end for run in share.index for end in run)
+    shares = tuple((share.letter, share.extent, len(share.index)) for share in limit.shares)
+    return shares, tuple((key, _limit_apart(inner, numbers)) for key, inner in limit.through)
+
+
+def _put_together(relation: Relation, forms: Any) -> Relation:
+    terms: list[Term] = []
+    for term in relation.terms:
+        region = tuple(_runs(index, forms) for index in term.region)
+        limit = None if term.limit is None else _limit_together(term.limit, forms)
+        terms.append(Term(term.node, region, term.coef, limit))
+    return Relation(tuple(terms))
+
+
+def _runs(index: Index, forms: Any) -> Index:
+    return tuple((next(forms), next(forms)) for _ in index)
+
+
+def _limit_together(limit: Limit, forms: Any) -> Limit:
+    shares = [type(share)(share.letter, share.extent, _runs(share.index, forms)) for share in limit.shares]
+    return Limit(shares, [(key, _limit_together(inner, forms)) for key, inner in limit.through])
+
+
+def family_axes(item: object, families: Mapping[int, frozenset[str]]) -> frozenset[str]:
+    """The axes along which what a value is made from differs."""
+    if isinstance(item, Affine):
+        return item.axes
+    if isinstance(item, Term):
+        return family_axes((item.region, item.limit), families) | families.get(item.node, frozenset[str]())
+    if isinstance(item, Limit):
+        inner = tuple(found for _, found in item.through)
+        return family_axes((tuple(share.index for share in item.shares), inner), families)
+    if isinstance(item, Mapping):
+        return family_axes(tuple(item.values()), families)
+    found = frozenset[str]()
+    if isinstance(item, (tuple, list)):
+        for part in item:
+            found |= family_axes(part, families)
+    return found
