@@ -115,3 +115,19 @@ def test_joined_step_is_proved_and_its_faults_are_not(label: str) -> None:
         row = json.loads(result.certificate)
         row["plan"] = plan_digest(faulty)
         assert not check_certificate(canonical_json(row), faulty, program(case)).accepted
+
+
+def test_zero_divided_is_not_zero() -> None:
+    """0 / b is 0 only where b is not 0: what a division makes of zeros is not taken for zeros."""
+    case = Spelling(
+        {"b": (4, 6)},
+        (op("exp", "b", out="e"), op("copy", "e", out="y")),
+        (
+            op("exp", "b", out="e"),
+            op("full", out="zero", size=[2, 6], fill_value=0.0, dtype="f64"),
+            op("div", "zero", "b", out="q"),
+            op("add", "e", "q", out="y"),
+        ),
+        {"b": 0, "y": 0},
+    )
+    assert prove_plan(plan(case, case.local), program(case)).proof.values.status == "unknown"

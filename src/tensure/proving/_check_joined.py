@@ -21,8 +21,8 @@ Asked = Callable[[str, dict[str, Any], list[Any], int, tuple[Term, ...]], bool]
 
 def nothing(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
     """Is a step linear in an operand that is zero everywhere, and so is the claim?"""
-    if not all(values.zero(node) for _, node, _, _ in claim):
-        return False
+    if op == "div" or not all(values.zero(node) for _, node, _, _ in claim):
+        return False  # 0 / 0 is not 0
     return any(
         is_rel(item) and all(values.zero(node) for _, node, _, _ in item) and single(op, attrs, operands, at)
         for at, item in enumerate(operands)

@@ -66,7 +66,9 @@ class Constants:
         return None
 
     def _is_nothing(self, call: Call) -> bool:
-        """Whether a step is linear in an operand that is zero everywhere."""
+        """Whether a step is linear in an operand that is zero everywhere; 0 / 0 is not 0."""
+        if call.step.op == "div":
+            return False
         for at in alone(call.step.op, call.given, call.operands):
             item = call.operands[at] if at < len(call.operands) else None
             if isinstance(item, Held) and item.type.dtype in FLOATS:

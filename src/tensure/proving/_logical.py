@@ -33,6 +33,7 @@ from tensure.program import (
 
 from ._conditional import Conditional
 from ._constants import Constants
+from ._contraction import TERMS
 from ._equations import equation, whole_form
 from ._exponents import WATCHED, Exponents
 from ._index import Index, Region, free_index, length, relative, select, shape_of, whole, whole_region
@@ -49,6 +50,7 @@ from ._placed import placed
 from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
+from ._restated import restated
 from ._rules import ELEMENTWISE, REDUCTIONS, derive, reduced_dims
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._training import Derived
@@ -209,6 +211,9 @@ class Logical(Pieces):
             return [addend]
         factor, core, limits = self._parted(call, terms)
         match = self._match(call, core)
+        if match is None and not call.own and call.step.op in TERMS:
+            tries = (self._match(call, other) for other in restated(self, core))
+            match = next((found for found in tries if found is not None), None)
         if match is None and (joined := joined_step(self, call, self._theirs)) is not None:
             return [Held(call.types[0], joined)]
         node, derived, order = match or self._new(call, core)

@@ -1,4 +1,4 @@
-"""Llama-like steps whose vocabulary is cut, by loss_parallel and by hand, or whose weights are joined."""
+"""Llama-like steps with a cut vocabulary, by loss_parallel and by hand, joined weights, or a shared key."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ NAMES = (
     "TP2 with a cut and tied vocabulary",
     "TP4 with a cut vocabulary: 2, 2, 2, 1",
     "TP2 with one matrix for queries, keys and values",
+    "TP2 of 1 key head, on 2 ranks",
 )
 
 
