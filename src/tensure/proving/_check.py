@@ -69,7 +69,7 @@ def check_certificate(certificate: bytes, plan: Plan, program: Program) -> Check
         return CheckReport(False, f"a step that cannot be taken: {error}", count)
     span = "; ".join(f"{key}: {_span(program, key, n)}" for key, n in covered.items())
     if any(item.targets for item in given):
-        span += "; given that no target of a mean loss is the class it ignores"
+        span += "; given that no target of a loss is the class it ignores"
     return CheckReport(True, "", count, span)
 
 

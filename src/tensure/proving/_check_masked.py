@@ -43,7 +43,11 @@ def masked_lookup(values: CheckSums, op: str, operands: Sequence[Any], claim: Te
     ((lo, hi),) = rows[0].runs
     if lo != low_of:
         return False
-    if _outside(values, values.defs[chooser], lo, hi) != indices or indices[0] != whole.operands[1][0]:
+    item = values.defs[shifted]
+    less = item.operands[2] if item.op == "where" else item.operands[0]
+    seen = _outside(values, values.defs[chooser], lo, hi) == indices
+    seen = seen or _outside(values, values.defs[chooser], 0, hi - lo) == less
+    if not seen or indices[0] != whole.operands[1][0]:
         return False
     lead = len(chosen)
     here = selected(chosen, kept[0][2][:lead])

@@ -50,8 +50,7 @@ def masked_gather(values: CheckSums, op: str, operands: Sequence[Any], claim: Te
         return False
     ((lo, hi),) = columns[dim].runs
     shifted = _index(values, mine.operands[1], at, dim, len(reg))
-    plain = _index(values, whole.operands[1], spots, dim, len(reg))
-    if shifted is None or plain is None:
+    if shifted is None:
         return False
     found = _unshifted(values, shifted[0], lo, hi)
     if found is None:
@@ -60,7 +59,26 @@ def masked_gather(values: CheckSums, op: str, operands: Sequence[Any], claim: Te
     if (mask[0][1], mask[0][2]) != (chooser, shifted[1]) or by != 1:
         return False
     # The index of every entry, before it was shifted, is the one that the logical gather reads.
-    return (own, selected(outer, shifted[1])) == plain
+    plain, every_one, _ = whole.operands[1]
+    mine_at = seen(values, own, selected(outer, shifted[1]))
+    return bool(mine_at == seen(values, plain, selected(every_one, spots)))
+
+
+def seen(values: CheckSums, node: int, reg: Reg) -> Any:
+    """Elements of a class, the same whatever dims of size 1 it is seen with."""
+    item = values.defs[node]
+    while item.op == "view" and is_part(item.operands[0]) and item.operands[0][2] == 1:
+        inner, outer, _ = item.operands[0]
+        if item.free or not values.is_whole(inner, outer):
+            break
+        left = [index for index, n in zip(reg, item.shape, strict=True) if n != 1]
+        sizes = [n for n in item.shape if n != 1]
+        item = values.defs[inner]
+        if sizes != [n for n in item.shape if n != 1]:
+            return inner, tuple(sizes), tuple(left)
+        node, reg = inner, tuple(left.pop(0) if n != 1 else FIRST for n in item.shape)
+    pairs = [(index, n) for index, n in zip(reg, item.shape, strict=True) if n != 1]
+    return node, tuple(n for _, n in pairs), tuple(index for index, _ in pairs)
 
 
 def _of(index: Index, spots: Index) -> Index:

@@ -52,7 +52,7 @@ OF_FIRST: Final = frozenset(
     "embedding gather index index_select constant_pad_nd slice_backward select_backward rms_norm layer_norm "
     "native_layer_norm embedding_dense_backward nll_loss_backward convolution convolution_backward tril triu "
     "scaled_dot_product_attention softmax log_softmax _softmax _log_softmax cumsum logsumexp var mse_loss "
-    "_softmax_backward_data _log_softmax_backward_data".split()
+    "_softmax_backward_data _log_softmax_backward_data scatter_add index_put".split()
 )
 OTHER_DTYPE: Final = frozenset(
     "bitwise_and bitwise_not bitwise_or eq ge gt isnan le lt ne logical_and logical_not logical_or "

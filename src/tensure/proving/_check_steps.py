@@ -6,18 +6,22 @@ Knows relations and the checker's op rules; no rank, no plan, no order of steps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
 from tensure.program import Cat, Name, Op, Ref
 
+from ._check_conditional import conditional
+from ._check_elements import alike, written
 from ._check_extremes import extreme
-from ._check_index import Anywhere
+from ._check_index import Anywhere, selected
+from ._check_joined import joined, nothing
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
-from ._check_ops import FLOATS, clean
+from ._check_masked_rows import unmasked_rows
+from ._check_ops import CONTRACTIONS, FLOATS, clean
 from ._check_ops import follows as holds_as
 from ._check_piece import Piece
 from ._check_placed import placed
@@ -25,6 +29,7 @@ from ._check_products import multiplied
 from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
 from ._check_values import CheckValues
 
+MAX_MOVES: Final = 8
 MAX_LED: Final = 64
 """Terms of a sum that a linear op is led through one by one."""
 
@@ -56,6 +61,9 @@ class CheckSteps(CheckValues):
             if rest is not None:
                 given = attrs if op == "convolution" else {}
                 return bool(rest[2]) and self._led(rest[0], given, rest[1], 0, rest[2])
+        rows = unmasked_rows(self, op, attrs, operands, claim)
+        if rows is not None and self._led(op, rows[0], rows[1], at, rows[2]):
+            return True
         if op == "convolution_backward":
             way = self.gradient(attrs, operands, at)
             if way is None:
@@ -74,10 +82,29 @@ class CheckSteps(CheckValues):
             return self._total_follows(op, attrs, operands, claim)
         if ways is not None:
             by, steps = ways
-            return self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim))
-        if self._led(op, attrs, operands, at, claim):
+            if self._in_steps(steps, operands, tuple((coef * by, *rest) for coef, *rest in claim)):
+                return True
+        elif self._led(op, attrs, operands, at, claim):
             return True
-        return at == 0 and multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
+        elif any(is_rel(item) and len(item) > 1 for item in operands):
+            single_terms = [self.classed(item) if is_rel(item) else item for item in operands]
+            if self._led(op, attrs, single_terms, at, claim):
+                return True
+        if at == 0 and (
+            conditional(self, op, attrs, operands, claim)
+            or nothing(self, op, attrs, operands, claim)
+            or joined(self, self._led, op, attrs, operands, claim)
+        ):
+            return True
+        return at == 0 and (
+            multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
+            or written(self, op, attrs, operands, claim)
+            or alike(self, moved, claim)
+        )
+
+    def same(self, one: Rel, other: Rel) -> bool:
+        """Are two relations one, as sums or element by element?"""
+        return self.equal(one, other) or alike(self, one, other)
 
     def _without_places(self, way: Any, claim: tuple[Term, ...]) -> bool:
         """Is a row of numbers what a step that keeps the dims it sums over makes, those left out?"""
@@ -148,10 +175,43 @@ class CheckSteps(CheckValues):
     def _piece(self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: Term) -> bool:
         """Is a term what the step makes of single terms?"""
         swaps = op in ("add", "mul", "maximum", "minimum") and len(operands) == 2 and "alpha" not in attrs
-        return any(
-            self._fits(op, attrs, mine, at, claim)
-            for mine in ((operands, operands[::-1]) if swaps else (operands,))
+        orders = (operands, operands[::-1]) if swaps else (operands,)
+        return any(self._fits(op, attrs, mine, at, claim) for mine in orders) or any(
+            self._fits(op, attrs, mine, at, claim) for mine in self._standing(op, operands, claim)
         )
+
+    def _standing(self, op: str, operands: list[Any], claim: Term) -> Iterator[list[Any]]:
+        """Operands of a product, one of them said to stand where the claim does if it is the same there."""
+        for place, rel in enumerate(operands if op in CONTRACTIONS else ()):
+            if not is_rel(rel) or len(rel) != 1 or rel[0][3] is not None:
+                continue
+            coef, node, reg, _ = rel[0]
+            one = self._origin(rel[0])
+            for dim, index in enumerate(reg if one is not None else ()):
+                for other in dict.fromkeys(claim[2]):
+                    if other == index or len(other) != len(index) or other.stop > self.defs[node].shape[dim]:
+                        continue
+                    term: Term = (coef, node, (*reg[:dim], other, *reg[dim + 1 :]), None)
+                    if one == self._origin(term):  # but for dims along which it only repeats
+                        yield [*operands[:place], (term,), *operands[place + 1 :]]
+
+    def _origin(self, term: Term) -> Term | None:
+        """A part of views and transposes as a part of what repeats; None where nothing does."""
+        for _ in range(MAX_MOVES):
+            coef, node, reg, _limit = term
+            item = self.defs[node]
+            if item.free:
+                return coef, node, self.spelled(node, reg), None
+            back = self._unviewed(term)
+            if item.op == "permute":
+                inner, outer, by = item.operands[0]
+                dims: tuple[int, ...] = item.attrs["dims"]
+                part = selected(outer, [reg[dims.index(dim)] for dim in range(len(outer))])
+                back = (coef * by, inner, self.spelled(inner, part), None)
+            if back is None:
+                return None
+            term = back
+        return None
 
     def _fits(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], at: int, claim: Term) -> bool:
         coef, node, reg, limit = claim

@@ -51,6 +51,8 @@ class CheckSums:
 
     def __init__(self) -> None:
         self.defs: list[Def] = []
+        self.ranges: dict[int, int] = {}
+        """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
         """The axes along which a class is another value at every place, if there are any."""
 
@@ -179,6 +181,10 @@ class CheckSums:
     def extent(self, node: int, letter: str) -> int:
         """The size of a contracted letter of a value's op."""
         item = self.defs[node]
+        if letter.startswith("?"):  # the elements of a tensor of indices of the same shape
+            at = int(letter[1:])
+            known = self.defs[at].shape == item.shape and not item.free and item.dtype in FLOATS
+            return self.ranges[at] if known and at in self.ranges else refuse("no addend by such an index")
         if letter.startswith("@"):  # the indices of a dim of the value itself
             dim = int(letter[1:]) if letter[1:].isdecimal() and len(letter) < 4 else len(item.shape)
             known = dim < len(item.shape) and dim not in item.free and item.dtype in FLOATS

@@ -97,6 +97,16 @@ def _gather(p: Piece) -> Fraction | None:
     return holds(_alike(p) and not p.shares and places and _full(p, 0, d) and p.reg == at)
 
 
+def _scatter(p: Piece) -> Fraction | None:
+    base, at, source = p.parts
+    d = p.theirs["dim"] % len(p.out)
+    rows = [k for k in range(len(p.out)) if k != d]
+    alike = all(at[k] == source[k] == p.reg[k] == base[k] for k in rows)
+    sizes = all(p.shapes[1][k] == p.shapes[2][k] == p.out[k] for k in rows)
+    whole = _full(p, 1, d) and _full(p, 2, d) and p.reg[d].is_whole(p.out[d]) and _full(p, 0, d)
+    return holds(_alike(p) and not p.shares and alike and sizes and whole and at == source)
+
+
 def _rows_letters(attrs: dict[str, Any], shapes: Sequence[Any]) -> dict[str, int]:
     return {f"i{d}": n for d, n in enumerate(shapes[1])}
 
@@ -307,6 +317,8 @@ TRAINING: Final[dict[str, TrainingRule]] = {
         _gather,
         lambda attrs, shapes: {"v": shapes[0][attrs["dim"] % len(shapes[0])]},
     ),
+    "index_put": TrainingRule(lambda attrs, shapes: [shapes[0]], lambda p: None),
+    "scatter_add": TrainingRule(lambda attrs, shapes: [shapes[0]], _scatter),
     "embedding_dense_backward": TrainingRule(
         lambda attrs, shapes: [(attrs["num_weights"], *shapes[0][len(shapes[1]) :])],
         _embedding_backward,

@@ -17,7 +17,9 @@ import numpy as np
 from tensure.program import Op, Program, Undecided, axes_in, expand, leaves, rational
 
 from ._check_cells import rel_at
-from ._check_index import FIRST, Index, selected
+from ._check_conditional import range_of
+from ._check_constants import constant, targets_of
+from ._check_index import FIRST, Index, all_of, selected
 from ._check_linear import every, signs, single, value
 from ._check_moves import MOVES, regrouped
 from ._check_ops import FLOATS, REDUCTIONS, clean, dtype_of, repeats, shapes_of
@@ -55,6 +57,8 @@ class CheckValues(CheckSums):
         self._instances: dict[Any, Term] = {}
         self._program, self._entry, self._env = program, entry, env
         self._ignored: set[Any] = set()
+        self.aims: set[tuple[int, Any]] = set()
+        """Classes that are targets of a loss, each with the class that this loss ignores."""
 
     def read_program(self, operands_of: Any) -> None:
         """Take every step of the Program; `operands_of(step, named)` reads its operands."""
@@ -64,7 +68,15 @@ class CheckValues(CheckSums):
         for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
             if step.op == "nll_loss_forward":
                 self._ignored.add(step.attr("ignore_index"))
-            for out, rel in zip(step.outs, self.make(step, operands_of(step, self.named)), strict=True):
+            operands = operands_of(step, self.named)
+            found = (
+                range_of(self, operands[0], operands[1], step.attr("dim")) if step.op == "gather" else None
+            )
+            if found is not None:
+                self.ranges[found[0]] = min(found[1], self.ranges.get(*found))
+            if step.op == "nll_loss_forward":
+                self.aims.update((node, step.attr("ignore_index")) for node in targets_of(self, operands[1]))
+            for out, rel in zip(step.outs, self.make(step, operands), strict=True):
                 self.names[str(out)] = rel
 
     def named(self, label: str) -> Rel:
@@ -160,7 +172,7 @@ class CheckValues(CheckSums):
         one = self.filled(1.0, (), self.defs[operands[4][0][1]].dtype)
         if attrs["reduction"] == 0:
             return None if operands[4] == one else (by, [(op, each, lambda _: [*operands[:4], one])])
-        wide = self._widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
+        wide = self.widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
     def counts(self, attrs: Mapping[str, Any]) -> bool:
@@ -295,6 +307,8 @@ class CheckValues(CheckSums):
             number, dtype = attrs["fill_value"], attrs.get("dtype")
             kind = {bool: "bool", int: "i64", float: "f32"}[type(number)]
             return self.filled(number, tuple(attrs["size"]), dtype or kind)
+        if (known := constant(self, op, attrs, operands)) is not None:
+            return known
         if not rels or len(rels) < len([item for item in operands if item is not None]):
             return None
         if op == "_to_copy" and {self.defs[n].dtype for _, n, _, _ in rels[0]} == {attrs.get("dtype")}:
@@ -355,7 +369,10 @@ class CheckValues(CheckSums):
         if op in ("addmm", "baddbmm") or (op in ("linear", "convolution") and len(rels) == 3):
             return self._biased(op, attrs, operands) if own else None
         shapes = [size(rel[0][2]) for rel in rels]
-        dtypes = {self.defs[n].dtype for rel in rels for _, n, _, _ in rel}
+        numbers = op in ("mul", "div") and len(rels) == 2  # which may be of another dtype
+        told = [rel for rel in rels if not numbers or self._number(rel) is None]
+        told = told or [rel for rel in rels if self.defs[rel[0][1]].dtype in FLOATS] or rels
+        dtypes = {self.defs[n].dtype for rel in told for _, n, _, _ in rel}
         if len(dtypes) != 1 or not dtypes <= FLOATS or attrs.get("rounding_mode") is not None:
             return None
         (dtype,) = dtypes
@@ -373,7 +390,7 @@ class CheckValues(CheckSums):
             return None
         flat: list[Term] = []
         for by, item in zip(coefs, operands, strict=True):
-            wide = self._widened(item, shape, dtype)
+            wide = self.widened(item, shape, dtype)
             if wide is None:
                 return None
             flat.extend(times(wide, by))
@@ -415,7 +432,7 @@ class CheckValues(CheckSums):
         alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
         if not alpha or not beta or not is_rel(bias):
             return None
-        wide = self._widened(bias, size(claim[0][2]), self.defs[bias[0][1]].dtype)
+        wide = self.widened(bias, size(claim[0][2]), self.defs[bias[0][1]].dtype)
         if wide is None or self.defs[bias[0][1]].dtype not in FLOATS:
             return None
         sums: dict[Any, Fraction] = {}
@@ -439,7 +456,7 @@ class CheckValues(CheckSums):
             return None
         if op == "convolution" and is_rel(bias):
             bias = self._per_channel(bias, len(product[0][2]))
-        wide = self._widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
+        wide = self.widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
         return None if wide is None else (*times(wide, beta), *times(product, alpha))
 
     def _per_channel(self, bias: Any, rank: int) -> Rel:
@@ -449,7 +466,8 @@ class CheckValues(CheckSums):
             rel = None if rel is None else self._thin(rel, dim)
         return rel
 
-    def _widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
+    def widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
+        """A number or a tensor spread to a shape; None where that is no class's part."""
         if not is_rel(item):
             return self.filled(item, shape, dtype) if value(item) is not None else None
         if any(self.defs[node].dtype != dtype for _, node, _, _ in item):
@@ -482,7 +500,7 @@ class CheckValues(CheckSums):
             return value(item)
         coef, node, _, limit = item[0]
         known = self.defs[node]
-        if len(item) != 1 or limit is not None or known.op != "full" or known.dtype not in FLOATS:
+        if len(item) != 1 or limit is not None or known.op != "full" or known.dtype == "bool":
             return None
         found: Fraction = coef * rational(known.attrs["fill_value"])
         return found
@@ -532,6 +550,23 @@ class CheckValues(CheckSums):
         node = self._put(Def("+", {}, (), 0, shape, dtype, form, free), known)
         by = lead / (self.defs[node].form or form)[min(form)]
         return ((by, node, self.spelled(node, reg), None),)
+
+    def classed(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
+        """A sum of parts at one region as that part of the sum; what is none as it is."""
+        reg = self._common(rel)
+        if len(rel) == 1 or reg is None or any(limit is not None for *_, limit in rel):
+            return rel
+        sizes = [
+            {self.defs[node].shape[dim] for _, node, _, _ in rel if dim not in self.defs[node].free}
+            for dim in range(len(reg))
+        ]
+        if any(len(found) > 1 for found in sizes):
+            return rel
+        full = tuple(all_of(found.pop()) if found else index for found, index in zip(sizes, reg, strict=True))
+        made = self.gathered(tuple((coef, node, self.spelled(node, full), None) for coef, node, _, _ in rel))
+        if made is None or len(made) != 1:
+            return rel
+        return ((made[0][0], made[0][1], self.spelled(made[0][1], reg), None),)
 
     def _common(self, rel: tuple[Term, ...]) -> Reg | None:
         """The one region of all terms, but for dims along which some only repeat."""

@@ -170,7 +170,7 @@ class Walk:
             want = self._at(claim, place) if moves else claim
             key = (want if moves else None, id(result), id(join))
             if key not in seen:
-                seen[key] = self.values.equal(want, result) or (
+                seen[key] = self.values.same(want, result) or (
                     join is not None and self.values.is_join(join[0], join[1], want)
                 )
             if not seen[key]:
@@ -228,7 +228,7 @@ class Walk:
             over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
             self.sums.setdefault(key, []).append((rank, over, claim, want))
         else:
-            need(self.values.equal(claim, want), f"{rank}: {name} is not what the plan claims")
+            need(self.values.same(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
         if bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
@@ -351,10 +351,19 @@ class Walk:
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {letter: _index(runs, env) for letter, runs in limit[0]}
+        shares = {self._letter(letter): _index(runs, env) for letter, runs in limit[0]}
+        need(len(shares) == len(limit[0]), "a letter twice")
         return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
             sorted(through, key=lambda pair: pair[0])
         )
+
+    def _letter(self, letter: str) -> str:
+        """A letter that names a tensor of indices, by its class."""
+        if not letter.startswith("?"):
+            return letter
+        by, node, reg, _ = self._one(letter[1:])
+        need(by == 1 and self.values.is_whole(node, reg), f"{letter[:80]} is no index")
+        return f"?{node}"
 
     def _named_operands(self, step: Op, named: Callable[[str], Rel]) -> list[Any]:
         found = [self._operand(arg, lambda ref: named(str(ref.name))) for arg in step.args]

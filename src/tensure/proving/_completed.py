@@ -15,7 +15,7 @@ from tensure.program import Affine, Whole, axes_in
 
 from ._flow import Flow
 from ._index import Region
-from ._limit import Limit, Share
+from ._limit import Limit
 from ._relation import ONE, Relation, Term
 from ._values import is_part
 
@@ -58,7 +58,7 @@ class _Writer:
         through: list[Json] = []
         for key, inner in limit.through:
             place: Json = key
-            if value.form is None:
+            if value.op != "+":
                 operand = value.operands[key]
                 assert isinstance(operand, tuple)
                 found = self._limits(operand[0], inner, rows)
@@ -68,7 +68,16 @@ class _Writer:
             if place is None or found is None:
                 return None
             through.append([place, found])
-        rows.append([[_share(share) for share in limit.shares], through])
+        shares: list[Json] = []
+        for share in limit.shares:
+            letter = share.letter
+            if letter.startswith("?"):  # an index tensor by its name
+                named = self._label(int(letter[1:]))
+                if named is None or named[1] != 1:
+                    return None
+                letter = f"?{named[0]}"
+            shares.append([letter, [[_end(end) for end in run] for run in share.index]])
+        rows.append([shares, through])
         return len(rows) - 1
 
     def _label(self, node: int) -> tuple[str, Fraction] | None:
@@ -101,7 +110,7 @@ class _Writer:
             if isinstance(operand, tuple) and is_part(operand):
                 at, region, coef = operand
                 label, by = self._labels[at] or ("", ONE)
-                if value.form is not None:
+                if value.op == "+" and value.form is not None:
                     coef = value.form[at]
                 items.append([_fraction(coef / by), label, _region(region), None])
             else:
@@ -141,10 +150,6 @@ def _attr(value: Any) -> Json:
     if value is None:
         return None
     return [type(value).__name__, value if isinstance(value, str) else repr(value)]
-
-
-def _share(share: Share) -> Json:
-    return [share.letter, [[_end(end) for end in run] for run in share.index]]
 
 
 def _region(region: Region) -> list[Json]:

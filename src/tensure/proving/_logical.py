@@ -31,18 +31,27 @@ from tensure.program import (
     leaves,
 )
 
-from ._index import Index, Region, free_index, relative, select, shape_of, whole_region
+from ._conditional import Conditional
+from ._constants import Constants
+from ._contraction import TERMS
+from ._equations import equation, whole_form
+from ._exponents import WATCHED, Exponents
+from ._index import Index, Region, free_index, length, relative, select, shape_of, whole, whole_region
+from ._joined import joined_step
 from ._limit import Limit, limited, share_of
 from ._linear import alone, together
 from ._masked import ROWS, Lookup, masked_lookup
 from ._masked_gather import masked_gather
+from ._masked_rows import masked_rows
+from ._masked_scatter import masked_scatter
 from ._movement import viewed_whole
 from ._pieces import Pieces
 from ._placed import placed
 from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._repeats import repeating
-from ._rules import REDUCTIONS, derive, reduced_dims
+from ._restated import restated
+from ._rules import ELEMENTWISE, REDUCTIONS, derive, reduced_dims
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._training import Derived
 from ._values import Value, is_part, number
@@ -65,6 +74,9 @@ class Logical(Pieces):
         self.targets = targets
         self.names: dict[str, Held] = {}
         self.products = Products(self)
+        self.exponents = Exponents(self)
+        self.constants = Constants(self)
+        self.conditional = Conditional(self)
         self._theirs = 1 << 60  # the first value that is not the Program's: none as yet
         self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
@@ -75,6 +87,8 @@ class Logical(Pieces):
         self.ignored = frozenset(step.attr("ignore_index") for step in losses)
         for step in steps:
             operands = [self.operand(arg, self.named) for arg in step.args]
+            self.constants.take(step, operands)
+            self.conditional.take_range(step, operands)
             types = infer_step(step, [type_of(operand) for operand in operands])
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
@@ -114,6 +128,24 @@ class Logical(Pieces):
         return self.made(Call(step, bound(step, operands), operands, types, want, False))
 
     def made(self, call: Call) -> list[Held]:
+        """What a step makes; another's names for it where it equals an earlier value in another spelling."""
+        made = self._made_of(call)
+        if call.own:
+            return made
+        return [Held(held.type, self._renamed(held.relation)) for held in made]
+
+    def _renamed(self, relation: Relation) -> Relation:
+        term = relation.single
+        if term is None or term.node < self._theirs or term.limit is not None:
+            return relation
+        known = None
+        if self.values[term.node].op in WATCHED:
+            known = self.exponents.term(term.node, term.region)
+        if known is not None:
+            return Relation((replace(known, coef=known.coef * term.coef),))
+        return self.renamed(relation)
+
+    def _made_of(self, call: Call) -> list[Held]:
         if call.step.op in VIEWS:  # one op in one spelling
             shape = call.types[0].shape
             step = Op("view", call.step.args, call.step.outs, (("size", shape),), call.step.note)
@@ -130,7 +162,7 @@ class Logical(Pieces):
         elif call.step.op == "gather" and isinstance(call.operands[0], Held):
             rank = max(len(call.operands[0].type.shape), 1)
             call = replace(call, given={**call.given, "dim": call.given["dim"] % rank})
-        for way in (self.passes, self.constant, self.linear):
+        for way in (self.passes, self.constant, self.constants.folded, self.linear):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found if call.own else self._multiplied(found))]
@@ -173,10 +205,20 @@ class Logical(Pieces):
             term = replace(whole, region=region, limit=limited(shares, ()))
             return [Held(call.types[0], Relation((term,)))]
         addend = self._looked_up(lookup, call.types[0]) if lookup else masked_gather(self, call, terms)
+        addend = addend or self.conditional.kept(call, terms) or self.conditional.put(call, terms)
+        addend = addend or masked_scatter(self, call, terms) or masked_rows(self, call, terms)
         if addend is not None:
             return [addend]
         factor, core, limits = self._parted(call, terms)
-        node, derived, order = self._match(call, core) or self._new(call, core)
+        match = self._match(call, core)
+        if match is None and not call.own and call.step.op in TERMS:
+            tries = (self._match(call, other) for other in restated(self, core))
+            match = next((found for found in tries if found is not None), None)
+        if match is None and (joined := joined_step(self, call, self._theirs)) is not None:
+            return [Held(call.types[0], joined)]
+        node, derived, order = match or self._new(call, core)
+        if match is None and node >= self._theirs:
+            self.conditional.take(call, core, node)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
@@ -187,6 +229,19 @@ class Logical(Pieces):
                 term = term if known is None else replace(known, coef=known.coef * term.coef)
             made.append(Held(want, Relation((term,))))
         return made
+
+    def known(self, call: Call, *, addends: bool = False) -> Term | None:
+        """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
+        terms = [self._single(item) for item in call.operands]
+        factor, core, limits = self._parted(call, terms)
+        found = self._match(call, core)
+        if limits or found is None or found[0] >= self._theirs or len(found[1]) != 1:
+            return None
+        node, (part,), _ = found
+        if part.shares and not addends:
+            return None
+        region = self.spelled(node, part.region)
+        return Term(node, region, part.coef * factor, limited(part.shares, ()))
 
     def _multiplied(self, found: Relation) -> Relation:
         """A sum with products in it that is an earlier value in another spelling, or the sum as it is."""
@@ -297,17 +352,19 @@ class Logical(Pieces):
         """Make the step's results values of their own: of whole operands if its rule then tells the part."""
         order = tuple(range(len(terms)))
         parts = [item for item in terms if isinstance(item, Term)]
-        for whole in () if call.own else self._wider(terms, parts):
+        for wholes in () if call.own else self._wider(terms, parts):
+            if call.step.op in ELEMENTWISE:
+                wholes = self._lengthened(wholes, terms)
             types = [
                 TensorType(shape_of(t.region), self.values[t.node].type.dtype) if isinstance(t, Term) else t
-                for t in whole
+                for t in wholes
             ]
             lifted = self._lifted(call, parts)
             try:
                 found = infer_op(call.step.op, types, lifted)
             except TensureError:
                 continue
-            node = self._put(replace(call, given=lifted), whole, found)
+            node = self._put(replace(call, given=lifted), wholes, found)
             derived = self._fits(call, terms, node)
             if derived is not None:
                 return node, derived, order
@@ -323,13 +380,42 @@ class Logical(Pieces):
             yield [replace(t, region=self._all_apart(t)) if isinstance(t, Term) else t for t in terms]
 
     def _all_apart(self, term: Term) -> Region:
-        whole = self._all_of(term.node, term.region)
-        return tuple(
-            all_ if axes_in(index) else index for index, all_ in zip(term.region, whole, strict=True)
-        )
+        full = self._all_of(term.node, term.region)
+        return tuple(all_ if axes_in(index) else index for index, all_ in zip(term.region, full, strict=True))
+
+    def _lengthened(self, wholes: list[Term | Number], parts: list[Term | Number]) -> list[Term | Number]:
+        """What only repeats along a dim made as long there as its neighbour's whole."""
+        sizes: dict[tuple[int, int], int] = {}  # by place from the right and size of the part
+        pairs = [(w, p) for w, p in zip(wholes, parts, strict=True) if isinstance(w, Term)]
+        for made, part in pairs:
+            free = self.values[made.node].free
+            for back in range(1, len(made.region) + 1):
+                if len(made.region) - back not in free and isinstance(part, Term):
+                    sizes[back, length(part.region[-back])] = length(made.region[-back])
+        return [
+            replace(
+                item,
+                region=tuple(
+                    whole(sizes.get((len(item.region) - dim, length(index)), length(index)))
+                    if dim in self.values[item.node].free and length(index) > 1
+                    else index
+                    for dim, index in enumerate(item.region)
+                ),
+            )
+            if isinstance(item, Term)
+            else item
+            for item in wholes
+        ]
 
     def _lifted(self, call: Call, parts: list[Term]) -> dict[str, Any]:
         """The attributes that the step would have on whole operands, as far as they tell a shape."""
+        if call.step.op == "expand":
+            (part,), size = parts, list(call.types[0].shape)
+            skip, full = len(size) - len(part.region), self.values[part.node].type.shape
+            for dim, index in enumerate(part.region):
+                if dim not in self.values[part.node].free and length(index) == size[skip + dim]:
+                    size[skip + dim] = full[dim]
+            return {"size": tuple(size)}
         if call.step.op != "view":
             return call.given
         shape = viewed_whole(parts[0].region, self.values[parts[0].node].type.shape, call.types[0].shape)
@@ -346,13 +432,30 @@ class Logical(Pieces):
         held = [(self.values[t.node], shape_of(t.region)) if isinstance(t, Term) else None for t in terms]
         told = {"rank": len(given["size"])} if op == "expand" else given
         nodes: list[int] = []
+        fresh = False
         for out, found in enumerate(types):
             free = (
                 repeating(op, given, held, found.shape) if out == 0 and len(types) == 1 else frozenset[int]()
             )
             key = (op, repr(sorted(told.items())), pairs, out, len(types))
+            count = len(self.values)
             nodes.append(self.put(Value(op, given, pairs, out, found, None, free), key))
+            fresh = fresh or nodes[-1] == count
+        if fresh:
+            for node in nodes:
+                self._equate(node)
         return nodes[0]
+
+    def _equate(self, node: int) -> None:
+        """What a new value is in terms of others."""
+        relation = equation(self, node)
+        if relation is None and self.values[node].op == "log":
+            (part,) = self.values[node].operands
+            relation = self.exponents.log(part) if isinstance(part, tuple) and is_part(part) else None
+        form = None if relation is None else whole_form(self, node, relation)
+        if form is not None:
+            self.equate(node, form)
+        self.exponents.register(node)
 
     def _match(
         self, call: Call, terms: list[Term | Number]

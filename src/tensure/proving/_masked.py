@@ -60,7 +60,10 @@ def masked_lookup(values: Values, op: str, terms: list[Term | Number]) -> Lookup
     bounds = _bounds(values, node)
     lead = len(places[1])
     here = tuple(select(index, at) for index, at in zip(places[1], kept.region[:lead], strict=True))
-    if bounds != (indices, lo, table[1][0][0][1]) or table[1][0][0][0] != lo:
+    hi = table[1][0][0][1]
+    if bounds not in ((indices, lo, hi), (_shifted_from(values, places[0]), 0, hi - lo)):
+        return None
+    if table[1][0][0][0] != lo:
         return None
     if (
         _mask_region(values, mask, node, lead) != here
@@ -101,6 +104,12 @@ def _shifted(values: Values, node: int) -> tuple[int, Part, int] | None:
         return None
     lo = _integer(less.operands[1])
     return None if lo is None or not is_part(less.operands[0]) else (mask[0], less.operands[0], lo)
+
+
+def _shifted_from(values: Values, node: int) -> object:
+    """The indices less `lo` that a mask chooses from."""
+    value = values.values[node]
+    return value.operands[2] if value.op == "where" else value.operands[0]
 
 
 def _bounds(values: Values, node: int) -> tuple[Part, int, int] | None:

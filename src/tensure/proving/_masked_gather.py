@@ -67,7 +67,7 @@ def masked_gather(values: Sums, call: Call, terms: list[Term | Number]) -> Held 
     full = (*region[:at], whole(source.type.shape[at]), *region[at + 1 :])
     wide = Held(TensorType(shape_of(full), source.type.dtype), Relation((Term(node, full),)))
     step = Op("gather", (), (), tuple(seen.given.items()))
-    (made,) = values.made(Call(step, bound(step, [wide, index]), [wide, index], [seen.type], None, False))
+    (made,) = values.general(Call(step, bound(step, [wide, index]), [wide, index], [seen.type], None, False))
     share = share_of(COLUMNS, source.type.shape[at], ((lo, hi),))
     term = made.relation.single
     if term is None or not term.plain or values.values[term.node].op != "gather" or share is None:

@@ -98,7 +98,7 @@ class Products:
         if value.op == "full":
             number = exact(value.given["fill_value"])
             return None if number is None else {(): number} if number else {}
-        if value.form is not None:
+        if value.op == "+" and value.form is not None:
             sums: Polynomial = {}
             for part, coef in value.form.items():
                 inner = self._values.values[part]

@@ -18,6 +18,9 @@ from ._relation import ONE, Relation, Term, scaled, total
 from ._steps import Call, Held, Number, Operand, bound
 from ._values import FLOATS, Value, Values, number
 
+MAX_WIDENED: Final = 8
+"""Terms of a sum that are looked at for what is spread."""
+
 
 class Sums(Values):
     """What linear steps make of relations."""
@@ -32,6 +35,10 @@ class Sums(Values):
 
     def general(self, call: Call) -> list[Held]:
         """What a step makes by the rule for its op."""
+        raise NotImplementedError
+
+    def known(self, call: Call, *, addends: bool = False) -> Term | None:
+        """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
         raise NotImplementedError
 
     def scalars(self, call: Call) -> list[tuple[Fraction, Relation]] | None:
@@ -78,10 +85,43 @@ class Sums(Values):
         if summed is None:
             return None
         summed = self.without_zeros(summed)
+        if not call.own:
+            summed = self._widened(summed, call.types[0])
         if not call.own and (summed.limited or self.aligned(summed) is not None):
             return self.resolve(summed)
         found = self.sum_of(summed, call.types[0])
         return found if found.single is not None else None  # a sum of parts is a value of its own
+
+    def _widened(self, summed: Relation, found: TensorType) -> Relation:
+        """What stands beside one index of a longer dim, as one of what is spread along that dim."""
+        shape = list(found.shape)
+        for dim, size in enumerate(shape):
+            sizes = {
+                self.values[term.node].type.shape[dim]
+                for term in summed.terms
+                if dim not in self.values[term.node].free
+            }
+            if size == 1 and len(sizes) == 2 and 1 in sizes:
+                shape[dim] = max(sizes)
+        if tuple(shape) == found.shape or summed.limited or len(summed.terms) > MAX_WIDENED:
+            return summed
+        return Relation(tuple(self._wide(term, found.shape, tuple(shape)) for term in summed.terms))
+
+    def _wide(self, term: Term, mine: tuple[int, ...], shape: tuple[int, ...]) -> Term:
+        value = self.values[term.node]
+        own = value.type.shape
+        pairs = zip(own, shape, strict=True)
+        if not any(n == 1 != wide and dim not in value.free for dim, (n, wide) in enumerate(pairs)):
+            return term
+        long = tuple(
+            wide if n == 1 and one == 1 else n for n, one, wide in zip(own, mine, shape, strict=True)
+        )
+        held = Held(value.type, Relation((Term(term.node, self.spelled(term.node, whole_region(own))),)))
+        step, kind = Op("expand", (), (), (("size", long),)), TensorType(long, value.type.dtype)
+        made = self.made(Call(step, bound(step, [held]), [held], [kind], None, True))[0].relation.single
+        if made is None:
+            return term
+        return replace(made, region=self.spelled(made.node, term.region), coef=made.coef * term.coef)
 
     def _is_zero(self, term: Term) -> bool:
         value = self.values[term.node]
@@ -137,7 +177,7 @@ class Sums(Values):
             return exact(item)
         term = item.relation.single
         value = None if term is None or term.limit is not None else self.values[term.node]
-        if term is None or value is None or value.op != "full" or value.type.dtype not in FLOATS:
+        if term is None or value is None or value.op != "full":
             return None
         number_ = exact(value.given["fill_value"])
         return None if number_ is None else term.coef * number_

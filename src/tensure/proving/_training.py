@@ -282,11 +282,41 @@ def convolution_backward(
     ]
 
 
+def scatter(
+    op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
+) -> list[Derived] | None:
+    """Whole along the dim where numbers are put; along the others each is put at its own place."""
+    base, places, source = parts
+    if not _equal(local, logical) or base is None or places is None or source is None:
+        return None
+    at = logical["dim"] % len(outs[0])
+    if base[at] != whole(outs[0][at]) or places != source or shapes[1] != shapes[2]:
+        return None
+    for dim, (mine, wanted) in enumerate(zip(base, places, strict=True)):
+        if dim == at:
+            if wanted != whole((shapes[1] or ())[at]):
+                return None
+        elif mine != wanted or (shapes[1] or ())[dim] != outs[0][dim]:
+            return None
+    return [Derived(base)]
+
+
+def put(
+    op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
+) -> list[Derived] | None:
+    """All of a tensor put by all of an index."""
+    if not _equal(local, logical) or not all(map(_all, parts, shapes)):
+        return None
+    return [Derived(whole_region(outs[0]))]
+
+
 TRAINING: Final[dict[str, Rule]] = {
     "native_layer_norm": layer_norm,
     "index": index,
     "index_select": index_select,
     "gather": gather,
+    "scatter_add": scatter,
+    "index_put": put,
     "embedding_dense_backward": embedding_backward,
     "slice_backward": put_back,
     "select_backward": put_back,

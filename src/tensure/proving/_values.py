@@ -10,7 +10,7 @@ one value but for a factor, however they were associated. Dims along which a val
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -35,7 +35,8 @@ class Value:
 
     Args:
         operands: Parts, and numbers or None as `number` spells them.
-        form: as a linear combination of values that are no sums themselves.
+        form: as a linear combination of values that are no sums themselves; of a "+" it is what it is made
+            of, of any other value something that it equals.
         free: the dims along which it only repeats.
     """
 
@@ -138,8 +139,28 @@ class Values:
         if known is None:
             return relation
         through = [(node, limit) for node, limit in limits if limit is not None]
+        if through and self.values[known[0]].op != "+":
+            return relation
         coef = form[min(form)] / known[1]
         return Relation((Term(known[0], self.spelled(known[0], region), coef, limited((), through)),))
+
+    def equate(self, node: int, form: Mapping[int, Fraction]) -> None:
+        """A value is a sum of others, by what its op does."""
+        self.values[node] = replace(self.values[node], form=form)
+        if len(form) > 1:
+            self._forms.setdefault(_direction(form), (node, form[min(form)]))
+
+    def renamed(self, relation: Relation) -> Relation:
+        """All of a value that equals a multiple of another, or a sum that has a name already, as that."""
+        term = relation.single
+        form = None if term is None or term.limit is not None else self.values[term.node].form
+        if term is None or form is None or self.values[term.node].op == "+":
+            return relation
+        node, by = next(iter(form.items())) if len(form) == 1 else self._forms[_direction(form)]
+        by = by if len(form) == 1 else form[min(form)] / by
+        if node == term.node:
+            return relation
+        return Relation((Term(node, self.spelled(node, term.region), term.coef * by),))
 
     def aligned(self, relation: Relation) -> Region | None:
         """The one region all terms are of, dims apart along which some only repeat."""
@@ -172,7 +193,9 @@ class Values:
 
     def _opened(self, term: Term) -> Iterable[tuple[int, Limit | None, Fraction]]:
         form = self.values[term.node].form
-        if form is None or (term.limit is not None and term.limit.shares):
+        if form is None or (
+            term.limit is not None and (term.limit.shares or self.values[term.node].op != "+")
+        ):
             return [(term.node, term.limit, term.coef)]
         if term.limit is None:
             return [(node, None, coef * term.coef) for node, coef in form.items()]

@@ -1,0 +1,99 @@
+"""The checker's view of numbers that are the same everywhere: masks and counts of targets that all count.
+
+Where no target is the class that a loss ignores, whether a target is that class has one answer; what is made
+of one number is one number, and a mask that holds everywhere, or nowhere, leaves one of two tensors.
+Written apart from the prover.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ._check_ops import FLOATS
+from ._check_sums import ONE, CheckSums, Rel, is_part, is_rel, size, spread
+
+
+def targets_of(values: CheckSums, rel: Rel) -> set[int]:
+    """The classes that are targets when these are: the one at hand, and what all of it is a view of."""
+    if rel is None or len(rel) != 1 or rel[0][0] != 1 or not values.is_whole(rel[0][1], rel[0][2]):
+        return set()
+    return set(_views(values, rel[0][1]))
+
+
+def _views(values: CheckSums, node: int) -> list[int]:
+    found = [node]
+    while (item := values.defs[found[-1]]).op == "view" and is_part(item.operands[0]):
+        inner, reg, by = item.operands[0]
+        if by != 1 or not values.is_whole(inner, reg):
+            break
+        found.append(inner)
+    return found
+
+
+def constant(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+    """What a step makes that is one number, or that a mask of one answer leaves; None for any other."""
+    first = operands[0] if operands else None
+    if not is_rel(first) or first is None:
+        return None
+    if op in ("eq", "ne") and len(operands) == 2:
+        if not _is_target(values, first, operands[1]):
+            return None
+        made: Rel = values.filled(op == "ne", size(first[0][2]), "bool")
+        return made
+    if op in ("where", "masked_fill") and len(operands) == 3:
+        return _chosen(values, op, operands)
+    number = _number(values, first)
+    if number is None:
+        return None
+    shape, kind = size(first[0][2]), values.defs[first[0][1]].dtype
+    if op in ("bitwise_not", "logical_not") and isinstance(number, bool):
+        made = values.filled(not number, shape, "bool")
+    elif op == "sum" and isinstance(number, int) and attrs.get("dtype") in (None, "i64"):
+        dims = attrs["dim"]
+        keep = attrs.get("keepdim", False)
+        left = tuple(1 if d in dims else n for d, n in enumerate(shape) if keep or d not in dims)
+        made = values.filled(int(number) * math.prod(shape[d] for d in dims), left, "i64")
+    elif op == "_to_copy" and kind not in FLOATS and attrs.get("dtype") in FLOATS and abs(number) < 1 << 24:
+        made = values.filled(float(number), shape, attrs["dtype"])
+    else:
+        return None
+    return made
+
+
+def _number(values: CheckSums, rel: Any) -> int | float | bool | None:
+    """The number that stands everywhere, of what is no multiple."""
+    if not is_rel(rel) or len(rel) != 1 or rel[0][0] != ONE or rel[0][3] is not None:
+        return None
+    item = values.defs[rel[0][1]]
+    number: int | float | bool | None = item.attrs["fill_value"] if item.op == "full" else None
+    return number
+
+
+def _is_target(values: Any, rel: Any, number: Any) -> bool:
+    if not values.targets or len(rel) != 1 or rel[0][0] != 1 or rel[0][3] is not None:
+        return False
+    if not isinstance(number, int) or isinstance(number, bool):
+        return False
+    return any((node, number) in values.aims for node in _views(values, rel[0][1]))
+
+
+def _chosen(values: Any, op: str, operands: Sequence[Any]) -> Rel:
+    mask, one, other = operands if op == "where" else (operands[1], operands[2], operands[0])
+    number = _number(values, mask)
+    if not isinstance(number, bool):
+        return None
+    kept = one if number else other
+    rels = [item for item in (one, other) if is_rel(item)]
+    shape = spread([size(item[0][2]) for item in (mask, *rels)])
+    kinds = {values.defs[node].dtype for item in rels for _, node, _, _ in item}
+    if not rels or shape is None or len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    if not is_rel(kept):
+        fits = kind in FLOATS or isinstance(kept, int)
+        filled: Rel = values.filled(kept, shape, kind) if fits and kept is not None else None
+        return filled
+    wide: Rel = tuple(kept) if size(kept[0][2]) == shape else values.widened(kept, shape, kind)
+    return wide

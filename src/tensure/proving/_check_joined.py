@@ -1,0 +1,160 @@
+"""The checker's view of steps on joined tensors: is each part of a result made of its slices of operands?
+
+A claimed result that is a join along a dim is cut at its seams; one that is claimed as a sum may be that of
+products over the parts of what is contracted. Each part is asked of its own rule. Written apart from the
+prover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from ._check_linear import single
+from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, letters
+from ._check_piece import Shape
+from ._check_sums import Term, is_part, is_rel, size
+
+MAX_PARTS: Final = 16
+Asked = Callable[[str, dict[str, Any], list[Any], int, tuple[Term, ...]], bool]
+
+
+def nothing(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
+    """Is a step linear in an operand that is zero everywhere, and so is the claim?"""
+    if op == "div" or not all(values.zero(node) for _, node, _, _ in claim):
+        return False  # 0 / 0 is not 0
+    return any(
+        is_rel(item) and all(values.zero(node) for _, node, _, _ in item) and single(op, attrs, operands, at)
+        for at, item in enumerate(operands)
+    )
+
+
+def joined(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], claim: Any) -> bool:
+    """Does a step make the claim part by part? `ask` is asked of each part."""
+    if op not in ("permute", "view") and op not in ELEMENTWISE and op not in CONTRACTIONS:
+        return False
+    out = size(claim[0][2])
+    if len(claim) == 1:
+        seams = _seams(values, claim[0])
+        for dim, widths in seams:
+            dims = _followed(op, attrs, operands, dim, out)
+            if dims is not None and _by_parts(values, ask, op, attrs, operands, claim, dims, dim, widths):
+                return True
+    return op in CONTRACTIONS and _summed(values, ask, op, attrs, operands, claim)
+
+
+def _seams(values: Any, term: Term) -> list[tuple[int, list[int]]]:
+    """Along which dim a term that is all of a join was joined, and how wide each part is."""
+    item = values.defs[term[1]]
+    if item.op != "cat" or len(item.operands) > MAX_PARTS:
+        return []
+    dim = item.attrs.get("dim", 0) % len(item.shape)
+    if dim in item.free or not term[2][dim].is_whole(item.shape[dim]):
+        return []
+    return [(dim, [len(part[1][dim]) for part in item.operands if is_part(part)])]
+
+
+def _by_parts(
+    values: Any,
+    ask: Asked,
+    op: str,
+    attrs: dict[str, Any],
+    operands: list[Any],
+    claim: Any,
+    dims: Sequence[int | None],
+    dim: int,
+    widths: Sequence[int],
+) -> bool:
+    start = 0
+    for width in widths:
+        cut = slice(start, start + width)
+        start += width
+        mine = [_cut(values, item, at, cut) for item, at in zip(operands, dims, strict=True)]
+        part = _cut(values, claim, dim, cut)
+        given = {"size": size(part[0][2])} if op == "view" else attrs
+        if not width or not _asked(values, ask, op, given, mine, part):
+            return False
+    return True
+
+
+def _asked(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], part: Any) -> bool:
+    op, attrs, told = values.told(op, attrs, operands)
+    moved = values.passed(op, attrs, told)
+    if moved is not None and values.equal(part, moved):
+        return True
+    return nothing(values, op, attrs, told, part) or ask(op, attrs, list(told), 0, part)
+
+
+def _cut(values: Any, item: Any, dim: int | None, part: slice) -> Any:
+    if dim is None or not is_rel(item):
+        return item
+    return values.tidy(tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), lim) for c, n, r, lim in item))
+
+
+def _followed(
+    op: str, attrs: dict[str, Any], operands: Sequence[Any], dim: int, out: Shape
+) -> list[int | None] | None:
+    """Which dim of every operand goes along a dim of the result."""
+    shapes = [size(item[0][2]) if is_rel(item) else None for item in operands]
+    first = shapes[0] or ()
+    if op == "permute":
+        return [attrs["dims"][dim]]
+    if op == "view":
+        before = 1
+        for n in out[:dim]:
+            before *= n
+        passed = 1
+        for at, n in enumerate(first):
+            if passed == before and n == out[dim] and n != 1:
+                return [at]
+            passed *= n
+        return None
+    if op in ELEMENTWISE:
+        back = len(out) - dim
+        return [
+            len(shape) - back
+            if shape is not None and len(shape) >= back and shape[-back] == out[dim]
+            else None
+            for shape in shapes
+        ]
+    if None in shapes and op != "linear":
+        return None
+    held = [shape for shape in shapes if shape is not None]
+    if len(held) != 2:
+        return None
+    terms, kept = letters(op, attrs, held)
+    found = [term.index(kept[dim]) if kept[dim] in term else None for term in terms]
+    return [*found, *[None] * (len(shapes) - len(found))]
+
+
+def _summed(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], claim: Any) -> bool:
+    """A product over a contracted dim that was joined: the sum of products over its parts."""
+    rels = [item for item in operands if is_rel(item)]
+    if len(rels) != 2 or any(len(rel) != 1 for rel in rels):
+        return False
+    terms, kept = letters(op, attrs, [size(rel[0][2]) for rel in rels])
+    if any(values.defs[rel[0][1]].dtype not in FLOATS for rel in rels):
+        return False
+    for at, rel in enumerate(rels):
+        for dim, widths in _seams(values, rel[0]):
+            letter = terms[at][dim]
+            if letter in kept or not all(letter in term for term in terms):
+                continue
+            left, start, made = list(values.opened(claim)), 0, True
+            for width in widths:
+                cut = slice(start, start + width)
+                start += width
+                mine = [
+                    _cut(values, one, term.index(letter), cut) for one, term in zip(rels, terms, strict=True)
+                ]
+                mine += [None] * (len(operands) - len(mine))
+                if any(is_rel(one) and all(values.zero(n) for _, n, _, _ in one) for one in mine):
+                    continue
+                found = next((one for one in left if ask(op, attrs, mine, 0, (one,))), None)
+                if found is None:
+                    made = False
+                    break
+                left.remove(found)
+            if made and all(values.zero(node) for _, node, _, _ in left):
+                return True
+    return False
