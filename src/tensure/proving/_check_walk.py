@@ -49,6 +49,8 @@ class Walk:
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
+        outputs = [str(name.ground(self.env)) for name in program.entry(entry).outputs]
+        self.due = dict.fromkeys((*outputs, *self.pairs))  # of no other value is it asked who holds it
         self.cells = CheckCells(plan, given.folded)
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
@@ -76,10 +78,7 @@ class Walk:
             same = all(want == total for *_, want in members)
             flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
-        for label in (
-            *(str(name.ground(self.env)) for name in self.program.entry(self.entry).outputs),
-            *self.pairs,
-        ):
+        for label in self.due:
             shape = size(self._one(label)[2])
             need(covers(self.held.get(label, set()), shape), f"{label} is not covered")
         unused = set(self.claims) - {
@@ -215,7 +214,7 @@ class Walk:
         else:
             need(self.values.equal(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
-        if bound.over is None and bound.scale and (plain or label not in self.pairs):
+        if label in self.due and bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
         if label in self.pairs and bound.over is None and plain:
             self.keeps.add((rank, str(self.pairs[label]), part))
