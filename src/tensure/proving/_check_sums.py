@@ -258,6 +258,8 @@ def refuse(why: str) -> NoReturn:
 
 
 def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
+    if by is ONE:
+        return tuple(rel)
     return tuple((coef * by, *rest) for coef, *rest in rel)
 
 
