@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Placed, PlacedRuns, Plan, PlanMachine, Rank, coordinates, placed_runs, sum_group
-from tensure.errors import LimitError, RecordError, TensureError
+from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import (
     Affine,
     Arg,
@@ -31,6 +31,7 @@ from tensure.program import (
 )
 
 from ._cells import Cells, Place, as_one, at_one, region_at
+from ._cone import Asked, Trail
 from ._contraction import TERMS, terms_of
 from ._extremes import EXTREMES, extreme
 from ._index import Region, covers, length, select, shape_of, whole
@@ -77,7 +78,10 @@ class Flow:
         keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
         supplied: locals taken from inputs, weights and before-states, by rank.
         ended: whether every rank came to its end.
+        halted: whether they were stopped by a step that cannot be taken, or by waiting for one another.
         suspects: for doubts, by rank and local as they are printed, the first step that went astray.
+        asked: the claims in doubt, for a replay.
+        trail: how locals came to be.
     """
 
     logical: Logical
@@ -88,7 +92,10 @@ class Flow:
     keeps: frozenset[StatePart]
     supplied: Mapping[Rank, frozenset[Name]]
     ended: bool
+    halted: bool
     suspects: Mapping[tuple[str, str], Suspect]
+    asked: Sequence[Asked]
+    trail: Trail
 
 
 def flow(
@@ -112,14 +119,14 @@ def flow(
     """
     logical = Logical(program, entry, env, targets=targets)
     machine = _Relations(plan, program, entry, env, logical, Cells(plan, folded))
-    ended = True
+    ended, halted = True, False
     try:
         machine.go()
     except LimitError:
         raise
     except TensureError as error:
         machine.stuck(error)
-        ended = False
+        ended, halted = False, isinstance(error, (EvaluationError, RecordError))
     if ended:
         machine.close()
     doubts = tuple(sorted(machine.doubts, key=lambda doubt: doubt.order))
@@ -134,7 +141,20 @@ def flow(
     reads, keeps = machine.states()
     supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
     suspects = machine.suspects(relations)
-    return Flow(machine.logical, relations, types, doubts, reads, keeps, supplied, ended, suspects)
+    return Flow(
+        machine.logical,
+        relations,
+        types,
+        doubts,
+        reads,
+        keeps,
+        supplied,
+        ended,
+        halted,
+        suspects,
+        machine.asked,
+        machine,
+    )
 
 
 class _Relations(PlanMachine[Held]):
@@ -160,6 +180,8 @@ class _Relations(PlanMachine[Held]):
         self._streams: dict[Rank, Iterator[Op]] = {}
         self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
         self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._sent: dict[tuple[Rank, Name], tuple[Rank, Op]] = {}
+        self.asked: list[Asked] = []
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
@@ -213,6 +235,8 @@ class _Relations(PlanMachine[Held]):
         if want is None:
             return
         if not self.logical.same(value.relation, want):
+            order, _ = self._order[rank, name]
+            self.asked.append(Asked(order, rank, name, ((rank, name),), NO_AXES, want))
             self._doubt(rank, name, want, f"it comes out as {self._words(value.relation)}")
             self._doubted[rank, name] = value.relation
             if shape_of(want.terms[0].region) != value.type.shape:
@@ -250,6 +274,7 @@ class _Relations(PlanMachine[Held]):
         sender, sent = self._mail.pop((rank, step.attr("key")), (rank, step))
         for out in step.outs:
             self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
+            self._sent[rank, out] = (sender, sent)
         super().recv(rank, step, payload)
 
     def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
@@ -292,6 +317,23 @@ class _Relations(PlanMachine[Held]):
     def contribute(self, rank: Rank, step: Op) -> Any:
         self._at = (rank, step)
         return super().contribute(rank, step)
+
+    # what a replay asks ------------------------------------------------------------------------------
+
+    def made_by(self, rank: Rank, name: Name) -> Op | None:
+        return self._order[rank, name][1] if name in self.made[rank] else None
+
+    def sent_by(self, rank: Rank, name: Name) -> tuple[Rank, Op]:
+        return self._sent[rank, name]
+
+    def reads_of(self, rank: Rank, name: Name) -> Sequence[tuple[Rank, Name]]:
+        return self._reads.get((rank, name), ())
+
+    def in_order(self) -> Iterator[tuple[Rank, Name]]:
+        return iter(self._order)
+
+    def relation(self, rank: Rank, name: Name) -> Relation:
+        return (self.made[rank].get(name) or self.given[rank][name]).relation
 
     # claims ------------------------------------------------------------------------------------------
 
@@ -398,6 +440,9 @@ class _Relations(PlanMachine[Held]):
             elif summed is None or not self._is_sum(summed, want):
                 found = "nothing" if summed is None else self._words(summed)
                 self._doubt(rank, name, want, f"the addends sum to {found}")
+                over = self.cells.folded.intersection(claim.sum)
+                places = tuple((r, n) for r, n, _, _ in members)
+                self.asked.append(Asked(self._order[rank, name][0], rank, name, places, over, want))
         entry = self.program.entry(self.entry)
         outputs = [str(name.ground(self.env)) for name in entry.outputs]
         afters = [str(after) for _, after in state_pairs(entry, self.env)]

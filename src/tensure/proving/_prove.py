@@ -38,12 +38,13 @@ from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
 from ._completed import completed
+from ._cone import Shown, Unreplayable, shown
 from ._field import Field
 from ._flow import Doubt, Flow, flow
-from ._replay import replay, storage_replay
+from ._replay import program_values, replay, storage_replay
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
-from ._tensors import Doubted, TensorVerdict, tensor_verdicts
+from ._tensors import Doubted, TensorVerdict, claimed_base, tensor_verdicts
 
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
@@ -75,8 +76,11 @@ class _Unit:
     keeps: Sequence[Json]
     clash: Clash | None
     ended: bool
+    halted: bool
     suspects: Mapping[tuple[str, str], Suspect]
     folded: tuple[str, ...]
+    shown: tuple[Shown, ...] | str
+    """Of a Plan of too many ranks: claims that a replay in part shows not to hold, or why there are none."""
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
 
@@ -207,8 +211,10 @@ def _unit(
         _plain(found.keeps),
         clashing,
         found.ended,
+        found.halted,
         dict(found.suspects),
         tuple(axis for axis in plan.mesh if axis in folded),
+        _shown(plan, program, entry, params, found),
         targets,
     )
 
@@ -237,6 +243,28 @@ def _flowed(
         assert differing is not None
         raise differing
     return found, False
+
+
+def _shown(
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], found: Flow
+) -> tuple[Shown, ...] | str:
+    """What a replay of the doubts alone shows, where all ranks would be too many."""
+    if not found.doubts or plan.num_ranks() <= MAX_RANKS:
+        return ()
+    reason = ""
+    for seed in SEEDS:
+        values = program_values(program, entry, params, seed)
+        if values is None:
+            return "too large to replay"
+        try:
+            seen = shown(found.trail, found.asked, values)
+        except Unreplayable as why:
+            reason = str(why)
+            continue
+        if seen:
+            return tuple(seen)
+        reason = "a replay shows no difference"
+    return reason
 
 
 def _has_mean_loss(program: Program) -> bool:
@@ -315,7 +343,7 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: se
     first = unit.doubts[0]
     at = _at(unit)
     if plan.num_ranks() > MAX_RANKS:
-        return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too many ranks to replay")
+        return _decided_in_part(plan, unit, at, wrong)
     for seed in SEEDS:
         try:
             seen = replay(plan, program, unit.entry, unit.params, seed)
@@ -341,6 +369,31 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: se
             "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
         )
     return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
+
+
+def _decided_in_part(plan: Plan, unit: _Unit, at: str, wrong: set[str]) -> Verdict:
+    """By a replay of what doubts rest on, or by what is on no rank."""
+    lost = next((doubt for doubt in unit.doubts if not doubt.rank), None)
+    if unit.halted or lost is not None:
+        found, method = (unit.doubts[-1], "order of steps") if unit.halted else (lost, "coverage")
+        assert found is not None
+        return Verdict("refuted", method, counterexample=_stuck(found, at, None))
+    if isinstance(unit.shown, str):
+        return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; {unit.shown}")
+    seen = {item.order: item for item in unit.shown}
+    for doubt in unit.doubts:
+        if doubt.order not in seen:
+            continue
+        item = seen[doubt.order]
+        wrong.update(claimed_base(plan, one.local) for one in unit.shown)
+        words = doubt.step + at
+        begun = unit.suspected(doubt)
+        if begun is not None:
+            words += f"; first astray on {begun.rank}: {begun.step}: {begun.why}"
+        source = doubt.source or ("" if begun is None else begun.source)
+        example = Counterexample(item.rank, item.local, doubt.claim, item.index, words, source, True)
+        return Verdict("refuted", "relations and a replay of what the doubt rests on", counterexample=example)
+    return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; no replay of it")
 
 
 def _field(plan: Plan, program: Program, unit: _Unit, accept: float, doubt: str) -> Verdict:

@@ -25,6 +25,7 @@ from tensure.program import (
     TensorType,
     bind_entry,
     collective,
+    evaluate_program,
     infer_program,
     leaves,
     numpy_dtype,
@@ -58,12 +59,33 @@ def replay(
     return None
 
 
+def program_values(
+    program: Program, entry: str, params: Mapping[str, int], seed: int
+) -> Mapping[str, Array] | None:
+    """Every value of a Program's run by name; None when it is too large or refuses drawn values."""
+    wide = widened_program(program)
+    env = bind_entry(wide, entry, params)
+    types = infer_program(wide, entry=entry, params=params)
+    if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
+        return None
+    for most in _INDEX_DRAWS:
+        real = Real(seed, most)
+        drawn = {label: real.draw(label, want) for label, want, _ in leaves(wide, entry, env)}
+        try:
+            with np.errstate(all="ignore"):
+                return evaluate_program(wide, drawn, entry=entry, params=params).values
+        except LimitError:
+            return None
+        except TensureError:
+            continue
+    return None
+
+
 def storage_replay(
     plan: Plan, program: Program, entry: str, params: Mapping[str, int], seed: int
 ) -> str | None:
     """What goes wrong when pooled locals live in real bytes, in words; None when nothing shows."""
     from tensure.bundle import collect, compare_claims, evaluate_plan
-    from tensure.program import evaluate_program
 
     real = Real(seed, 4)
     env = bind_entry(program, entry, params)
@@ -176,7 +198,7 @@ def _blocks(blocks: Mapping[str, Block]) -> dict[str, Block]:
 
 def _body(body: Body) -> Body:
     return tuple(
-        replace(item, attrs=_attrs(item.attrs))
+        replace(item, attrs=widened_attrs(item.attrs))
         if isinstance(item, Op)
         else replace(item, body=_body(item.body))
         if isinstance(item, For)
@@ -185,7 +207,8 @@ def _body(body: Body) -> Body:
     )
 
 
-def _attrs(attrs: Attrs) -> Attrs:
+def widened_attrs(attrs: Attrs) -> Attrs:
+    """Attributes that name a float's width, with the widest."""
     return tuple(
         (key, "f64") if key in ("dtype", "input_dtype") and value in NARROW else (key, value)
         for key, value in attrs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensure.bundle import Rank
-from tensure.program import Name, Op, where
+from tensure.program import COLLECTIVES, Name, Op, where
 
 from ._relation import Relation
 
@@ -79,7 +79,51 @@ def suspect(
                 todo.append(item)
     if first is None:
         return None
+    first = _odd_one_out(first, made, relations) or first
     return _told(first[1], first[2], made, relations, known, words)
+
+
+def _odd_one_out(
+    first: tuple[int, Rank, Name],
+    made: Mapping[tuple[Rank, Name], Made],
+    relations: Mapping[Rank, Mapping[Name, Relation]],
+) -> tuple[int, Rank, Name] | None:
+    """Where a member that brings another kind of thing than most to a collective leaves their way."""
+    entry = made[first[1:]]
+    if entry.step.op not in COLLECTIVES:
+        return None
+    kinds: dict[object, list[tuple[Rank, Name]]] = {}
+    for rank, name in entry.reads:
+        kinds.setdefault(_kind(relations[rank].get(name)), []).append((rank, name))
+    few, most = min(kinds.values(), key=len, default=[]), max(kinds.values(), key=len, default=[])
+    if len(few) == len(most):
+        return None
+    odd, peer = few[0], most[0]
+    for _ in range(MAX_WALKED):
+        mine, theirs = made.get(odd), made.get(peer)
+        if mine is None or theirs is None:
+            return None
+        pairs = list(zip(mine.reads, theirs.reads, strict=False))
+        differing = [
+            (one, other)
+            for one, other in pairs
+            if _kind(relations[one[0]].get(one[1])) != _kind(relations[other[0]].get(other[1]))
+        ]
+        alike = mine.step.op == theirs.step.op and len(mine.reads) == len(theirs.reads)
+        if not alike or not differing:
+            return (mine.order, *odd)
+        odd, peer = differing[0]
+    return None
+
+
+def _kind(relation: Relation | None) -> object:
+    """What a relation is of, and how often, whichever part."""
+    if relation is None:
+        return None
+    found = [
+        (term.node, term.coef, () if term.limit is None else term.limit.skeleton) for term in relation.terms
+    ]
+    return tuple(sorted(found, key=repr))
 
 
 def _told(

@@ -84,7 +84,7 @@ def tensor_verdicts(
     for walk in walks:
         first: dict[str, Doubted] = {}
         for doubt in walk.doubts:
-            first.setdefault(_claimed(plan, doubt.local), doubt)
+            first.setdefault(claimed_base(plan, doubt.local), doubt)
         for output in program.entry(walk.entry).outputs:
             label = output.base
             one = _of(label, first.get(label), walk, values, label in wrong)
@@ -102,7 +102,7 @@ def _of(label: str, doubt: Doubted | None, walk: Walked, values: Verdict, wrong:
     return TensorVerdict(label, status, doubt.rank, doubt.why, step, source)
 
 
-def _claimed(plan: Plan, local: str) -> str:
+def claimed_base(plan: Plan, local: str) -> str:
     """The base of the logical value that a local claims to be a part of."""
     base = local.partition("[")[0]
     for track in plan.tracks:

@@ -1,0 +1,116 @@
+"""A replay of what a doubt rests on: it finds what a replay of all ranks finds, at the same place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import tensure.proving._prove as proving
+from tensure.bundle import Local, Place, Plan, Track, Verdict
+from tensure.program import Entry, Name, Op, Program, Value, axis, combine, digest, name, op
+from tensure.proving import prove_plan
+from tests.golden.case import Golden
+from tests.golden.tp_block import golden
+
+
+@pytest.fixture
+def in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Plan has too many ranks to run one by one."""
+    monkeypatch.setattr(proving, "MAX_RANKS", 0)
+
+
+CASE: Golden = golden()
+
+
+@pytest.mark.usefixtures("in_part")
+@pytest.mark.parametrize("fault", sorted(CASE.faults))
+def test_every_fault_of_the_block_is_refuted_where_it_is(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prove_plan(CASE.faults[fault], CASE.program).proof.values
+    monkeypatch.setattr(proving, "MAX_RANKS", 256)
+    whole = prove_plan(CASE.faults[fault], CASE.program).proof.values
+    assert found.status == whole.status == "refuted"
+    assert found.counterexample is not None and whole.counterexample is not None
+    assert found.counterexample.local == whole.counterexample.local
+    assert "replay of what the doubt rests on" in found.method
+
+
+@pytest.mark.usefixtures("in_part")
+def test_the_right_block_is_proved() -> None:
+    assert prove_plan(CASE.plan, CASE.program).proof.values.status == "proved"
+
+
+def program_of() -> Program:
+    """The squares of the rows of x, summed up."""
+    body = (op("mul", "x", "x", out="y"), op("sum", "y", out="z", dim=[0], keepdim=False))
+    return Program({}, {"x": Value((512, 3))}, {}, {"step": Entry((Name("x"),), body, (Name("z"),))})
+
+
+def plan_of(*tracks: tuple[int, int, int]) -> Plan:
+    """One row on each of 512 ranks; in the tracks (lo, hi, factor) the squares are multiplied."""
+    row = ((0, ((axis("dp"), combine("+", axis("dp"), 1), 1),)),)
+    locals_ = {"x": Local((), Place(name("x"), row)), "z": Local((), Place(name("z")))}
+
+    def body(factor: int) -> tuple[Op, ...]:
+        return (
+            op("mul", "x", "x", out="y"),
+            op("mul", "y", factor, out="s"),
+            op("sum", "s", out="p", dim=[0], keepdim=False),
+            op("all_reduce", "p", out="z", axes=["dp"]),
+        )
+
+    made = {
+        f"at{lo}": Track(("dp",), (), None, locals_, {"step": body(factor)}, (("dp", lo, hi),))
+        for lo, hi, factor in tracks
+    }
+    return Plan(digest(program_of()), mesh={"dp": 512}, tracks=made)
+
+
+def values_of(plan: Plan) -> Verdict:
+    """The verdict on values."""
+    return prove_plan(plan, program_of()).proof.values
+
+
+def test_512_ranks_are_proved() -> None:
+    assert values_of(plan_of((0, 512, 1))).status == "proved"
+    assert values_of(plan_of((0, 300, 1), (300, 512, 1))).status == "proved"
+
+
+def test_one_rank_of_512_that_scales_is_refuted() -> None:
+    found = values_of(plan_of((0, 300, 1), (300, 301, 2), (301, 512, 1)))
+    assert found.status == "refuted" and found.counterexample is not None
+    assert found.counterexample.local == "z"
+    assert "first astray on at300[300]: s = mul" in found.counterexample.step
+
+
+def test_a_rank_that_is_left_out_is_refuted() -> None:
+    found = values_of(plan_of((0, 300, 1), (301, 512, 1)))
+    assert found.status == "refuted"
+
+
+def test_a_message_nobody_sends_is_refuted() -> None:
+    good = plan_of((0, 512, 1))
+    (track,) = good.tracks.values()
+    waits = Op("recv", (), (Name("lost"),), (("key", "k"),))
+    other = replace(good, tracks={"at0": replace(track, bodies={"step": (waits, *track.bodies["step"])})})
+    found = values_of(other)
+    assert found.status == "refuted" and found.counterexample is not None
+    assert "recv" in found.counterexample.step
+
+
+def test_what_a_doubted_claim_led_to_is_not_taken_from_the_program() -> None:
+    good = plan_of((0, 512, 1))
+    (track,) = good.tracks.values()
+    row = track.locals["x"].place
+    assert row is not None
+    # y is claimed to be its part of the squares and is twice that; z follows from the claim, and is as wrong
+    claims = {**track.locals, "s": Local((), replace(row, of=name("y")))}
+    bodies = {
+        "step": tuple(
+            replace(s, args=(s.args[0], 2)) if s.outs == (Name("s"),) else s for s in track.bodies["step"]
+        )
+    }
+    other = replace(good, tracks={"at0": replace(track, locals=claims, bodies=bodies)})
+    found = prove_plan(other, program_of())
+    assert found.proof.values.status == "refuted" and found.proof.values.counterexample is not None
+    assert found.proof.values.counterexample.local == "s"
