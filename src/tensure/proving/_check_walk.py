@@ -46,6 +46,7 @@ class Walk:
         self.env = bind_entry(program, entry, given.params)
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
+        self.known, self.spots = dict[Any, Any](), dict[Any, Index]()
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
@@ -237,7 +238,7 @@ class Walk:
 
     def _bound(self, rank: Rank, name: Name) -> Any:
         local = self.plan.local(rank.track, name.base)
-        return placed_runs(local, name, self.envs[rank]) if local is not None else None
+        return None if local is None else placed_runs(local, name, self.envs[rank], self.known)
 
     def _supplied(self, bound: Any) -> bool:
         return not bound.sum and bound.over is None and bound.scale == 1 and str(bound.of) in self.leaves
@@ -295,7 +296,7 @@ class Walk:
         self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
     ) -> Term:
         """A term; `env` says which coordinates the ends of its runs may name."""
-        reg = tuple(_index(runs, env) for runs in dims)
+        reg = tuple(self._index(runs, env) for runs in dims)
         by, node, outer, _ = self._one(label)
         item = self.values.defs[node]
         inside = len(reg) == len(item.shape) and all(
@@ -306,6 +307,14 @@ class Walk:
         need(self.values.sound(node, found), f"{label} has no such addend")
         return coef * by, node, self.values.spelled(node, reg), found
 
+    def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
+        """Runs where the coordinates are; the same runs over again are worked out once."""
+        names = {label for run in runs for end in run if not isinstance(end, int) for label in end.names}
+        key = (runs, tuple((label, env.get(label)) for label in sorted(names)))
+        if key not in self.spots:
+            self.spots[key] = _index(runs, env)
+        return self.spots[key]
+
     def _limit(self, limit: Any, env: Mapping[str, Any]) -> Limit:
         """A limit with the parts of sums by class."""
         if limit is None:
@@ -315,7 +324,7 @@ class Walk:
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {letter: _index(runs, env) for letter, runs in limit[0]}
+        shares = {letter: self._index(runs, env) for letter, runs in limit[0]}
         return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
             sorted(through, key=lambda pair: pair[0])
         )

@@ -173,6 +173,7 @@ class _Relations(PlanMachine[Held]):
         self.logical, self.cells = logical, cells
         self._envs = {rank: super(_Relations, self).env_of(rank) for rank in cells.ranks}
         self._claims: dict[tuple[Rank, Name], PlacedRuns | None] = {}
+        self._known: dict[Any, Any] = {}
         self.doubts: list[Doubt] = []
         self.current: dict[Rank, Op | None] = {}
         self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
@@ -193,7 +194,7 @@ class _Relations(PlanMachine[Held]):
         key = (rank, name)
         if key not in self._claims:
             local = self.plan.local(rank.track, name.base)
-            self._claims[key] = None if local is None else placed_runs(local, name, self._envs[rank])
+            self._claims[key] = None if local is None else placed_runs(local, name, self._envs[rank], self._known)
         return self._claims[key]
 
     # what a value is ---------------------------------------------------------------------------------
