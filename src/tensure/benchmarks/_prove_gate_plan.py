@@ -1,9 +1,9 @@
 """One training step of a transformer over data, tensor and pipeline parallel ranks, as records, of any size.
 
-The Program: layers of attention and SwiGLU on the whole batch, forwards and backwards. The Plan: each stage of
-the pipeline is a track and takes micro-batches in 1F1B order; heads and feed-forward columns are cut over tp, with
-four all-reduces a layer; rows are cut over dp and micro-batches; gradients are added up over micro-batches and
-all-reduced over dp. Knows seven ways to get it wrong, and nothing of who finds them.
+The Program: layers of attention and SwiGLU on the whole batch, forwards and backwards. The Plan: each stage
+of the pipeline is a track and takes micro-batches in 1F1B order; heads and feed-forward columns are cut over
+tp, with four all-reduces a layer; rows are cut over dp and micro-batches; gradients are added up over
+micro-batches and all-reduced over dp. Knows seven ways to get it wrong, and nothing of who finds them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from tensure.bundle import Plan, parse_plan
 from tensure.program import Program, digest, parse_program
 
-__all__ = ["FAULTS", "REAL", "SMALL", "Shape", "gate_plan", "gate_program"]
+__all__ = ["FAULTS", "REAL", "SMALL", "Shape", "gate_plan", "gate_program", "place_of"]
 
 SMALL: Final = {"S": 2, "D": 3, "H": 2, "K": 2, "F": 2}
 """Sequence, model width; heads of each tp rank, width of each, feed-forward columns of each tp rank."""
@@ -48,7 +48,7 @@ class Shape:
         return list(zip(ends, ends[1:], strict=False))
 
 
-# --- the model: b rows, s and t places, d width, h heads, k width of a head, f feed-forward columns ------------
+# --- the model: b rows, s and t places, d width, h heads, k width of a head, f feed-forward columns ---
 
 _WEIGHTS: Final = {"Wq": "DHK", "Wk": "DHK", "Wv": "DHK", "Wo": "HKD", "Wg": "DF", "Wu": "DF", "Wd": "FD"}
 _FORWARD: Final = """
@@ -136,7 +136,7 @@ def _indented(text: str) -> list[str]:
     return ["  " + line for line in text.strip().splitlines()]
 
 
-# --- the plan --------------------------------------------------------------------------------------------
+# --- the plan ------------------------------------------------------------------------------------------
 
 FAULTS: Final = (
     "one stage's all-reduce missing",
@@ -164,6 +164,21 @@ def gate_plan(shape: Shape, program: Program, fault: str | None = None) -> Plan:
             lines += [f"track {_label(stage, lo, span)}[dp{span}, tp] with pp={stage}:", "  entry step:"]
             lines += ["    " + line for line in _Stage(shape, fault, stage, lo, span).body()]
     return parse_plan("\n".join([*lines, ""]))
+
+
+def place_of(shape: Shape, fault: str) -> str:
+    """Which rank and local must be named for a fault, as a regular expression over `rank: local`."""
+    stage = shape.pp // 2
+    lo, _ = shape.stages[stage]
+    return {
+        FAULTS[0]: rf"s{stage}\[.*\]: attn\[{lo},0\]",
+        FAULTS[1]: rf"s{stage}\[.*\]: x\[{lo},1\]",
+        FAULTS[2]: r"s\d+\[.*\]: own_dW\w\[\d+\]",
+        FAULTS[3]: r"s\d+\[.*\]: dW\w\[\d+\]",
+        FAULTS[4]: rf"s{stage}_{odd_rank(shape)}\[{odd_rank(shape)},.*\]: own_dW\w\[{lo}\]",
+        FAULTS[5]: rf"s{stage}\[.*\]: q\[{lo},0\]",
+        FAULTS[6]: rf"s{stage}\[.*\]: dW\w\[{lo}\]",
+    }[fault]
 
 
 def _locals(shape: Shape) -> Iterator[str]:
@@ -215,7 +230,7 @@ def _blocks(shape: Shape, fault: str | None) -> Iterator[str]:
 
 
 def _reduced(text: str, but: str = "") -> Iterator[str]:
-    """A block on micro-batch mb: gradients of weights are parts, and what tp ranks hold parts of is reduced."""
+    """A block on one micro-batch: gradients of weights are parts; what tp ranks hold parts of is reduced."""
     for line in text.strip().splitlines():
         line = re.sub(r"\b(?!W)(\w+)\[(l(?:\+1)?)\]", r"\1[\2,mb]", line)
         line = re.sub(r"^dW", "part_dW", line)
@@ -257,7 +272,7 @@ class _Stage:
     span: str
 
     def body(self) -> Iterator[str]:
-        """Forwards as long as the pipeline fills, then one forward and one backward in turn, then the rest."""
+        """Forwards while the pipeline fills, then one forward and one backward in turn, then the rest."""
         count, ahead = self.shape.micro_batches, self.shape.pp - 1 - self.stage
         ahead = min(ahead, count)
         for mb in range(count + ahead):
@@ -292,8 +307,8 @@ class _Stage:
         if early:
             yield from come
         if self.stage + 1 < self.shape.pp:
-            sent = mb - 1 if self.fault == FAULTS[1] and self.stage + 1 == self.shape.pp // 2 and mb == 1 else mb
-            yield f'send(x[{hi},{sent}]) key=["x", {hi}, {mb}] to="{_label(self.stage + 1, self.lo, self.span)}"'
+            late = self.fault == FAULTS[1] and self.stage + 1 == self.shape.pp // 2 and mb == 1
+            yield self._send(f"x[{hi},{mb - late}]", f'"x", {hi}, {mb}', self.stage + 1)
 
     def _backward(self, mb: int) -> Iterator[str]:
         lo, hi = self.shape.stages[self.stage]
@@ -304,4 +319,7 @@ class _Stage:
         yield from (f"for i in {lo}..{hi}:", f"  call backward({lo + hi - 1}-i, {mb})")
         yield from (f"for i in {lo}..{hi}:", f"  call {'add_up' if mb else 'start'}(i, {mb})")
         if self.stage:
-            yield f'send(dx[{lo},{mb}]) key=["dx", {lo}, {mb}] to="{_label(self.stage - 1, self.lo, self.span)}"'
+            yield self._send(f"dx[{lo},{mb}]", f'"dx", {lo}, {mb}', self.stage - 1)
+
+    def _send(self, what: str, key: str, stage: int) -> str:
+        return f'send({what}) key=[{key}] to="{_label(stage, self.lo, self.span)}"'

@@ -141,14 +141,15 @@ class CheckSums:
             through = None if limit is None else dict(limit[1])
             for part, by in form.items():
                 inner = None if through is None else through[part]
-                made.append((coef * by, part, self.spelled(part, reg), inner))
+                made.append((coef if by is ONE else coef * by, part, self.spelled(part, reg), inner))
         return tuple(made)
 
     def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
         """Do addends (and wholes, and multiples) of one value add up to zero?"""
         merged: dict[Limit, Fraction] = {}
         for coef, limit in items:
-            merged[limit] = merged.get(limit, Fraction(0)) + coef
+            before = merged.get(limit)
+            merged[limit] = coef if before is None else before + coef
         items = [(coef, limit) for limit, coef in merged.items() if coef]
         if not items:
             return True

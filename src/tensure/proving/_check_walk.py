@@ -305,7 +305,7 @@ class Walk:
         need(self.values.is_whole(node, outer) and inside, f"{label} has no such part")
         found = self._limit(limit, env)
         need(self.values.sound(node, found), f"{label} has no such addend")
-        return coef * by, node, self.values.spelled(node, reg), found
+        return coef if by is ONE else coef * by, node, self.values.spelled(node, reg), found
 
     def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
         """Runs where the coordinates are; the same runs over again are worked out once."""

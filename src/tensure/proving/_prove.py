@@ -49,7 +49,7 @@ from ._tensors import Doubted, TensorVerdict, claimed_base, tensor_verdicts
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
 MAX_RANKS: Final = 256
-MAX_WALKED_AGAIN: Final = 1 << 16
+MAX_WALKED_AGAIN: Final = 1 << 15
 """Locals of a walk with fewer ranks taken together, made because one with more left doubts."""
 SEEDS: Final = (1, 2)
 ACCEPT: Final = 1e-9

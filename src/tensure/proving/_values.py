@@ -156,7 +156,8 @@ class Values:
         sums: dict[tuple[int, Limit | None], Fraction] = {}
         for term in relation.terms:
             for node, limit, coef in self._opened(term):
-                sums[node, limit] = sums.get((node, limit), Fraction(0)) + coef
+                before = sums.get((node, limit))
+                sums[node, limit] = coef if before is None else before + coef
         return {key: coef for key, coef in sums.items() if coef}
 
     def same(self, one: Relation, other: Relation) -> bool:
@@ -175,6 +176,8 @@ class Values:
         if form is None or (term.limit is not None and term.limit.shares):
             return [(term.node, term.limit, term.coef)]
         if term.limit is None:
+            if term.coef is ONE:
+                return [(node, None, coef) for node, coef in form.items()]
             return [(node, None, coef * term.coef) for node, coef in form.items()]
         limits = dict(term.limit.through)
         return [(node, limits[node], coef * term.coef) for node, coef in form.items()]
