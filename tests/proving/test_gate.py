@@ -1,4 +1,4 @@
-"""The plan of many ranks that the gate proves: small, replayed and one by one; large, ranks taken together."""
+"""The plan of many ranks that the gate proves: small, replayed, one by one; large, ranks taken together."""
 
 from __future__ import annotations
 

@@ -1,27 +1,21 @@
 """What it costs to prove a plan of 8,192 ranks, and whether its faults are found there.
 
-    python -m tensure.benchmarks._prove_gate LAYERS DP TP PP MICRO_BATCHES [FAULT]
-
-Prints one JSON object: verdict, where, CPU seconds of prover and checker, peak memory of the process. Each is
-measured in a process of its own. The plan is `_prove_gate_plan.py`'s; what its sizes are is of no
-consequence, as parts are runs of indices, and with real ones it is proved here.
+Each plan is proved in a process of its own, `_prove_gate_case.py`; the plans are `_prove_gate_plan.py`'s.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
-from ._prove_gate_plan import FAULTS, REAL, Shape, gate_plan, gate_program, place_of
+from ._prove_gate_plan import FAULTS, Shape, place_of
 from ._records import Bar, Json, NotMeasured
 
-__all__ = ["FULL", "FEW", "gate_bars", "gate_case", "judged"]
+__all__ = ["FULL", "FEW", "REPLAYED", "gate_bars", "judged"]
 
 FULL: Final = Shape(126, 64, 8, 16, 16)
 FEW: Final = Shape(126, 2, 2, 16, 16)
@@ -33,27 +27,6 @@ MAX_S: Final = 60.0
 MAX_GB: Final = 1.0
 MAX_RATIO: Final = 2.0
 _CHILD_S: Final = 3600.0
-
-
-def gate_case(shape: Shape, fault: str | None = None) -> dict[str, Json]:
-    """Prove one plan in this process."""
-    from tensure.proving import prove_plan
-
-    program = gate_program(shape)
-    plan = gate_plan(shape, program, fault)
-    begin = time.process_time()
-    # Few ranks are taken together as many are, so that the two costs can be compared.
-    proof = prove_plan(plan, program, fold=tuple(plan.mesh)).proof.values
-    spent = time.process_time() - begin
-    wrong = proof.counterexample
-    where = proof.reason if wrong is None else f"{wrong.rank}: {wrong.local}: {wrong.step}"
-    return {
-        "ranks": plan.num_ranks(),
-        "status": proof.status,
-        "where": where,
-        "cpu_s": spent,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    }
 
 
 def judged(shape: Shape, fault: str, found: dict[str, Json]) -> str:
@@ -98,7 +71,7 @@ def _fault_bars(want: str, shape: Shape) -> Iterator[Bar | NotMeasured]:
 
 def _measured(shape: Shape, fault: str | None = None) -> dict[str, Json] | NotMeasured:
     words = [shape.layers, shape.dp, shape.tp, shape.pp, shape.micro_batches]
-    command = [sys.executable, "-m", "tensure.benchmarks._prove_gate", *map(str, words)]
+    command = [sys.executable, "-m", "tensure.benchmarks._prove_gate_case", *map(str, words)]
     try:
         done = subprocess.run(
             [*command, *([fault] if fault else [])],
@@ -113,15 +86,3 @@ def _measured(shape: Shape, fault: str | None = None) -> dict[str, Json] | NotMe
         return NotMeasured("gate", f"ended with {done.returncode}", wrong=True)
     row: dict[str, Json] = json.loads(done.stdout.strip().splitlines()[-1])
     return row
-
-
-def main(argv: Sequence[str]) -> None:
-    """Prove one plan and print what came of it."""
-    layers, dp, tp, pp, micro_batches = (int(word) for word in argv[:5])
-    fault = argv[5] if len(argv) > 5 else None
-    sizes = REAL if fault is None else None  # a replay of a fault runs the model
-    print(json.dumps(gate_case(Shape(layers, dp, tp, pp, micro_batches, sizes=sizes), fault)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

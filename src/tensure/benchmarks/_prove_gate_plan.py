@@ -20,8 +20,8 @@ __all__ = ["FAULTS", "REAL", "SMALL", "Shape", "gate_plan", "gate_program", "pla
 
 SMALL: Final = {"S": 2, "D": 3, "H": 2, "K": 2, "F": 2}
 """Sequence, model width; heads of each tp rank, width of each, feed-forward columns of each tp rank."""
-REAL: Final = {"S": 8192, "D": 16384, "H": 16, "K": 128, "F": 6656}
-"""Llama 3.1 405B with tp 8, but for its fewer heads of keys."""
+REAL: Final = {"S": 2048, "D": 16384, "H": 16, "K": 128, "F": 6656}
+"""Llama 3.1 405B with tp 8 and sequences of 2,048, but for its fewer heads of keys."""
 
 
 @dataclass(frozen=True, slots=True)
