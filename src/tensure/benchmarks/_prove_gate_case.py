@@ -2,8 +2,8 @@
 
     python -m tensure.benchmarks._prove_gate_case LAYERS DP TP PP MICRO_BATCHES [FAULT]
 
-Prints one JSON object: verdict, where it went wrong, CPU seconds of prover and checker together, peak memory of
-the process. A correct plan has the dims of a real model: parts are runs of indices, whatever they span.
+Prints one JSON object: verdict, where it went wrong, CPU seconds of prover and checker together, peak memory
+of the process. A correct plan has the dims of a real model: parts are runs of indices, whatever they span.
 """
 
 from __future__ import annotations

@@ -259,7 +259,7 @@ def refuse(why: str) -> NoReturn:
 
 
 def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
-    if by is ONE:
+    if by == 1:
         return tuple(rel)
     return tuple((coef * by, *rest) for coef, *rest in rel)
 
