@@ -8,6 +8,7 @@ import pytest
 
 from tensure.benchmarks._prove_gate import REPLAYED, judged
 from tensure.benchmarks._prove_gate_plan import FAULTS, REAL, Shape, gate_plan, gate_program, place_of
+from tensure.benchmarks._prove_gate_plot import scale_chart
 from tensure.bundle import validate_plan
 from tensure.proving import ProofResult, prove_plan
 
@@ -75,3 +76,11 @@ def test_a_thousand_ranks_are_proved_as_real_sizes_are() -> None:
     found = proof_of(Shape(4, 32, 8, 4, 4, sizes=REAL))
     assert found.proof.values.status == "proved", found.proof.values.reason
     assert "ranks along dp, pp, tp taken together" in found.proof.values.method
+
+
+def test_the_chart_has_every_point_and_is_the_same_for_any_order() -> None:
+    points = [(64, 50.0), (8192, 55.5), (512, 52.0)]
+    drawn = scale_chart("cost", points, 60.0)
+    assert drawn == scale_chart("cost", sorted(points), 60.0)
+    assert drawn.count("<circle") == 3
+    assert ">8,192<" in drawn and "at most 60 s" in drawn
