@@ -51,6 +51,7 @@ class CheckSums:
 
     def __init__(self) -> None:
         self.defs: list[Def] = []
+        self._equal: dict[Any, bool] = {}
         self.families: dict[int, frozenset[str]] = {}
         """The axes along which a class is another value at every place, if there are any."""
 
@@ -116,7 +117,12 @@ class CheckSums:
             return True
         if one and other and size(one[0][2]) != size(other[0][2]):
             return False  # zeros of another shape
-        return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        key = _of_one_part(one, other)
+        if key is None:
+            return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        if key not in self._equal:  # which part it is of makes no difference
+            self._equal[key] = self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        return self._equal[key]
 
     def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
@@ -298,6 +304,17 @@ def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, .
     yield tuple(part is None for part in parts)
     for at in sorted({end - by for end in ends}):
         yield tuple(part is None or part.holds(at) for part in still)
+
+
+def _of_one_part(one: tuple[Term, ...], other: tuple[Term, ...]) -> Any:
+    """The factors and classes of two sums of one and the same part of each class, no addends; else None."""
+    if not one or not other:
+        return None
+    part, number = one[0][2], hash(one[0][2])
+    for _, _, reg, limit in (*one, *other):
+        if limit is not None or hash(reg) != number or reg != part:
+            return None
+    return tuple((coef, node) for coef, node, *_ in one), tuple((coef, node) for coef, node, *_ in other)
 
 
 def _slice(limit: Limit, letter: str) -> Index | None:

@@ -56,6 +56,7 @@ class Values:
         self.candidates: dict[Key, list[int]] = {}
         self._by_key: dict[Key, int] = {}
         self._forms: dict[Key, tuple[int, Fraction]] = {}
+        self._resolved: dict[tuple[tuple[int, Fraction], ...], tuple[int, Fraction]] = {}
         self.families: dict[int, frozenset[str]] = {}
         """Values that differ from place to place along some axes, when places are taken together."""
 
@@ -126,6 +127,10 @@ class Values:
         region = self.aligned(relation)
         if region is None or any((term.limit is None) != (terms[0].limit is None) for term in terms):
             return relation
+        key = tuple((term.node, term.coef) for term in terms) if terms[0].limit is None else ()
+        if key in self._resolved:  # whatever the region: sums of a hundred terms are opened once
+            node, coef = self._resolved[key]
+            return Relation((Term(node, self.spelled(node, region), coef),))
         sums = self.expanded(relation)
         limits = dict(sums)
         if not sums or len({node for node, _ in limits}) != len(limits):
@@ -133,12 +138,16 @@ class Values:
         form = {node: coef for (node, _), coef in sums.items()}
         if len(form) == 1:
             ((node, limit),) = sums
+            if key:
+                self._resolved[key] = (node, form[node])
             return Relation((Term(node, self.spelled(node, region), form[node], limit),))
         known = self._forms.get(_direction(form))
         if known is None:
             return relation
         through = [(node, limit) for node, limit in limits if limit is not None]
         coef = form[min(form)] / known[1]
+        if key:
+            self._resolved[key] = (known[0], coef)
         return Relation((Term(known[0], self.spelled(known[0], region), coef, limited((), through)),))
 
     def aligned(self, relation: Relation) -> Region | None:
