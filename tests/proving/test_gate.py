@@ -11,6 +11,8 @@ from tensure.benchmarks._prove_gate_plan import FAULTS, REAL, Shape, gate_plan, 
 from tensure.benchmarks._prove_gate_plot import scale_chart
 from tensure.bundle import validate_plan
 from tensure.proving import ProofResult, prove_plan
+from tensure.proving._check_index import Index
+from tensure.proving._check_sums import ONE, of_one_part
 
 SMALL = Shape(3, 2, 2, 2, 3)
 """Stages of two layers and of one, so that a wrong stage shows."""
@@ -84,3 +86,10 @@ def test_the_chart_has_every_point_and_is_the_same_for_any_order() -> None:
     assert drawn == scale_chart("cost", sorted(points), 60.0)
     assert drawn.count("<circle") == 3
     assert ">8,192<" in drawn and "at most 60 s" in drawn
+
+
+def test_sums_of_other_parts_or_of_addends_are_not_compared_as_sums_of_one_part() -> None:
+    one, two = Index(((0, 2),)), Index(((2, 4),))
+    assert of_one_part(((ONE, 1, (one,), None),), ((ONE, 2, (one,), None),)) is not None
+    assert of_one_part(((ONE, 1, (one,), None),), ((ONE, 2, (two,), None),)) is None
+    assert of_one_part(((ONE, 1, (one,), (("b", one), ())),), ((ONE, 1, (one,), None),)) is None

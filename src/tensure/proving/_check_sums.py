@@ -117,7 +117,7 @@ class CheckSums:
             return True
         if one and other and size(one[0][2]) != size(other[0][2]):
             return False  # zeros of another shape
-        key = _of_one_part(one, other)
+        key = of_one_part(one, other)
         if key is None:
             return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
         if key not in self._equal:  # which part it is of makes no difference
@@ -306,7 +306,7 @@ def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[bool, .
         yield tuple(part is None or part.holds(at) for part in still)
 
 
-def _of_one_part(one: tuple[Term, ...], other: tuple[Term, ...]) -> Any:
+def of_one_part(one: tuple[Term, ...], other: tuple[Term, ...]) -> Any:
     """The factors and classes of two sums of one and the same part of each class, no addends; else None."""
     if not one or not other:
         return None
