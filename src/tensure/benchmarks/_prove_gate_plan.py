@@ -26,7 +26,7 @@ REAL: Final = {"S": 2048, "D": 16384, "H": 16, "K": 128, "F": 6656}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large: layers, ranks along each axis, micro-batches, sequences of each micro-batch on a rank."""
+    """How large: layers, ranks along each axis, micro-batches (two at least), sequences of one on a rank."""
 
     layers: int
     dp: int

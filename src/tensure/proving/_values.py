@@ -67,7 +67,13 @@ class Values:
         node = len(self.values)
         self.values.append(value)
         self._by_key[key] = node
-        axes = family_axes((value.given, value.operands, value.type.shape, key), self.families)
+        told: tuple[object, ...] = (
+            value.given,
+            value.type.shape,
+        )  # all that differs of a sum, besides what is summed
+        if value.form is None:
+            told = (*told, value.operands, key)
+        axes = family_axes(told, self.families)
         for item in value.operands:
             if is_part(item):
                 axes |= self.families.get(item[0], NO_AXES)  # type: ignore[index]
