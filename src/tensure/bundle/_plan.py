@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from tensure.errors import RecordError
@@ -210,14 +211,26 @@ def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
     return Placed(found.of, dims, found.sum, over, found.scale)
 
 
-def placed_runs(local: Local, name: Name, env: Mapping[str, int]) -> PlacedRuns | None:
-    """The same in runs, which cost nothing for their length; bounds may be those of many places at once."""
+Known: TypeAlias = dict[tuple[Runs, tuple[int, ...]], GroundRuns]
+"""What runs are under the values of the names in them."""
+
+
+def placed_runs(
+    local: Local, name: Name, env: Mapping[str, int], known: Known | None = None
+) -> PlacedRuns | None:
+    """The same in runs, which cost nothing for their length; bounds may be those of many places at once.
+
+    Args:
+        known: is filled, and asked first. To be used with coordinates of one kind only.
+    """
     claim = local.place
     if claim is None:
         return None
     bound = bind_local(local, name, env)
-    dims = {dim: _runs(runs, bound, f"{name} dim {dim}") for dim, runs in claim.dims}
-    over = None if claim.over is None else (claim.over[0], _runs(claim.over[1], bound, f"{name} over"))
+    dims = {dim: _known_runs(runs, bound, f"{name} dim {dim}", known) for dim, runs in claim.dims}
+    over: tuple[str, GroundRuns] | None = None
+    if claim.over is not None:
+        over = (claim.over[0], _known_runs(claim.over[1], bound, f"{name} over", known))
     return PlacedRuns(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
 
 
@@ -256,6 +269,21 @@ def whole(program: Program, base: str) -> Local:
     """The claim that a local family is its logical family, replicated."""
     letters = tuple(letter for letter, _ in program.values[base].params) if base in program.values else ()
     return Local(letters, Place(Name(base, tuple(axis(letter) for letter in letters))))
+
+
+def _known_runs(runs: Runs, env: Mapping[str, int], place: str, known: Known | None) -> GroundRuns:
+    if known is None:
+        return _runs(runs, env, place)
+    key = (runs, tuple(env.get(label, -1) for label in _names_in(runs)))
+    if key not in known:
+        known[key] = _runs(runs, env, place)
+    return known[key]
+
+
+@lru_cache(maxsize=4096)
+def _names_in(runs: Runs) -> tuple[str, ...]:
+    names = {label for run in runs for end in run if not isinstance(end, int) for label in end.names}
+    return tuple(sorted(names))
 
 
 def _runs(runs: Runs, env: Mapping[str, int], place: str) -> GroundRuns:

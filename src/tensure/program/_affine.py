@@ -32,7 +32,7 @@ class Undecided(Exception):
 class Affine:
     """`constant + multiple * coordinate + ...`, never a plain integer; make it with `coordinate`."""
 
-    __slots__ = ("_hash", "constant", "terms")
+    __slots__ = ("_hash", "constant", "least", "most", "terms")
     equal_at_some: bool | None = None
     """What == says of two that are equal at some places only; None raises."""
 
@@ -40,21 +40,16 @@ class Affine:
         self.terms = terms
         self.constant = constant
         self._hash = hash((terms, constant))
+        self.least = self.most = constant
+        """The smallest and the greatest value at any place."""
+        for _, lo, hi, m in terms:
+            self.least += m * (lo if m > 0 else hi - 1)
+            self.most += m * (hi - 1 if m > 0 else lo)
 
     @property
     def axes(self) -> frozenset[str]:
         """The axes it depends on."""
         return frozenset(axis for axis, *_ in self.terms)
-
-    @property
-    def least(self) -> int:
-        """The smallest value at any place."""
-        return self.constant + sum(m * (lo if m > 0 else hi - 1) for _, lo, hi, m in self.terms)
-
-    @property
-    def most(self) -> int:
-        """The greatest value at any place."""
-        return self.constant + sum(m * (hi - 1 if m > 0 else lo) for _, lo, hi, m in self.terms)
 
     # arithmetic --------------------------------------------------------------------------------------
 
@@ -84,7 +79,7 @@ class Affine:
             return type(self)(self.terms, self.constant - other)
         if not isinstance(other, Affine):
             return NotImplemented
-        if self.terms == other.terms:
+        if self.terms is other.terms or self.terms == other.terms:
             return self.constant - other.constant
         return self + -other
 
@@ -138,12 +133,16 @@ class Affine:
     # questions ---------------------------------------------------------------------------------------
 
     def __lt__(self, other: Whole) -> bool:
+        if isinstance(other, int):
+            return _one(self.most < other, self.least >= other, self, "<", other)
         left = self - other
         if isinstance(left, int):
             return left < 0
         return _one(left.most < 0, left.least >= 0, self, "<", other)
 
     def __le__(self, other: Whole) -> bool:
+        if isinstance(other, int):
+            return _one(self.most <= other, self.least > other, self, "<=", other)
         left = self - other
         if isinstance(left, int):
             return left <= 0

@@ -52,6 +52,7 @@ class Cells:
                 fixed = {key: (at, at + 1) for key, at in track.fixed if key in plan.mesh}
                 self._boxes[self.ranks[-1]] = {**dict(zip(track.axes, box, strict=True)), **fixed}
         self._groups: dict[tuple[Rank, tuple[str, ...]], tuple[Rank, ...]] = {}
+        self._places: dict[tuple[Rank, frozenset[str]], list[Place]] = {}
 
     def count(self) -> int:
         """How many cells there are."""
@@ -109,14 +110,18 @@ class Cells:
 
     def places(self, rank: Rank, axes: Iterable[str]) -> list[Place]:
         """The places of a cell along some axes, in mesh order."""
-        own, over = self._boxes[rank], set(axes)
+        own, over = self._boxes[rank], frozenset(axes)
+        if (rank, over) in self._places:
+            return self._places[rank, over]
         along = [(axis, range(*own[axis])) for axis in self._plan.mesh if axis in over]
         if math.prod(len(at) for _, at in along) > MAX_MEMBERS:
-            raise Undecided(f"{rank} along {', '.join(axis for axis, _ in along)}", frozenset(over))
-        return [
+            raise Undecided(f"{rank} along {', '.join(axis for axis, _ in along)}", over)
+        found = [
             tuple(zip((axis for axis, _ in along), at, strict=True))
             for at in itertools.product(*(at for _, at in along))
         ]
+        self._places[rank, over] = found
+        return found
 
     def boxes(self, rank: Rank, axes: Iterable[str]) -> dict[str, tuple[int, int]]:
         """The places of a cell along some axes, in mesh order, by their ends."""

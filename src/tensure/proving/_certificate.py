@@ -10,8 +10,9 @@ bytes and in runs; what it means is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from tensure.bundle import (
@@ -76,6 +77,16 @@ class Defined:
     where: tuple[tuple[str, int, int], ...]
 
 
+@dataclass(slots=True)
+class _Budget:
+    """How many more runs may be read; and the regions read so far, many of which stand again and again."""
+
+    runs: int = MAX_RUNS
+    regions: dict[tuple[Runs, ...], tuple[Runs, ...]] = field(
+        default_factory=dict[tuple[Runs, ...], tuple[Runs, ...]]
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Invocation:
     """One invocation, as read."""
@@ -116,13 +127,13 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
     expect_keys(row, "certificate", ("format", "version", "program", "plan", "invocations"))
     if row["format"] != FORMAT or row["version"] != 3 or isinstance(row["version"], bool):
         raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 3")
-    budget = [MAX_RUNS]
+    budget = _Budget()
     items = expect_list(row["invocations"], "invocations", max_items=1 << 16)
     invocations = [_invocation(item, budget) for item in items]
     return expect_str(row["program"], "program"), expect_str(row["plan"], "plan"), invocations
 
 
-def _invocation(row: Json, budget: list[int]) -> Invocation:
+def _invocation(row: Json, budget: _Budget) -> Invocation:
     part = expect_object(row, "invocation")
     expect_keys(part, "invocation", ("entry", "params", "targets", "folded", "values", "locals"))
     if not isinstance(part["targets"], bool):
@@ -146,7 +157,7 @@ def _invocation(row: Json, budget: list[int]) -> Invocation:
     return Invocation(expect_str(part["entry"], "entry"), params, part["targets"], folded, values, found)
 
 
-def _defined(row: Json, budget: list[int]) -> Defined:
+def _defined(row: Json, budget: _Budget) -> Defined:
     label, op, given, operands, out, shape, dtype, where = _fixed(row, 8)
     places = tuple(_place(item) for item in expect_list(where, "places", max_items=16))
     attrs: dict[str, object] = {}
@@ -173,7 +184,7 @@ def _place(row: Json) -> tuple[str, int, int]:
     return expect_str(axis, "axis", max_chars=64), expect_int(lo, "place"), expect_int(hi, "place")
 
 
-def _operand(row: Json, budget: list[int], many: bool) -> Term | tuple[str, str] | None:
+def _operand(row: Json, budget: _Budget, many: bool) -> Term | tuple[str, str] | None:
     if row is None:
         return None
     items = expect_list(row, "operand", max_items=4)
@@ -205,22 +216,27 @@ def _attr(row: Json, deep: int) -> object:
     raise FormatError(f"attribute {kind!r}", wanted="a number, a string, a list or nothing")
 
 
-def _term(row: Json, budget: list[int], many: bool = False) -> Term:
+def _term(row: Json, budget: _Budget, many: bool = False) -> Term:
     """`many`: ends of runs may be expressions of coordinates."""
     coef, label, region, share = _fixed(row, 4)
-    text = expect_str(coef, "coefficient", max_chars=MAX_DIGITS)
+    value = _coefficient(expect_str(coef, "coefficient", max_chars=MAX_DIGITS))
+    dims = tuple(_runs(runs, budget, many) for runs in expect_list(region, "region", max_items=8))
+    limit = None if share is None else _limit(share, budget, many)
+    return value, expect_str(label, "value"), budget.regions.setdefault(dims, dims), limit
+
+
+@lru_cache(1 << 10)
+def _coefficient(text: str) -> Fraction:
     top, _, bottom = text.partition("/")
     if not (top.removeprefix("-").isdecimal() and bottom.isdecimal() and int(bottom)):
         raise FormatError(f"coefficient {text!r}", wanted="a fraction")
     value = Fraction(int(top), int(bottom))
     if f"{value.numerator}/{value.denominator}" != text or not value:
         raise FormatError(f"coefficient {text!r}", wanted="a reduced fraction other than 0")
-    dims = tuple(_runs(runs, budget, many) for runs in expect_list(region, "region", max_items=8))
-    limit = None if share is None else _limit(share, budget, many)
-    return value, expect_str(label, "value"), dims, limit
+    return value
 
 
-def _limit(row: Json, budget: list[int], many: bool) -> Limit:
+def _limit(row: Json, budget: _Budget, many: bool) -> Limit:
     """Rows of one limit, each after those it names by their numbers; the last is the whole of it."""
     made: list[Limit] = []
     used: set[int] = set()  # a tree: each row is named once, so that reading it stays as small as its text
@@ -247,12 +263,12 @@ def _limit(row: Json, budget: list[int], many: bool) -> Limit:
     return made[-1]
 
 
-def _runs(value: Json, budget: list[int], many: bool) -> Runs:
+def _runs(value: Json, budget: _Budget, many: bool) -> Runs:
     found: list[tuple[Int, Int]] = []
     for run in expect_list(value, "runs", max_items=1 << 20):
         lo, hi = (_end(end, many) for end in _fixed(run, 2))
-        budget[0] -= 1
-        if budget[0] < 0:
+        budget.runs -= 1
+        if budget.runs < 0:
             raise LimitError(f"over {MAX_RUNS} runs of indices in one certificate")
         if not isinstance(lo, int) or not isinstance(hi, int):
             found.append((lo, hi))  # of what coordinates these are is not known here

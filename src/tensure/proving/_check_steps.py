@@ -225,7 +225,8 @@ class CheckSteps(CheckValues):
             if part == "no":
                 return False
             parts.append(part)
-            factors.append(mine[0][0] / theirs[2] if is_rel(mine) else ONE)
+            plain = not is_rel(mine) or mine[0][0] is theirs[2]
+            factors.append(ONE if plain else mine[0][0] / theirs[2])
         factor = self._passes(item, operands, factors, limit)
         if factor is None:
             return False

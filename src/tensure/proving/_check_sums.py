@@ -51,6 +51,7 @@ class CheckSums:
 
     def __init__(self) -> None:
         self.defs: list[Def] = []
+        self._equal: dict[Any, bool] = {}
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
@@ -118,7 +119,12 @@ class CheckSums:
             return True
         if one and other and size(one[0][2]) != size(other[0][2]):
             return False  # zeros of another shape
-        return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        key = of_one_part(one, other)
+        if key is None:
+            return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        if key not in self._equal:  # which part it is of makes no difference
+            self._equal[key] = self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
+        return self._equal[key]
 
     def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
@@ -143,14 +149,15 @@ class CheckSums:
             through = None if limit is None else dict(limit[1])
             for part, by in form.items():
                 inner = None if through is None else through[part]
-                made.append((coef * by, part, self.spelled(part, reg), inner))
+                made.append((coef if by is ONE else coef * by, part, self.spelled(part, reg), inner))
         return tuple(made)
 
     def _nothing(self, node: int, items: list[tuple[Fraction, Limit]]) -> bool:
         """Do addends (and wholes, and multiples) of one value add up to zero?"""
         merged: dict[Limit, Fraction] = {}
         for coef, limit in items:
-            merged[limit] = merged.get(limit, Fraction(0)) + coef
+            before = merged.get(limit)
+            merged[limit] = coef if before is None else before + coef
         items = [(coef, limit) for limit, coef in merged.items() if coef]
         if not items:
             return True
@@ -261,6 +268,8 @@ def refuse(why: str) -> NoReturn:
 
 
 def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
+    if by == 1:
+        return tuple(rel)
     return tuple((coef * by, *rest) for coef, *rest in rel)
 
 
@@ -307,6 +316,17 @@ def _held_by(parts: Sequence[Index | None], size: int) -> Iterator[tuple[int, ..
                 del counts[at]
         if moving is not None or end < size:
             yield (*every, *sorted(counts))
+
+
+def of_one_part(one: tuple[Term, ...], other: tuple[Term, ...]) -> Any:
+    """The factors and classes of two sums of one and the same part of each class, no addends; else None."""
+    if not one or not other:
+        return None
+    part, number = one[0][2], hash(one[0][2])
+    for _, _, reg, limit in (*one, *other):
+        if limit is not None or hash(reg) != number or reg != part:
+            return None
+    return tuple((coef, node) for coef, node, *_ in one), tuple((coef, node) for coef, node, *_ in other)
 
 
 def _slice(limit: Limit, letter: str) -> Index | None:

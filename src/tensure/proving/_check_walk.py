@@ -48,9 +48,12 @@ class Walk:
         self.env = bind_entry(program, entry, given.params)
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
+        self.known, self.spots = dict[Any, Any](), dict[Any, Index]()
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
+        outputs = [str(name.ground(self.env)) for name in program.entry(entry).outputs]
+        self.due = dict.fromkeys((*outputs, *self.pairs))  # of no other value is it asked who holds it
         self.cells = CheckCells(plan, given.folded)
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
@@ -79,10 +82,7 @@ class Walk:
             same = all(want == total for *_, want in members)
             flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
-        for label in (
-            *(str(name.ground(self.env)) for name in self.program.entry(self.entry).outputs),
-            *self.pairs,
-        ):
+        for label in self.due:
             shape = size(self._one(label)[2])
             need(covers(self.held.get(label, set()), shape), f"{label} is not covered")
         unused = set(self.claims) - {
@@ -230,7 +230,7 @@ class Walk:
         else:
             need(self.values.same(claim, want), f"{rank}: {name} is not what the plan claims")
         plain = not bound.sum and bound.scale == 1
-        if bound.over is None and bound.scale and (plain or label not in self.pairs):
+        if label in self.due and bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
         if label in self.pairs and bound.over is None and plain:
             self.keeps.add((rank, str(self.pairs[label]), part))
@@ -273,7 +273,7 @@ class Walk:
 
     def _bound(self, rank: Rank, name: Name) -> Any:
         local = self.plan.local(rank.track, name.base)
-        return placed_runs(local, name, self.envs[rank]) if local is not None else None
+        return None if local is None else placed_runs(local, name, self.envs[rank], self.known)
 
     def _supplied(self, bound: Any) -> bool:
         return not bound.sum and bound.over is None and bound.scale == 1 and str(bound.of) in self.leaves
@@ -331,7 +331,7 @@ class Walk:
         self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
     ) -> Term:
         """A term; `env` says which coordinates the ends of its runs may name."""
-        reg = tuple(_index(runs, env) for runs in dims)
+        reg = tuple(self._index(runs, env) for runs in dims)
         by, node, outer, _ = self._one(label)
         item = self.values.defs[node]
         inside = len(reg) == len(item.shape) and all(
@@ -340,7 +340,15 @@ class Walk:
         need(self.values.is_whole(node, outer) and inside, f"{label} has no such part")
         found = self._limit(limit, env)
         need(self.values.sound(node, found), f"{label} has no such addend")
-        return coef * by, node, self.values.spelled(node, reg), found
+        return coef if by is ONE else coef * by, node, self.values.spelled(node, reg), found
+
+    def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
+        """Runs where the coordinates are; the same runs over again are worked out once."""
+        names = {label for run in runs for end in run if not isinstance(end, int) for label in end.names}
+        key = (runs, tuple((label, env.get(label)) for label in sorted(names)))
+        if key not in self.spots:
+            self.spots[key] = _index(runs, env)
+        return self.spots[key]
 
     def _limit(self, limit: Any, env: Mapping[str, Any]) -> Limit:
         """A limit with the parts of sums by class."""
@@ -351,7 +359,7 @@ class Walk:
             for key, inner in limit[1]
         ]
         need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {self._letter(letter): _index(runs, env) for letter, runs in limit[0]}
+        shares = {self._letter(letter): self._index(runs, env) for letter, runs in limit[0]}
         need(len(shares) == len(limit[0]), "a letter twice")
         return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
             sorted(through, key=lambda pair: pair[0])

@@ -39,6 +39,7 @@ class _Writer:
         self._logical = found.logical
         self._labels: dict[int, tuple[str, Fraction] | None] = dict(found.logical.labels)
         self.definitions: list[Json] = []
+        self._regions: dict[Region, list[Json]] = {}
 
     def relation(self, relation: Relation) -> list[Json] | None:
         """A relation's terms; None where it rests on something that is no value."""
@@ -50,7 +51,11 @@ class _Writer:
         rows: list[Json] = []
         if label is None or (term.limit is not None and self._limits(term.node, term.limit, rows) is None):
             return None
-        return [_fraction(term.coef / label[1]), label[0], _region(term.region), rows or None]
+        region = self._regions.get(term.region)  # many locals stand in one place: one list serves them all
+        if region is None:
+            region = self._regions[term.region] = _region(term.region)
+        coef = term.coef if label[1] == 1 else term.coef / label[1]
+        return [_fraction(coef), label[0], region, rows or None]
 
     def _limits(self, node: int, limit: Limit, rows: list[Json]) -> int | None:
         """Append the rows of a limit, each after those it names by their numbers; its own number."""

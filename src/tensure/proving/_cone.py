@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -32,11 +33,14 @@ from tensure.program import (
 )
 
 from ._cells import Cells, Place, region_at
-from ._index import members
+from ._contraction import TERMS, terms_of
+from ._index import members, select
 from ._instances import Instances
+from ._limit import Limit
 from ._logical import Logical
-from ._relation import Relation
+from ._relation import Relation, Term
 from ._replay import Array, widened_attrs
+from ._values import is_part
 
 MAX_KEYS: Final = 1 << 18
 """Locals of single ranks that are looked at."""
@@ -223,10 +227,10 @@ class _Cone:
         total: Array | None = None
         for term in relation.terms:
             known = self._trail.logical.labels.get(term.node)
-            if known is None or term.limit is not None:
+            if known is None:
                 raise Unreplayable("a claim of what the program does not name")
             label, by = known
-            array = self._values[label]
+            array = self._values[label] if term.limit is None else self._addend(term.node, term.limit, by)
             region = region_at(term.region, {})
             part = array[np.ix_(*(np.asarray(members(index), np.intp) for index in region))]
             coef = term.coef / by
@@ -234,6 +238,23 @@ class _Cone:
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def _addend(self, node: int, limit: Limit, by: Fraction) -> Array:
+        """All of a product held to slices of its contracted letters, times `by` as named values are."""
+        value = self._trail.logical.values[node]
+        parts = [item for item in value.operands if isinstance(item, tuple) and is_part(item)]
+        found = terms_of(value.op, dict(value.given), [len(item[1]) for item in parts])
+        if value.op not in TERMS or limit.through or found is None or len(parts) != len(value.operands):
+            raise Unreplayable("a claim of an addend that is no product of slices")
+        shares = {share.letter: share.index for share in limit.shares}
+        operands: list[Any] = []
+        for (inner, region, coef), letters in zip(parts, found[0], strict=True):
+            cut = tuple(
+                select(index, shares[letter]) if letter in shares else index
+                for index, letter in zip(region, letters, strict=True)
+            )
+            operands.append(self._of(Relation((Term(inner, cut, coef),))))
+        return np.asarray(np.einsum(f"{','.join(found[0])}->{found[1]}", *operands)) * float(by)
 
     def _needs(self, spot: Spot) -> list[Spot]:
         rank, place, name = spot

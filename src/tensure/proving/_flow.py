@@ -177,6 +177,8 @@ class _Relations(PlanMachine[Held]):
         self.instances = Instances(logical)
         self._envs = {rank: super(_Relations, self).env_of(rank) for rank in cells.ranks}
         self._claims: dict[tuple[Rank, Name], PlacedRuns | None] = {}
+        self._known: dict[Any, Any] = {}
+        self._regions: dict[Region, Region] = {}
         self.doubts: list[Doubt] = []
         self.current: dict[Rank, Op | None] = {}
         self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
@@ -198,7 +200,7 @@ class _Relations(PlanMachine[Held]):
         key = (rank, name)
         if key not in self._claims:
             local = self.plan.local(rank.track, name.base)
-            claim = None if local is None else placed_runs(local, name, self._envs[rank])
+            claim = None if local is None else placed_runs(local, name, self._envs[rank], self._known)
             if claim is not None and (differing := axes_in(claim.of.index)):
                 raise Undecided(f"which {claim.of.base} {rank} has", differing)
             self._claims[key] = claim
@@ -441,7 +443,9 @@ class _Relations(PlanMachine[Held]):
             share = share_of(claim.over[0], self._extent(term.node, claim), claim.over[1])
             shares = [share] if share is not None else []
         spelled = self.logical.spelled(term.node, tuple(region))
-        return Relation((Term(term.node, spelled, claim.scale * term.coef, limited(shares, ())),))
+        spelled = self._regions.setdefault(spelled, spelled)  # of many locals: one tuple serves them all
+        coef = term.coef if claim.scale == 1 else claim.scale * term.coef
+        return Relation((Term(term.node, spelled, coef, limited(shares, ())),))
 
     def _extent(self, node: int, claim: PlacedRuns) -> int:
         """The size of the contracted letter an addend is cut along."""

@@ -223,7 +223,8 @@ class Logical(Pieces):
         made: list[Held] = []
         for out, (part, want) in enumerate(zip(derived, call.types, strict=True)):
             region = self.spelled(node + out, part.region)
-            term = Term(node + out, region, factor * part.coef, limited(part.shares, through))
+            coef = part.coef if factor is ONE else factor * part.coef
+            term = Term(node + out, region, coef, limited(part.shares, through))
             if node >= self._theirs and call.step.op in OPENED and term.limit is None:
                 known = self.products.term(node, region)
                 term = term if known is None else replace(known, coef=known.coef * term.coef)
@@ -324,7 +325,8 @@ class Logical(Pieces):
             common = held[min(all_)].coef  # of a sum of operands: what is left tells their proportion
             factor *= common
             for at in all_:
-                core[at] = replace(held[at], coef=held[at].coef / common)
+                ratio = ONE if held[at].coef is common else held[at].coef / common
+                core[at] = replace(held[at], coef=ratio)
         addends = {at: item for at, item in held.items() if item.limit is not None}
         passes = (len(addends) == 1 and addends.keys() <= one) or (bool(all_) and addends.keys() == all_)
         passes = passes and all_float(call, sorted(addends))

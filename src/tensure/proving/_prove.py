@@ -7,12 +7,14 @@ the field, which can make the whole `probable`; what is left is `unknown`, with 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Final
@@ -33,7 +35,7 @@ from tensure.program import (
     state_pairs,
 )
 
-from ._cells import unfolding
+from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._compare import Wrong, compare
@@ -49,6 +51,8 @@ from ._tensors import Doubted, TensorVerdict, claimed_base, tensor_verdicts
 MAX_INVOCATIONS: Final = 64
 """Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
 MAX_RANKS: Final = 256
+MAX_WALKED_AGAIN: Final = 1 << 15
+"""Locals of a walk with fewer ranks taken together, made because one with more left doubts."""
 SEEDS: Final = (1, 2)
 ACCEPT: Final = 1e-9
 
@@ -81,6 +85,8 @@ class _Unit:
     folded: tuple[str, ...]
     shown: tuple[Shown, ...] | str
     """Of a Plan of too many ranks: claims that a replay in part shows not to hold, or why there are none."""
+    size: int
+    """How many locals were made."""
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
 
@@ -115,6 +121,25 @@ def prove_plan(
         raise RecordError(f"the plan is for {plan.program}", wanted=f"the program's digest {digest(program)}")
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
+    with _collector_at_rest():
+        return _proved(plan, program, jobs, accept, fold)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """What a proof makes are trees, freed as they fall; looking for cycles among millions costs a fifth."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _proved(
+    plan: Plan, program: Program, jobs: int, accept: float, fold: Sequence[str] | None
+) -> ProofResult:
     digests = (digest(program), plan_digest(plan))
     if fold is None:
         fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
@@ -125,6 +150,8 @@ def prove_plan(
     units, certificate = list[_Unit](), None
     values = Verdict("unknown", "relations", reason="no way to walk it was found")
     for folded in unfolding(plan, fold):
+        if units and _much_dearer(plan, units, folded):
+            break
         try:
             units = _walked(plan, program, invocations, jobs, folded)
         except Undecided as undecided:
@@ -188,6 +215,16 @@ def _walked(
         return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations, itertools.repeat(folded)))
 
 
+def _much_dearer(plan: Plan, units: Sequence[_Unit], folded: frozenset[str]) -> bool:
+    """Whether walking again with fewer ranks taken together costs too much for what it may tell.
+
+    Most doubts are not of taking ranks together: the same would be found again, once for each rank.
+    """
+    before = Cells(plan, units[0].folded).count()
+    grown = Cells(plan, folded).count() / max(before, 1)
+    return sum(unit.size for unit in units) * grown > MAX_WALKED_AGAIN
+
+
 def _unit_of_text(
     texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str]
 ) -> _Unit:
@@ -217,6 +254,7 @@ def _unit(
         dict(found.suspects),
         tuple(axis for axis in plan.mesh if axis in folded),
         _shown(plan, program, entry, params, found),
+        sum(map(len, found.relations.values())),
         targets,
     )
 

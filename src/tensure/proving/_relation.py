@@ -67,7 +67,8 @@ def combined(parts: Iterable[tuple[Fraction, Relation]]) -> Relation | None:
     for factor, part in parts:
         for term in part.terms:
             key = (term.node, term.region, term.limit)
-            sums[key] = sums.get(key, Fraction(0)) + factor * term.coef
+            coef, before = term.coef if factor is ONE else factor * term.coef, sums.get(key)
+            sums[key] = coef if before is None else before + coef
     terms = [Term(node, region, coef, limit) for (node, region, limit), coef in sums.items() if coef]
     if len(terms) > 1:
         terms.sort(key=_words_order if axes_in([term.region for term in terms]) else _order)

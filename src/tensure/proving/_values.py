@@ -57,6 +57,7 @@ class Values:
         self.candidates: dict[Key, list[int]] = {}
         self._by_key: dict[Key, int] = {}
         self._forms: dict[Key, tuple[int, Fraction]] = {}
+        self._resolved: dict[tuple[tuple[int, Fraction], ...], tuple[int, Fraction]] = {}
         self.families: dict[int, frozenset[str]] = {}
         """Values that differ from place to place along some axes, when places are taken together."""
 
@@ -67,7 +68,13 @@ class Values:
         node = len(self.values)
         self.values.append(value)
         self._by_key[key] = node
-        axes = family_axes((value.given, value.operands, value.type.shape, key), self.families)
+        told: tuple[object, ...] = (
+            value.given,
+            value.type.shape,
+        )  # all that differs of a sum, besides what is summed
+        if value.form is None:
+            told = (*told, value.operands, key)
+        axes = family_axes(told, self.families)
         for item in value.operands:
             if is_part(item):
                 axes |= self.families.get(item[0], NO_AXES)  # type: ignore[index]
@@ -127,6 +134,10 @@ class Values:
         region = self.aligned(relation)
         if region is None or any((term.limit is None) != (terms[0].limit is None) for term in terms):
             return relation
+        key = tuple((term.node, term.coef) for term in terms) if terms[0].limit is None else ()
+        if key in self._resolved:  # whatever the region: sums of a hundred terms are opened once
+            node, coef = self._resolved[key]
+            return Relation((Term(node, self.spelled(node, region), coef),))
         sums = self.expanded(relation)
         limits = dict(sums)
         if not sums or len({node for node, _ in limits}) != len(limits):
@@ -134,6 +145,8 @@ class Values:
         form = {node: coef for (node, _), coef in sums.items()}
         if len(form) == 1:
             ((node, limit),) = sums
+            if key:
+                self._resolved[key] = (node, form[node])
             return Relation((Term(node, self.spelled(node, region), form[node], limit),))
         known = self._forms.get(_direction(form))
         if known is None:
@@ -142,6 +155,8 @@ class Values:
         if through and self.values[known[0]].op != "+":
             return relation
         coef = form[min(form)] / known[1]
+        if key:
+            self._resolved[key] = (known[0], coef)
         return Relation((Term(known[0], self.spelled(known[0], region), coef, limited((), through)),))
 
     def equate(self, node: int, form: Mapping[int, Fraction]) -> None:
@@ -177,7 +192,8 @@ class Values:
         sums: dict[tuple[int, Limit | None], Fraction] = {}
         for term in relation.terms:
             for node, limit, coef in self._opened(term):
-                sums[node, limit] = sums.get((node, limit), Fraction(0)) + coef
+                before = sums.get((node, limit))
+                sums[node, limit] = coef if before is None else before + coef
         return {key: coef for key, coef in sums.items() if coef}
 
     def same(self, one: Relation, other: Relation) -> bool:
@@ -198,6 +214,8 @@ class Values:
         ):
             return [(term.node, term.limit, term.coef)]
         if term.limit is None:
+            if term.coef is ONE:
+                return [(node, None, coef) for node, coef in form.items()]
             return [(node, None, coef * term.coef) for node, coef in form.items()]
         limits = dict(term.limit.through)
         return [(node, limits[node], coef * term.coef) for node, coef in form.items()]
