@@ -206,7 +206,7 @@ BAD = [
     (f"{STEP} --parallel train:tensor_parallel --mesh ''", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=1000000000", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=0", "tp"),
-    (f"{STEP} --parallel train:tensor_parallel --mesh tp=512", "256"),
+    (f"{STEP} --parallel train:tensor_parallel --mesh tp=100000", "65536"),
     (f"{STEP} --parallel train:tensor_parallel --mesh dp=2", "the parallel function raises KeyError"),
     (f"{STEP} --parallel train:raising --mesh tp=2", "the step of rank 0 raises RuntimeError"),
     (f"{STEP} --parallel train:raising_at_once --mesh tp=2", "KeyError: 'there'"),
