@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
-    from tensure.capture import ModelFunction, NamedPlan, ParallelFunction
+    from tensure.capture import ModelFunction, NamedPlan, ParallelFunction, RankClass
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
@@ -78,8 +78,20 @@ def prove(
     if microbatches is not None:
         parallel = _with_microbatches(parallel, microbatches)
     captured = capture_model(model)
-    traced = capture_parallel(model, parallel, mesh, captured, progress=progress)
-    return prove_plan(traced, captured.program, jobs=jobs)
+    found: list[RankClass] = []
+    traced = capture_parallel(model, parallel, mesh, captured, progress=progress, told=found.extend)
+    classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
+    if not classes:
+        classes = [("every rank", "traced by itself")]
+    return prove_plan(traced, captured.program, jobs=jobs, classes=classes)
+
+
+def _standing(mesh: Mapping[str, int], box: Sequence[tuple[int, int]]) -> str:
+    """Where ranks stand: `pp 3, dp 0:64, tp 0:8`."""
+    return ", ".join(
+        f"{axis} {lo}" if hi - lo == 1 else f"{axis} {lo}:{hi}"
+        for axis, (lo, hi) in zip(mesh, box, strict=True)
+    )
 
 
 def _named(name: Any, mesh: Mapping[str, int] | None, microbatches: int | None) -> NamedPlan:
@@ -124,7 +136,7 @@ def proof_page(result: ProofResult) -> str:
         for item in result.tensors
     )
     size = None if result.certificate is None else len(result.certificate)
-    return render(ProofView(result.proof, result.plan, result.program, outputs, size))
+    return render(ProofView(result.proof, result.plan, result.program, outputs, size, result.classes))
 
 
 def check(

@@ -145,6 +145,7 @@ def prove_command(
             "verdicts": {key: _fields(verdict) for key, verdict in verdicts.items()},
             "certificate": proof.certificate,
             "file": file,
+            "classes": [{"ranks": ranks, "reason": reason} for ranks, reason in result.classes],
             "tensors": [dataclasses.asdict(tensor) for tensor in result.tensors],
             "kept": [str(target) for target in targets],
             "html": None if html is None else str(html),
@@ -153,6 +154,8 @@ def prove_command(
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
     _say_tensors(talk, result.tensors)
+    for ranks, reason in result.classes:
+        talk.detail(f"  {ranks}: {reason}")
     if html is not None:
         talk.say(f"page written to {html}")
     if file is not None:

@@ -99,8 +99,14 @@ class Invocation:
     locals: Mapping[tuple[str, str], tuple[Term, ...]]
 
 
-def write_certificate(program: str, plan: str, invocations: Sequence[Covered]) -> bytes:
-    """The certificate's bytes, from digests and completed claims."""
+def write_certificate(
+    program: str, plan: str, invocations: Sequence[Covered], classes: Sequence[tuple[str, str]] = ()
+) -> bytes:
+    """The certificate's bytes, from digests and completed claims.
+
+    Args:
+        classes: which ranks a text was taken to stand for, and why; told on, as nothing here rests on it.
+    """
     rows: list[Json] = [
         {
             "entry": item.entry,
@@ -113,7 +119,14 @@ def write_certificate(program: str, plan: str, invocations: Sequence[Covered]) -
         for item in invocations
     ]
     return canonical_json(
-        {"format": FORMAT, "version": 3, "program": program, "plan": plan, "invocations": rows}
+        {
+            "format": FORMAT,
+            "version": 3,
+            "program": program,
+            "plan": plan,
+            "classes": [[ranks, reason] for ranks, reason in classes],
+            "invocations": rows,
+        }
     )
 
 
@@ -124,7 +137,10 @@ def read_certificate(data: bytes) -> tuple[str, str, list[Invocation]]:
         FormatError: not a certificate. LimitError: over 64 MiB, over 2^22 runs, or an index over 2^48.
     """
     row = expect_object(parse_canonical(data, max_bytes=MAX_BYTES), "certificate")
-    expect_keys(row, "certificate", ("format", "version", "program", "plan", "invocations"))
+    expect_keys(row, "certificate", ("format", "version", "program", "plan", "classes", "invocations"))
+    for item in expect_list(row["classes"], "classes", max_items=1 << 16):
+        for text in _fixed(item, 2):
+            expect_str(text, "class", max_chars=1 << 14)
     if row["format"] != FORMAT or row["version"] != 3 or isinstance(row["version"], bool):
         raise FormatError(f"format {row['format']!r} version {row['version']!r}", wanted=f"{FORMAT} 3")
     budget = _Budget()

@@ -66,6 +66,8 @@ class ProofResult:
     plan: Plan
     program: Program
     tensors: tuple[TensorVerdict, ...] = ()
+    classes: tuple[tuple[str, str], ...] = ()
+    """Which ranks each text of a captured Plan stands for, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def prove_plan(
     jobs: int = 1,
     accept: float = ACCEPT,
     fold: Sequence[str] | None = None,
+    classes: Sequence[tuple[str, str]] = (),
 ) -> ProofResult:
     """Two verdicts on a Plan for a Program: values and storage.
 
@@ -112,6 +115,7 @@ def prove_plan(
         accept: the greatest error bound that is still called `probable`.
         fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
             256 ranks, and otherwise none.
+        classes: which ranks each text stands for and why, as whoever made the Plan tells; it is put down.
 
     Raises:
         RecordError: the Plan is for another Program, or the Program is malformed.
@@ -122,7 +126,7 @@ def prove_plan(
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
     with _collector_at_rest():
-        return _proved(plan, program, jobs, accept, fold)
+        return _proved(plan, program, jobs, accept, fold, tuple(classes))
 
 
 @contextmanager
@@ -138,7 +142,12 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _proved(
-    plan: Plan, program: Program, jobs: int, accept: float, fold: Sequence[str] | None
+    plan: Plan,
+    program: Program,
+    jobs: int,
+    accept: float,
+    fold: Sequence[str] | None,
+    classes: tuple[tuple[str, str], ...],
 ) -> ProofResult:
     digests = (digest(program), plan_digest(plan))
     if fold is None:
@@ -158,7 +167,7 @@ def _proved(
             reason = f"ranks taken together differ: {undecided}"
             values = values if units else Verdict("unknown", "relations", reason=reason)
             continue
-        values, certificate = _values(plan, program, units, open_entries, accept, wrong)
+        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes)
         if values.status in ("proved", "refuted"):
             break
     storage = _storage(plan, program, units)
@@ -169,6 +178,7 @@ def _proved(
         plan,
         program,
         tensor_verdicts(plan, program, units, values, wrong),
+        classes,
     )
 
 
@@ -337,6 +347,7 @@ def _values(
     open_entries: Sequence[str],
     accept: float,
     wrong: set[str],
+    classes: Sequence[tuple[str, str]],
 ) -> tuple[Verdict, bytes | None]:
     """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
     error = 0.0
@@ -366,7 +377,7 @@ def _values(
         Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], [])), unit.folded)
         for unit in units
     ]
-    certificate = write_certificate(digest(program), plan_digest(plan), covered)
+    certificate = write_certificate(digest(program), plan_digest(plan), covered, classes)
     try:
         report = check_certificate(certificate, plan, program)
     except LimitError as limit:

@@ -48,6 +48,11 @@ def _proof(record: ProofView) -> str:
         ),
         el("section", el("h2", "Assumed at the start"), table(("local", "is"), _assumed(record))),
         el("section", el("h2", "Ranks"), table(("text", "mesh axes", "steps"), _tracks(record.plan))),
+        *(
+            [el("section", el("h2", "Who does the same"), table(("ranks", "because"), record.classes))]
+            if record.classes
+            else []
+        ),
         el("section", el("h2", "Storage"), el("p", _words(storage))),
         el(
             "section",

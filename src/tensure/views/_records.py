@@ -54,6 +54,7 @@ class ProofView:
 
     Args:
         certificate_bytes: its size; None when there is none.
+        classes: which ranks a traced text stands for, and why.
     """
 
     proof: Proof
@@ -61,6 +62,7 @@ class ProofView:
     program: Program
     outputs: tuple[OutputRow, ...]
     certificate_bytes: int | None
+    classes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
