@@ -291,7 +291,7 @@ class CheckSteps(CheckValues):
         rank = len(known[0][0][2])
         if op == "all_gather":
             return [self.together(known, attrs["dim"] % rank)] * len(members)
-        need(len({size(member[0][2]) for member in known}) == 1, f"{op} of several shapes")
+        need(len({size(member[0][2]) for member in known}) == 1, "{} of several shapes", op)
         if op == "all_to_all":
             pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
             return [

@@ -256,10 +256,10 @@ def sliced(attrs: Mapping[str, Any], reg: Reg) -> Reg:
     return (*reg[:dim], reg[dim][part], *reg[dim + 1 :])
 
 
-def need(so: bool, why: str) -> None:
-    """Refuse unless."""
+def need(so: bool, why: str, *of: object) -> None:
+    """Refuse unless; `of` is put into the braces of `why`, and only then written out."""
     if not so:
-        refuse(why)
+        refuse(why.format(*of) if of else why)
 
 
 def refuse(why: str) -> NoReturn:

@@ -81,7 +81,7 @@ class CheckValues(CheckSums):
 
     def named(self, label: str) -> Rel:
         """A value by name."""
-        need(label in self.names, f"there is no value {label[:80]}")
+        need(label in self.names, "there is no value {}", label[:80])
         return self.names[label]
 
     # making ------------------------------------------------------------------------------------------
@@ -275,14 +275,14 @@ class CheckValues(CheckSums):
 
     def _made(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], results: int = 0) -> list[Rel]:
         for item in operands:
-            need(not is_rel(item) or len(item) == 1, f"{op} of a sum that is no value")
-            need(not is_rel(item) or item[0][3] is None, f"a value made of an addend by {op}")
+            need(not is_rel(item) or len(item) == 1, "{} of a sum that is no value", op)
+            need(not is_rel(item) or item[0][3] is None, "a value made of an addend by {}", op)
         coef, parts = self._parted(op, attrs, operands)
         shapes = [size(part[1]) if is_part(part) else None for part in parts]
         outs = shapes_of(op, attrs, shapes)
-        need(outs is not None, f"the checker has no rule for {op}")
+        need(outs is not None, "the checker has no rule for {}", op)
         found = outs or ()
-        need(not results or results == len(found), f"{op} has {len(found)} results")
+        need(not results or results == len(found), "{} has {} results", op, len(found))
         dtypes = [self.defs[part[0]].dtype if is_part(part) else None for part in parts]
         made: list[Rel] = []
         for out, shape in enumerate(found):
@@ -515,7 +515,7 @@ class CheckValues(CheckSums):
         stays = attrs.get("dtype") is None or attrs["dtype"] in FLOATS
         for at, item in enumerate(operands):
             if not is_rel(item):
-                need(not axes_in(item), f"{op} of a number that is another at every place")
+                need(not axes_in(item), "{} of a number that is another at every place", op)
                 parts.append(None if item is None else ("number", type(item).__name__, repr(item)))
                 continue
             ((by, node, reg, _),) = item

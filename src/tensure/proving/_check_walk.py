@@ -58,7 +58,9 @@ class Walk:
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
         self.places = {rank: self.cells.places(rank) for rank in self.made}
-        by_name = {str(rank): env for rank, env in self.envs.items()}
+        self.labels = {rank: str(rank) for rank in self.made}
+        self.used = set[tuple[str, str]]()
+        by_name = {self.labels[rank]: env for rank, env in self.envs.items()}
         need(len(by_name) == len(self.envs), "two ranks of one name")
         unknown = {rank for rank, _ in given.locals} - by_name.keys()
         need(not unknown, f"there is no rank {next(iter(unknown), None)}")
@@ -67,7 +69,7 @@ class Walk:
             for key, terms in given.locals.items()
         }
         for key, rel in self.claims.items():
-            need(len({size(reg) for _, _, reg, _ in rel}) == 1, f"{key} has terms of no or several shapes")
+            need(len({size(reg) for _, _, reg, _ in rel}) == 1, "{} has terms of no or several shapes", key)
         self.groups = dict[Any, tuple[Rank, ...]]()
         self.sums, self.held = dict[Any, list[tuple[Rank, Any, Rel, Rel]]](), dict[str, set[Reg]]()
         self.reads, self.keeps = set[Any](), set[Any]()
@@ -84,10 +86,8 @@ class Walk:
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
         for label in self.due:
             shape = size(self._one(label)[2])
-            need(covers(self.held.get(label, set()), shape), f"{label} is not covered")
-        unused = set(self.claims) - {
-            (str(rank), str(name)) for rank, table in self.made.items() for name in table
-        }
+            need(covers(self.held.get(label, set()), shape), "{} is not covered", label)
+        unused = self.claims.keys() - self.used
         need(not unused, f"no rank has {next(iter(unused), None)}")
 
     def _take(self, streams: Mapping[Rank, Iterator[Op]]) -> None:
@@ -117,9 +117,9 @@ class Walk:
                 at if isinstance(at, tuple) else tuple(own.get(axis, 0) for axis in self.plan.tracks[to].axes)
             )
             address: Any = (Rank(to, ends), step.attr("key"))
-            need(address[0] in self.made, f"{rank}: a send that cannot be")
-            need(axes_in(rank.at) <= axes_in(ends), f"{rank}: a send of several ranks to one")
-            need(self._unique(("message", address[0]), address[1]), f"{rank}: a send that was there before")
+            need(address[0] in self.made, "{}: a send that cannot be", rank)
+            need(axes_in(rank.at) <= axes_in(ends), "{}: a send of several ranks to one", rank)
+            need(self._unique(("message", address[0]), address[1]), "{}: a send that was there before", rank)
             (mail[address],) = self._operands(rank, step)
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
@@ -128,7 +128,7 @@ class Walk:
                 return ()
             differing = axes_in((step.attrs, tuple(out.index for out in step.outs))) & self._over(step)
             alike = not differing and all(s.attrs == step.attrs for s in steps)
-            need(alike, f"{rank}: {step.op} of several minds")
+            need(alike, "{}: {} of several minds", rank, step.op)
             operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
             self._meet(group, step, operands)
             return group
@@ -190,7 +190,7 @@ class Walk:
     def _group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
         """All ranks that stand where this one does along the other axes, one at each place, in mesh order."""
         over, own = step.attr("axes"), self.places[rank]
-        need(isinstance(over, tuple) and set(over) <= own.keys(), f"{rank}: {step.op} over {over}")
+        need(isinstance(over, tuple) and set(over) <= own.keys(), "{}: {} over {}", rank, step.op, over)
         axes: Any = over
         if (rank, axes) not in self.groups:
             group = self.cells.group(rank, axes, step.op)
@@ -199,9 +199,11 @@ class Walk:
 
     def _make(self, rank: Rank, name: Name, right: Callable[[tuple[Term, ...]], bool]) -> None:
         """A local comes to be: what the certificate says follows, and is what the Plan claims."""
-        need(self._unique(("local", rank, name.base), name.index), f"{rank}: {name} is made twice")
-        claim = self.claims.get((str(rank), str(name)))
-        need(claim is None or right(claim), f"{rank}: {name} does not follow")
+        need(self._unique(("local", rank, name.base), name.index), "{}: {} is made twice", rank, name)
+        written = (self.labels[rank], str(name))
+        claim = self.claims.get(written)
+        self.used.add(written)
+        need(claim is None or right(claim), "{}: {} does not follow", rank, name)
         self.made[rank][name] = claim
         local, bound = self.plan.local(rank.track, name.base), self._bound(rank, name)
         if local is None or bound is None:
@@ -212,9 +214,9 @@ class Walk:
         pinned: Limit = (
             None if bound.over is None else (((bound.over[0], joined(sorted(bound.over[1]))),), ())
         )
-        need(self.values.sound(node, pinned), f"{rank}: {name} claims an addend there is not")
+        need(self.values.sound(node, pinned), "{}: {} claims an addend there is not", rank, name)
         want = ((bound.scale * by, node, self.values.spelled(node, reg), pinned),)
-        need(claim is not None, f"{rank}: {name} is claimed by the plan and not here")
+        need(claim is not None, "{}: {} is claimed by the plan and not here", rank, name)
         if bound.sum:
             at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
             track = self.plan.tracks[rank.track]
@@ -228,7 +230,7 @@ class Walk:
             over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
             self.sums.setdefault(key, []).append((rank, over, claim, want))
         else:
-            need(self.values.same(claim, want), f"{rank}: {name} is not what the plan claims")
+            need(self.values.same(claim, want), "{}: {} is not what the plan claims", rank, name)
         plain = not bound.sum and bound.scale == 1
         if label in self.due and bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
@@ -279,11 +281,11 @@ class Walk:
         return not bound.sum and bound.over is None and bound.scale == 1 and str(bound.of) in self.leaves
 
     def _part(self, bound: Any) -> Reg:
-        need(str(bound.of) in self.values.names, f"the program never makes {bound.of}")
+        need(str(bound.of) in self.values.names, "the program never makes {}", bound.of)
         shape = size(self._one(str(bound.of))[2])
         held = {dim: Index(runs) for dim, runs in bound.dims.items()}
         inside = all(dim < len(shape) and at.stop <= shape[dim] for dim, at in held.items())
-        need(inside, f"a part of {bound.of} that does not exist")
+        need(inside, "a part of {} that does not exist", bound.of)
         return tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
 
     def _one(self, label: str) -> Term:
@@ -295,10 +297,17 @@ class Walk:
     def _define(self, given: Invocation) -> None:
         """Values that the certificate names besides the Program's."""
         for item in given.values:
-            need(item.label.startswith("$") and item.label not in self.values.names, f"{item.label} again")
+            need(item.label.startswith("$") and item.label not in self.values.names, "{} again", item.label)
             attrs: Any = tuple(item.attrs.items())
             for axis, lo, hi in item.where:
-                need(axis in given.folded and 0 <= lo < hi, f"{item.label} along {axis[:40]} at {lo}:{hi}")
+                need(
+                    axis in given.folded and 0 <= lo < hi,
+                    "{} along {} at {}:{}",
+                    item.label,
+                    axis[:40],
+                    lo,
+                    hi,
+                )
             env = {axis: coordinate(axis, lo, hi) for axis, lo, hi in item.where}
             operands = [self._part_of(part, env) for part in item.operands]
             rel: Rel
@@ -313,7 +322,7 @@ class Walk:
                     # One part several times reads as places of it that repeat. Joined as they stand they are
                     # a value as well: the same elements, and each place may then be an addend of its own.
                     rel = self.values.as_joined(dict(item.attrs), operands)
-            need(rel is not None and len(rel) == 1, f"{item.label} is no value")
+            need(rel is not None and len(rel) == 1, "{} is no value", item.label)
             self.values.names[item.label] = rel
 
     def _is_whole(self, rel: Rel) -> bool:
@@ -337,9 +346,9 @@ class Walk:
         inside = len(reg) == len(item.shape) and all(
             dim in item.free or at.stop <= n for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
         )
-        need(self.values.is_whole(node, outer) and inside, f"{label} has no such part")
+        need(self.values.is_whole(node, outer) and inside, "{} has no such part", label)
         found = self._limit(limit, env)
-        need(self.values.sound(node, found), f"{label} has no such addend")
+        need(self.values.sound(node, found), "{} has no such addend", label)
         return coef if by is ONE else coef * by, node, self.values.spelled(node, reg), found
 
     def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
@@ -370,7 +379,7 @@ class Walk:
         if not letter.startswith("?"):
             return letter
         by, node, reg, _ = self._one(letter[1:])
-        need(by == 1 and self.values.is_whole(node, reg), f"{letter[:80]} is no index")
+        need(by == 1 and self.values.is_whole(node, reg), "{} is no index", letter[:80])
         return f"?{node}"
 
     def _named_operands(self, step: Op, named: Callable[[str], Rel]) -> list[Any]:

@@ -71,7 +71,7 @@ def combined(parts: Iterable[tuple[Fraction, Relation]]) -> Relation | None:
             sums[key] = coef if before is None else before + coef
     terms = [Term(node, region, coef, limit) for (node, region, limit), coef in sums.items() if coef]
     if len(terms) > 1:
-        terms.sort(key=_words_order if axes_in([term.region for term in terms]) else _order)
+        terms.sort(key=_node if len({term.node for term in terms}) == len(terms) else _order)
     return Relation(tuple(terms)) if terms else None
 
 
@@ -144,10 +144,12 @@ def _shares(limit: Limit) -> list[Share]:
     return found
 
 
-def _words_order(term: Term) -> tuple[object, ...]:
-    """Regions of many places at once have no order but that of their text."""
-    return (term.node, repr(term.region), "" if term.limit is None else repr(term.limit.order()), term.coef)
+def _node(term: Term) -> int:
+    return term.node
 
 
 def _order(term: Term) -> tuple[object, ...]:
-    return (term.node, term.region, () if term.limit is None else term.limit.order(), term.coef)
+    limit = () if term.limit is None else term.limit.order()
+    if axes_in((term.region, limit)):  # regions of many places have no order but that of their text
+        return (term.node, 1, repr(term.region), repr(limit), term.coef)
+    return (term.node, 0, term.region, limit, term.coef)
