@@ -2,8 +2,9 @@
 
 Timed: capturing and proving a few steps. Then, not timed: every correct plan of `_prove_plans.py`, where an
 alarm is a false one; mutants of the proved ones; certificates with false claims; and the zoo of bugs. Each
-is held against a float64 replay that shares nothing with the prover. Knows what is asked of each; how it is
-found out is in `_prove_campaign.py`.
+is held against a float64 replay that shares nothing with the prover. Last, public models by name: what their
+proofs cost, and a fault in them. Knows what is asked of each; how it is found out is in `_prove_campaign.py`
+and in `_prove_named.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from ._declare import benchmark
+from ._prove_named import named_bars
 from ._records import Bar, Case, Engine, EngineError, Json, Measured, NotMeasured, Scope, Timing
 
 __all__ = ["campaign_bars", "prove", "prove_bars"]
@@ -160,6 +162,12 @@ def _zoo_bars(zoo: Json) -> Iterator[Bar | NotMeasured]:
     yield Bar(f"zoo, {entries} fixed twins: false alarms", float(len(zoo["alarms"])), "alarms", 0.0, "lower")
 
 
+def _bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMeasured]:
+    """Those of the campaign, and those of the named plans."""
+    quick = any(case.params["quick"] for case in cases)
+    return [*prove_bars(cases, found), *named_bars(quick=quick)]
+
+
 def _cases(scope: Scope) -> list[Case]:
     names = TIMED[:1] if scope.quick else TIMED
     return [Case(name, 1, 1.0, {"quick": scope.quick}) for name in names]
@@ -173,7 +181,7 @@ def _cases(scope: Scope) -> list[Case]:
     cases=_cases,
     rounds=(5, 3),
     threads=(1,),
-    bars=prove_bars,
+    bars=_bars,
 )
 def prove(scope: Scope) -> Engine:
     """Our prover."""
