@@ -106,8 +106,12 @@ def judged(fault: Planted, found: dict[str, Json] | NotMeasured) -> str:
     if isinstance(found, NotMeasured):
         return found.reason
     place = rf"first astray on {re.escape(fault.at)}: relu_\d+ = relu"
-    named = re.search(place, str(found["where"])) and str(found["source"]).startswith(f"layers.{fault.layer}.")
-    return "refuted" if found["status"] == "refuted" and named else f"{found['status']}: {found['where']}"[:600]
+    named = re.search(place, str(found["where"])) and str(found["source"]).startswith(
+        f"layers.{fault.layer}."
+    )
+    return (
+        "refuted" if found["status"] == "refuted" and named else f"{found['status']}: {found['where']}"[:600]
+    )
 
 
 def _measured(*words: object) -> dict[str, Json] | NotMeasured:
