@@ -2,10 +2,10 @@
 
     python -m tensure.benchmarks._prove_named_case NAME [LAYERS [LAYER RANK MICROBATCH]]
 
-Prints one JSON object: verdict, where it went wrong, outputs that are only probable, seconds of the clock from
-before torch is imported, CPU seconds, peak memory of the process. LAYERS that is not 0 takes so many of the
-model's layers. With a fault, of one layer on one rank in one micro-batch, the model is as small as its cuts
-allow, so that what the doubt rests on can be run.
+Prints one JSON object: verdict, where it went wrong, outputs that are only probable, seconds of the clock
+from before torch is imported, CPU seconds, peak memory of the process. LAYERS that is not 0 takes so many of
+the model's layers. With a fault, of one layer on one rank in one micro-batch, the model is as small as its
+cuts allow, so that what the doubt rests on can be run.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def named_case(name: str, layers: int = 0, fault: tuple[int, int, int] | None = 
 
 def main(argv: Sequence[str]) -> None:
     """Prove one plan and print what came of it."""
-    numbers = [int(word) for word in argv[1:]]
-    fault = None if len(numbers) < 4 else (numbers[1], numbers[2], numbers[3])
-    print(json.dumps(named_case(argv[0], *numbers[:1], fault=fault)))
+    layers, *place = [int(word) for word in argv[1:]] or [0]
+    fault = (place[0], place[1], place[2]) if place else None
+    print(json.dumps(named_case(argv[0], layers, fault)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A named plan with one fault, of one layer in one micro-batch of one rank; and a plan shrunken to be run.
 
-A fault in a plan of real sizes cannot be shown by running it. The same layers over the same mesh, of a smaller
-model, can be run as far as the doubt asks for: there `refuted` is wanted.
+A fault in a plan of real sizes cannot be shown by running it. The same layers over the same mesh, of a
+smaller model, can be run as far as the doubt asks for: there `refuted` is wanted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tensure.capture._named import LlamaConfig
 from tensure.capture._named._layers import FeedForward
 from tensure.capture._named._llama3 import CUT
 from tensure.capture._named._model import Decoder
-from tensure.capture._named._parallel import Stage, by_microbatch, layers_of
+from tensure.capture._named._parallel import Stage, by_microbatch
 
-__all__ = ["Fault", "first_rank", "shrunken", "with_fault"]
+__all__ = ["Fault", "shrunken", "with_fault"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,6 @@ def with_fault(plan: NamedPlan, fault: Fault) -> Callable[[nn.Module, DeviceMesh
         return by_microbatch(stage)
 
     return parallel
-
-
-def first_rank(plan: NamedPlan, layer: int) -> int:
-    """The first rank of the stage that has a layer: stages are the outermost axis of the mesh."""
-    sizes = plan.sizes
-    found = next(at for at in range(sizes.pp) if layer in layers_of(plan.config.layers, sizes.pp, at))
-    return found * sizes.dp * sizes.tp
 
 
 def shrunken(plan: NamedPlan) -> NamedPlan:
