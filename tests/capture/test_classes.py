@@ -146,6 +146,21 @@ def test_messages_between_stages(how: str) -> None:
     assert prove_plan(plan, captured.program).proof.values.status == "proved"
 
 
+def test_one_rank_in_the_middle_of_a_long_pipeline() -> None:
+    """It cuts every stage along another axis than that of the messages, one stage after the other."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        if dist.get_rank() == 17:
+            net.layers[8].register_forward_hook(lambda layer, given, out: F.relu(out))
+        return chain("group rank")(net, mesh)  # type: ignore[no-any-return]
+
+    captured, plan, _ = both_ways(layers(16), parallel, {"pp": 16, "dp": 2})
+    assert len(plan.tracks) == 32
+    values = prove_plan(plan, captured.program).proof.values
+    assert values.status == "refuted" and values.counterexample is not None
+    assert "first astray on pp8_dp1: relu_0 = relu" in values.counterexample.step
+
+
 @pytest.mark.parametrize("size", [4, 20])
 def test_a_ring_wraps_around(size: int) -> None:
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:

@@ -37,13 +37,14 @@ def prove(
     """Two verdicts on a plan, on values and on storage, and the certificate when values are proved.
 
     `proved` is exact; `probable` carries its error bound; `refuted` a counterexample that a concrete replay
-    confirmed; `unknown` a reason. Plans of over 256 ranks, and entries with over 64 parameter values, are
-    `unknown` for now.
+    confirmed; `unknown` a reason. Of over 256 ranks, those that do the same are taken together along mesh
+    axes (docs/decisions/0011). Entries with over 64 parameter values are `unknown` for now.
 
     A parallel PyTorch program is proved with `mesh`: then `plan` is a function that makes a module parallel
     and `program` one that returns the module and its inputs (`tensure.capture` says what these functions
     are handed and return). Both are traced at full size on a process group that does not exist, with no bytes
-    for any tensor; loss and gradients of the parallel step must be those of the module.
+    for any tensor: every rank of up to 256, and of more one or a few of each class (docs/decisions/0010).
+    Loss and gradients of the parallel step must be those of the module.
 
     A public model's training step is proved by name, as in `prove("llama3-8b@dp2-tp4")`: the module and its
     parallel twin are our own (`tensure.capture.named_plan` gives both), at the model's public sizes.

@@ -223,7 +223,8 @@ def _by_receiver(
 ) -> list[tuple[Box, int]]:
     """Boxes cut until all messages of a box go to one box.
 
-    In a chain every cut makes another one necessary; after a few rounds it is cut into its single places.
+    In a chain every cut makes another one necessary; after a few rounds it is cut into its single places, and
+    cuts across it go on from one to the next.
     """
     found = list(boxes)
     ways = [sorted({_key(step)[1] for step in steps if step.op == "send"}) for steps, _ in lifted]
@@ -235,7 +236,8 @@ def _by_receiver(
                 pieces = [part for piece in pieces for part in _within_one(piece, way, there, mesh)]
             if len(pieces) > 1 and turn >= _MAX_ROUNDS:
                 names = {name for way in ways[at] for name, _ in way}
-                pieces = _single(box, [axis_at for axis_at, name in enumerate(mesh) if name in names])
+                single = _single(box, [axis_at for axis_at, name in enumerate(mesh) if name in names])
+                pieces = single if len(single) > 1 else pieces  # cut along the chain already: not across it
             cuts.extend((piece, at) for piece in pieces)
         if len(cuts) == len(found):
             return found

@@ -32,7 +32,7 @@ PROVE_HELP = help_text(
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
-    "micro-batches of a replica. "
+    "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
     "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
 )

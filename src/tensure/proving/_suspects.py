@@ -19,6 +19,7 @@ from ._relation import Relation
 __all__ = ["Made", "Suspect", "suspect"]
 
 MAX_WALKED: Final = 1 << 17
+_JOINS: Final = ("cat", "stack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def suspect(
     """
     if (rank, name) not in made:
         return None
-    first: tuple[int, Rank, Name] | None = None
+    first: tuple[bool, int, Rank, Name] | None = None
     todo, seen = [(rank, name)], {(rank, name)}
     while todo and len(seen) < MAX_WALKED:
         at = todo.pop()
@@ -70,8 +71,10 @@ def suspect(
         if entry.step.op == "copy" and not astray:
             astray = operands  # whoever made what is copied is meant
         if not astray:
-            if first is None or entry.order < first[0]:
-                first = (entry.order, *at)
+            # Pieces of an addend put side by side are no value by themselves, in a right plan too.
+            is_joined = entry.step.op in _JOINS and not any(_plain(relations, item) for item in operands)
+            if first is None or (is_joined, entry.order) < first[:2]:
+                first = (is_joined, entry.order, *at)
             continue
         for item in astray:
             if item not in seen:
@@ -79,17 +82,24 @@ def suspect(
                 todo.append(item)
     if first is None:
         return None
-    first = _odd_one_out(first, made, relations) or first
-    return _told(first[1], first[2], made, relations, known, words)
+    _, order, rank, name = first
+    _, rank, name = _odd_one_out(rank, name, made, relations) or (order, rank, name)
+    return _told(rank, name, made, relations, known, words)
+
+
+def _plain(relations: Mapping[Rank, Mapping[Name, Relation]], at: tuple[Rank, Name]) -> bool:
+    found = relations[at[0]][at[1]].single
+    return found is not None and found.plain
 
 
 def _odd_one_out(
-    first: tuple[int, Rank, Name],
+    rank: Rank,
+    name: Name,
     made: Mapping[tuple[Rank, Name], Made],
     relations: Mapping[Rank, Mapping[Name, Relation]],
 ) -> tuple[int, Rank, Name] | None:
     """Where a member that brings another kind of thing than most to a collective leaves their way."""
-    entry = made[first[1:]]
+    entry = made[rank, name]
     if entry.step.op not in COLLECTIVES:
         return None
     kinds: dict[object, list[tuple[Rank, Name]]] = {}
