@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ._check_defined import defined
 from ._check_index import FIRST, all_of
 from ._check_linear import value
 from ._check_monomials import NONE, Stuck, Written, closed, exp_of, mentions, plus, times
 from ._check_openers import OPENERS
 from ._check_ops import FLOATS
-from ._check_piece import Reg, Shape
+from ._check_piece import Reg, Shape, is_part
 from ._check_spots import ANY, Source, Spot, here, on_axis, part_of, seen_as, source_of
-from ._check_sums import ONE, Rel, is_part, size
+from ._check_sums import ONE, Rel, size
 
 MAX_OPENED: Final = 1 << 12
 MAX_DEEP: Final = 40
@@ -118,7 +119,8 @@ class _Writer:
             made = None
         finally:
             self.deep -= 1
-        self._known[key] = self.atom(("value", node, spots)) if made is None else made
+        kind = "value" if made is not None or defined(self.values, node) else "partial"
+        self._known[key] = self.atom((kind, node, spots)) if made is None else made
         return self._known[key]
 
     def entry(self, source: Source, spots: Sequence[Spot]) -> Any:
@@ -217,12 +219,16 @@ class _Writer:
         return self.of(source, found), tuple(zip(names, (shape[dim] for dim in dims), strict=True))
 
     def log_sum(self, made: Written, names: Any) -> Written:
-        """log(sum(exp)) over what is bound: what is not bound leaves it."""
+        """log(sum(exp)) over what is bound: what is not bound leaves it, and what only repeats is counted."""
         inside = {key: coef for key, coef in made.items() if mentions(key, names)}
         rest = {key: coef for key, coef in made.items() if key not in inside}
         if not inside:
             raise Stuck
-        return plus(rest, self.atom(("lse", *closed(frozenset(inside.items()), names))), ONE)
+        seen = tuple(pair for pair in names if mentions(tuple(inside), (pair,)))
+        for pair in names:
+            if pair not in seen and pair[1] != 1:
+                rest = plus(rest, self.atom(("log", pair[1])), ONE)
+        return plus(rest, self.atom(("lse", *closed(frozenset(inside.items()), seen))), ONE)
 
     def summed(self, made: Written, names: Any) -> Written:
         """The sum over what is bound, monomial by monomial."""

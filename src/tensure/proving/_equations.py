@@ -229,9 +229,10 @@ def _loss_backward(values: Sums, value: Value) -> Relation | None:
 
 def _counts(values: Sums, value: Value) -> bool:
     """Whether every sample counts, and counts once."""
-    weight = value.operands[2 if value.op == "nll_loss_forward" else 3]
+    at = 1 if value.op == "nll_loss_forward" else 2
+    target, weight = value.operands[at : at + 2]
     plain = value.given["reduction"] == 0 and not (isinstance(weight, tuple) and is_part(weight))
-    return plain and values.targets and value.given["ignore_index"] in values.ignored
+    return plain and values.counted(target, value.given["ignore_index"])
 
 
 def scattered(values: Sums, zero: Held, index: Held, source: Held, dim: int) -> Held | None:
