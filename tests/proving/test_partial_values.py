@@ -37,6 +37,7 @@ class Case:
 
 X: Types = {"x": ((4,), "f64")}
 ZERO = [op("full", out="y", size=[4], fill_value=0.0, dtype="f64")]
+THIN = [["size", ["tuple", [["int", "4"], ["int", "1"]]]]]
 NOTHING = op("full", out="z", size=[4], fill_value=0.0, dtype="f64")
 OTHER_LOSS: Types = {
     "x": ((4, 3), "f64"),
@@ -109,6 +110,42 @@ CASES = {
         "y",
         {"x": [part("x", 4)], "y": [part("y")]},
     ),
+    "numbers put at places that there may not be": Case(
+        {"x": ((4,), "f64"), "t": ((4,), "i64")},
+        [op("copy", "x", out="y")],
+        [
+            op("view", "x", out="xv", size=[4, 1]),
+            op("view", "t", out="tv", size=[4, 1]),
+            op("full", out="z", size=[4, 2], fill_value=0.0, dtype="f64"),
+            op("scatter_add", "z", "tv", "xv", out="s", dim=1),
+            op("sum", "s", out="y", dim=[1]),
+        ],
+        "y",
+        {
+            "x": [part("x", 4)],
+            "t": [part("t", 4)],
+            "xv": [part("$0", 4, 1)],
+            "tv": [part("$1", 4, 1)],
+            "z": [part("$2", 4, 2)],
+            "s": [part("$3", 4, 2)],
+            "y": [part("y", 4)],
+        },
+        [
+            ["$0", "view", THIN, [part("x", 4)], 0, [4, 1], "f64", []],
+            ["$1", "view", THIN, [part("t", 4)], 0, [4, 1], "i64", []],
+            ["$2", "full", [["fill_value", ["float", "0.0"]]], [], 0, [4, 2], "f64", []],
+            [
+                "$3",
+                "scatter_add",
+                [["dim", ["int", "1"]]],
+                [part("$2", 4, 2), part("$1", 4, 1), part("$0", 4, 1)],
+                0,
+                [4, 2],
+                "f64",
+                [],
+            ],
+        ],
+    ),
     "a loss that ignores another loss's class": Case(
         OTHER_LOSS,
         losses(-100),
@@ -134,8 +171,8 @@ def test_wrong_is_refused_and_its_right_twin_is_not(label: str) -> None:
     plan = replace(right, tracks={"t": track})  # not validated: the checker must not rest on it
     try:
         assert not agrees(program, plan)
-    except (ValueError, TensureError):
-        pass  # a shape that cannot be
+    except (ValueError, IndexError, TensureError):
+        pass  # a shape, or a place, that cannot be
     rows = [["t[0]", local, terms] for local, terms in case.rows.items()]
     covered = Covered("run", {}, case.targets, case.defined, rows)
     made = write_certificate(digest(program), plan_digest(plan), [covered])

@@ -33,6 +33,15 @@ def targets_of(values: CheckSums, rel: Rel) -> list[tuple[int, Reg]]:
     return found
 
 
+def index_of(values: CheckSums, op: str, operands: Sequence[Any], dim: Any) -> tuple[Rel, int] | None:
+    """The indices that a step counts from 0, and how many there may be; None of any other step."""
+    at = {"gather": 1, "scatter_add": 1, "nll_loss_forward": 1, "nll_loss_backward": 2}.get(op)
+    if at is None or len(operands) <= at or not is_rel(operands[0]) or not is_rel(operands[at]):
+        return None
+    shape = size(operands[1 if op == "nll_loss_backward" else 0][0][2])
+    return operands[at], shape[dim % len(shape)] if op in ("gather", "scatter_add") else shape[-1]
+
+
 def are_targets(values: Any, terms: Any, ignored: Any) -> bool:
     """Are these all targets of a loss of the Program that ignores this class?
 

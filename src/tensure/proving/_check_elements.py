@@ -60,8 +60,6 @@ class _Writer:
     def __init__(self, values: Any) -> None:
         self.values = values
         self.left, self.deep, self.fresh = MAX_OPENED, 0, 0
-        self.ranges: dict[Any, int] = {}
-        """Of an entry that is an index: below what it is, where it is used as one at all."""
         self._known: dict[Any, Written] = {}
 
     def shape(self, source: Source) -> Shape:
@@ -145,22 +143,33 @@ class _Writer:
             item = self.values.defs[node]
         return node, found
 
-    def index(self, source: Source, spots: Sequence[Spot], count: int) -> Any:
-        """An entry that is an index of a dim of this size."""
-        found = self.entry(source, spots)
-        self.ranges[found] = min(count, self.ranges.get(found, count))
-        return found
+    def below(self, entry: Any, count: int) -> bool:
+        """Is an entry an index of the Program's, into no more members? A rank's own steps say nothing."""
+        node, spots = entry
+        viewed = isinstance(node, tuple)
+        node = node[1] if viewed else node
+        shape = self.values.defs[node].shape
+        for part, most in self.values.below.get(node, ()):
+            inside = not viewed and all(
+                spot[0] == "on" and spot[2].within(outer) is not None
+                for spot, outer in zip(spots, part, strict=True)
+            )
+            if most <= count and (inside or all(at.is_whole(n) for at, n in zip(part, shape, strict=True))):
+                return True
+        return False
 
     def by(self, source: Source, spots: Sequence[Spot], count: int) -> Spot:
         """The place of a dim of this size that an entry tells."""
-        return ("by", self.index(source, spots, count), all_of(count))
+        return ("by", self.entry(source, spots), all_of(count))
 
     def hits_once(self, item: Any, pair: Any) -> bool:
         """Is a factor 1 at one member of what is summed over, and 0 at all others?"""
         atom, count = item
         if count != 1 or atom[0] != "is" or atom[1][:2] != ("on", pair[0]):
             return False
-        return bool(atom[1][2] == all_of(pair[1]) and self.ranges.get(atom[2], pair[1] + 1) <= pair[1])
+        if mentions(atom[2], (pair,)):
+            return False
+        return bool(atom[1][2] == all_of(pair[1]) and self.below(atom[2], pair[1]))
 
     def bound(self, count: int) -> tuple[Any, ...]:
         """New names for what is summed over."""

@@ -140,7 +140,7 @@ def _loss_backward(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape
     """Less the gradient, at the target."""
     if attrs["reduction"] or args[3] is not None or not w.values.counts(attrs, args[2]) or len(out) != 2:
         return None
-    hit = w.atom(("is", at[1], w.index(args[2], at[:1], out[1])))
+    hit = w.atom(("is", at[1], w.entry(args[2], at[:1])))
     return plus({}, times(w.of(args[0], at[:1]), hit), -ONE)
 
 
@@ -153,7 +153,7 @@ def _scatter(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape, at: 
     spots = (*at[:dim], ("on", None, FIRST), *at[dim + 1 :])
     node, _ = w.entry(args[1], spots)
     if not isinstance(node, int) or _less(w.values, w.values.defs[node]) is None or at[dim][0] != "on":
-        return times(w.of(args[2], spots), w.atom(("is", at[dim], w.index(args[1], spots, out[dim]))))
+        return times(w.of(args[2], spots), w.atom(("is", at[dim], w.entry(args[1], spots))))
     return _put(w, args[1], args[2], spots, at[dim], out[dim])
 
 

@@ -18,7 +18,7 @@ from tensure.program import Op, Program, Undecided, axes_in, expand, leaves, rat
 
 from ._check_cells import rel_at
 from ._check_conditional import range_of
-from ._check_constants import are_targets, constant, targets_of
+from ._check_constants import are_targets, constant, index_of, targets_of
 from ._check_defined import defined
 from ._check_index import FIRST, Index, all_of, selected
 from ._check_linear import every, signs, single, value
@@ -58,6 +58,8 @@ class CheckValues(CheckSums):
         self._program, self._entry, self._env = program, entry, env
         self.aims: dict[tuple[int, Any], list[Reg]] = {}
         """By class of integers and the class that a loss ignores: which parts are targets of such a loss."""
+        self.below: dict[int, list[tuple[Reg, int]]] = {}
+        """By class of integers: which parts are indices of the Program's, counted from 0, and below what."""
 
     def read_program(self, operands_of: Any) -> None:
         """Take every step of the Program; `operands_of(step, named)` reads its operands."""
@@ -74,6 +76,10 @@ class CheckValues(CheckSums):
             if step.op == "nll_loss_forward":
                 for node, part in targets_of(self, operands[1]):
                     self.aims.setdefault((node, step.attr("ignore_index")), []).append(part)
+            counted = index_of(self, step.op, operands, dict(step.attrs).get("dim"))
+            if counted is not None:
+                for node, part in targets_of(self, counted[0]):
+                    self.below.setdefault(node, []).append((part, counted[1]))
             for out, rel in zip(step.outs, self.make(step, operands), strict=True):
                 self.names[str(out)] = rel
         self.theirs = len(self.defs)

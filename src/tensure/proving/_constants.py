@@ -31,11 +31,14 @@ class Constants:
     def __init__(self, values: Sums) -> None:
         self._values = values
         self._targets: set[tuple[int, object]] = set()
+        self._below: dict[int, int] = {}
+        """Values that indices are parts of, and below what these are."""
         self._aimed: set[tuple[int, object]] = set()
         """Values that targets are parts of, with the class that their loss ignores."""
 
     def take(self, step: Op, operands: list[Operand]) -> None:
-        """Note the targets of a loss of the Program."""
+        """Note the targets of a loss of the Program, and its indices that are counted from 0."""
+        self._take_range(step, operands)
         if step.op != "nll_loss_forward":
             return
         target = operands[1]
@@ -54,6 +57,31 @@ class Constants:
         while (inner := self._viewed(node)) is not None:
             node = inner
             self._targets.add((node, ignored))
+
+    def _take_range(self, step: Op, operands: list[Operand]) -> None:
+        at = {"gather": 1, "scatter_add": 1, "nll_loss_forward": 1, "nll_loss_backward": 2}.get(step.op)
+        if at is None:
+            return
+        index = operands[at]
+        term = index.relation.single if isinstance(index, Held) else None
+        table = operands[1 if step.op == "nll_loss_backward" else 0]
+        if term is not None and isinstance(table, Held):
+            shape, dim = table.type.shape, dict(step.attrs).get("dim", -1)
+            count = shape[dim % len(shape)] if isinstance(dim, int) else 0
+            part: object = (term.node, term.region, term.coef)
+            while isinstance(part, tuple) and is_part(part):
+                self._below[part[0]] = min(count, self._below.get(part[0], count))
+                value = self._values.values[part[0]]
+                part = value.operands[0] if value.op == "view" else None
+
+    def below(self, part: object, count: int) -> bool:
+        """Whether an operand is of indices of the Program's that are counted from 0 and below a number."""
+        while isinstance(part, tuple) and is_part(part):
+            if self._below.get(part[0], count + 1) <= count:
+                return True
+            value = self._values.values[part[0]]
+            part = value.operands[0] if value.op == "view" else None
+        return False
 
     def aimed(self, part: object, ignored: object) -> bool:
         """Is an operand of what targets are parts of, of a loss of the Program that ignores this class?"""

@@ -174,6 +174,8 @@ def _summed(values: Sums, part: Part, dims: Sequence[int], given: Any, found: Te
         source = held_of(values, value.operands[2])  # whatever place each was put at
         if source is None or not is_zero(values, value.operands[0]) or not values.is_whole(node, region):
             return None
+        if not values.in_range(value.operands[1], shape[dims[0]]):
+            return None
         size = tuple(1 if dim == dims[0] else n for dim, n in enumerate(source.type.shape))
         if source.type.shape != size:
             more = TensorType(size, found.dtype)

@@ -95,6 +95,10 @@ class Logical(Pieces):
         """Whether an operand is known to be targets none of which is this class."""
         return self.targets and self.constants.aimed(part, ignored)
 
+    def in_range(self, part: object, count: int) -> bool:
+        """Whether an operand is known to be of indices counted from 0 and below a number."""
+        return self.constants.below(part, count)
+
     # operands ----------------------------------------------------------------------------------------
 
     def named(self, ref: Ref) -> Held:

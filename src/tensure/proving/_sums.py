@@ -34,6 +34,10 @@ class Sums(Values):
         """Whether an operand is known to be targets none of which is this class."""
         raise NotImplementedError
 
+    def in_range(self, part: object, count: int) -> bool:
+        """Whether an operand is known to be of indices counted from 0 and below a number."""
+        raise NotImplementedError
+
     def counted_of(self, target: Held, ignored: object) -> bool:
         """The same of what a step reads."""
         term = target.relation.single
