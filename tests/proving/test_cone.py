@@ -114,3 +114,41 @@ def test_what_a_doubted_claim_led_to_is_not_taken_from_the_program() -> None:
     found = prove_plan(other, program_of())
     assert found.proof.values.status == "refuted" and found.proof.values.counterexample is not None
     assert found.proof.values.counterexample.local == "s"
+
+
+@pytest.mark.usefixtures("in_part")
+@pytest.mark.parametrize("many", ["full", "expand"])
+def test_more_of_what_repeats_than_the_program_has_is_replayed(many: str) -> None:
+    """What only repeats is one value of any size; sin^2 + cos^2 = 1 is right, and no rule knows it."""
+    ones = op("full", out="o", size=[4], fill_value=1.0, dtype="f64")
+    body = (
+        op("expand", "a", out="e", size=[4]),
+        ones,
+        op("add", "e", "x", out="s"),
+        op("add", "s", "o", out="y"),
+    )
+    made = {
+        "full": op("full", out="f", size=[8], fill_value=1.0, dtype="f64"),
+        "expand": op("expand", "a", out="f", size=[8]),
+    }
+    own = (
+        made[many],
+        op("sin", "f", out="p"),
+        op("square", "p", out="pp"),
+        op("cos", "f", out="c"),
+        op("square", "c", out="cc"),
+        op("add", "pp", "cc", out="u"),
+        op("slice", "u", out="v", dim=0, start=0, end=4),
+        op("add", "a", "x", out="s"),
+        op("add", "s", "v", out="y"),
+    )
+    inputs = {"x": Value((4,), "f64"), "a": Value((1,), "f64")}
+    program = Program({}, inputs, {}, {"run": Entry((Name("x"), Name("a")), body, (Name("y"),))})
+    locals_ = {base: Local((), Place(name(base))) for base in ("x", "a", "y")}
+    tracks = {"t": Track(("dp",), bodies={"run": own})}
+    plan = Plan(digest(program), None, {"dp": 4}, {}, locals_, {}, tracks)
+    found = prove_plan(plan, program).proof.values
+    assert found.status == "unknown"
+    assert "a replay shows no difference" in found.reason
+    wrong = replace(tracks["t"], bodies={"run": (*own[:-1], op("sub", "s", "v", out="y"))})
+    assert prove_plan(replace(plan, tracks={"t": wrong}), program).proof.values.status == "refuted"

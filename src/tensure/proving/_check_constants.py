@@ -9,27 +9,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ._check_ops import FLOATS
-from ._check_sums import ONE, CheckSums, Rel, is_part, is_rel, size, spread
+from ._check_piece import Reg, is_part
+from ._check_sums import ONE, CheckSums, Rel, is_rel, size, spread
+
+MAX_MOVES: Final = 16
 
 
-def targets_of(values: CheckSums, rel: Rel) -> set[int]:
-    """The classes that are targets when these are: the one at hand, and what all of it is a view of."""
-    if rel is None or len(rel) != 1 or rel[0][0] != 1 or not values.is_whole(rel[0][1], rel[0][2]):
-        return set()
-    return set(_views(values, rel[0][1]))
-
-
-def _views(values: CheckSums, node: int) -> list[int]:
-    found = [node]
-    while (item := values.defs[found[-1]]).op == "view" and is_part(item.operands[0]):
-        inner, reg, by = item.operands[0]
-        if by != 1 or not values.is_whole(inner, reg):
+def targets_of(values: CheckSums, rel: Rel) -> list[tuple[int, Reg]]:
+    """The parts that are targets when these are: the one at hand, and what it is a view of, all of it."""
+    if rel is None or len(rel) != 1 or rel[0][0] != 1 or rel[0][3] is not None:
+        return []
+    _, node, reg, _ = rel[0]
+    found = [(node, reg)]
+    while (item := values.defs[node]).op == "view" and is_part(item.operands[0]):
+        inner, outer, by = item.operands[0]
+        if by != 1 or not values.is_whole(node, reg):
             break
-        found.append(inner)
+        node, reg = inner, outer
+        found.append((node, reg))
     return found
+
+
+def index_of(values: CheckSums, op: str, operands: Sequence[Any], dim: Any) -> tuple[Rel, int] | None:
+    """The indices that a step counts from 0, and how many there may be; None of any other step."""
+    at = {"gather": 1, "scatter_add": 1, "nll_loss_forward": 1, "nll_loss_backward": 2}.get(op)
+    if at is None or len(operands) <= at or not is_rel(operands[0]) or not is_rel(operands[at]):
+        return None
+    shape = size(operands[1 if op == "nll_loss_backward" else 0][0][2])
+    return operands[at], shape[dim % len(shape)] if op in ("gather", "scatter_add") else shape[-1]
+
+
+def are_targets(values: Any, terms: Any, ignored: Any) -> bool:
+    """Are these all targets of a loss of the Program that ignores this class?
+
+    Args:
+        terms: of a relation or of an operand, (coefficient, class, region, ...).
+    """
+    if not isinstance(terms, tuple) or len(terms) != 1 or terms[0][0] != 1:
+        return False
+    _, node, reg, *_ = terms[0]
+    return _among(values, node, reg, ignored)
+
+
+def _among(values: Any, node: int, reg: Reg, ignored: Any) -> bool:
+    """Whether a part is one of targets, as it is or as a view of some."""
+    for _ in range(MAX_MOVES):
+        item = values.defs[node]
+        for part in values.aims.get((node, ignored), ()):
+            if all(d in item.free or at.within(part[d]) is not None for d, at in enumerate(reg)):
+                return True
+        if item.op == "cat":
+            return all(
+                is_part(o) and o[2] == 1 and _among(values, o[0], o[1], ignored) for o in item.operands
+            )
+        if item.op not in ("view", "permute", "expand") or not is_part(item.operands[0]):
+            return False
+        node, reg, by = item.operands[0]  # all that it has elements of
+        if by != 1:
+            return False
+    return False
 
 
 def constant(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
@@ -76,7 +117,7 @@ def _is_target(values: Any, rel: Any, number: Any) -> bool:
         return False
     if not isinstance(number, int) or isinstance(number, bool):
         return False
-    return any((node, number) in values.aims for node in _views(values, rel[0][1]))
+    return are_targets(values, rel, number)
 
 
 def _chosen(values: Any, op: str, operands: Sequence[Any]) -> Rel:

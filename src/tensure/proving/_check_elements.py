@@ -15,14 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from ._check_defined import defined
 from ._check_index import FIRST, all_of
 from ._check_linear import value
 from ._check_monomials import NONE, Stuck, Written, closed, exp_of, mentions, plus, times
 from ._check_openers import OPENERS
 from ._check_ops import FLOATS
-from ._check_piece import Reg, Shape
+from ._check_piece import Reg, Shape, is_part
 from ._check_spots import ANY, Source, Spot, here, on_axis, part_of, seen_as, source_of
-from ._check_sums import ONE, Rel, is_part, size
+from ._check_sums import ONE, Rel, size
 
 MAX_OPENED: Final = 1 << 12
 MAX_DEEP: Final = 40
@@ -59,8 +60,6 @@ class _Writer:
     def __init__(self, values: Any) -> None:
         self.values = values
         self.left, self.deep, self.fresh = MAX_OPENED, 0, 0
-        self.ranges: dict[Any, int] = {}
-        """Of an entry that is an index: below what it is, where it is used as one at all."""
         self._known: dict[Any, Written] = {}
 
     def shape(self, source: Source) -> Shape:
@@ -118,7 +117,8 @@ class _Writer:
             made = None
         finally:
             self.deep -= 1
-        self._known[key] = self.atom(("value", node, spots)) if made is None else made
+        kind = "value" if made is not None or defined(self.values, node) else "partial"
+        self._known[key] = self.atom((kind, node, spots)) if made is None else made
         return self._known[key]
 
     def entry(self, source: Source, spots: Sequence[Spot]) -> Any:
@@ -143,22 +143,33 @@ class _Writer:
             item = self.values.defs[node]
         return node, found
 
-    def index(self, source: Source, spots: Sequence[Spot], count: int) -> Any:
-        """An entry that is an index of a dim of this size."""
-        found = self.entry(source, spots)
-        self.ranges[found] = min(count, self.ranges.get(found, count))
-        return found
+    def below(self, entry: Any, count: int) -> bool:
+        """Is an entry an index of the Program's, into no more members? A rank's own steps say nothing."""
+        node, spots = entry
+        viewed = isinstance(node, tuple)
+        node = node[1] if viewed else node
+        shape = self.values.defs[node].shape
+        for part, most in self.values.below.get(node, ()):
+            inside = not viewed and all(
+                spot[0] == "on" and spot[2].within(outer) is not None
+                for spot, outer in zip(spots, part, strict=True)
+            )
+            if most <= count and (inside or all(at.is_whole(n) for at, n in zip(part, shape, strict=True))):
+                return True
+        return False
 
     def by(self, source: Source, spots: Sequence[Spot], count: int) -> Spot:
         """The place of a dim of this size that an entry tells."""
-        return ("by", self.index(source, spots, count), all_of(count))
+        return ("by", self.entry(source, spots), all_of(count))
 
     def hits_once(self, item: Any, pair: Any) -> bool:
         """Is a factor 1 at one member of what is summed over, and 0 at all others?"""
         atom, count = item
         if count != 1 or atom[0] != "is" or atom[1][:2] != ("on", pair[0]):
             return False
-        return bool(atom[1][2] == all_of(pair[1]) and self.ranges.get(atom[2], pair[1] + 1) <= pair[1])
+        if mentions(atom[2], (pair,)):
+            return False
+        return bool(atom[1][2] == all_of(pair[1]) and self.below(atom[2], pair[1]))
 
     def bound(self, count: int) -> tuple[Any, ...]:
         """New names for what is summed over."""
@@ -217,12 +228,16 @@ class _Writer:
         return self.of(source, found), tuple(zip(names, (shape[dim] for dim in dims), strict=True))
 
     def log_sum(self, made: Written, names: Any) -> Written:
-        """log(sum(exp)) over what is bound: what is not bound leaves it."""
+        """log(sum(exp)) over what is bound: what is not bound leaves it, and what only repeats is counted."""
         inside = {key: coef for key, coef in made.items() if mentions(key, names)}
         rest = {key: coef for key, coef in made.items() if key not in inside}
         if not inside:
             raise Stuck
-        return plus(rest, self.atom(("lse", *closed(frozenset(inside.items()), names))), ONE)
+        seen = tuple(pair for pair in names if mentions(tuple(inside), (pair,)))
+        for pair in names:
+            if pair not in seen and pair[1] != 1:
+                rest = plus(rest, self.atom(("log", pair[1])), ONE)
+        return plus(rest, self.atom(("lse", *closed(frozenset(inside.items()), seen))), ONE)
 
     def summed(self, made: Written, names: Any) -> Written:
         """The sum over what is bound, monomial by monomial."""

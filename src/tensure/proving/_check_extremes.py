@@ -13,7 +13,8 @@ from typing import Any, Final
 from tensure.program import Op
 
 from ._check_index import FIRST, Index, all_of, joined
-from ._check_sums import ONE, Rel, is_part, size
+from ._check_piece import is_part
+from ._check_sums import ONE, Rel, size
 
 OPS: Final = {"max": "amax", "min": "amin"}
 

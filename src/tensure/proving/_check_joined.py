@@ -10,23 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from ._check_defined import all_defined
 from ._check_linear import single
-from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, letters
-from ._check_piece import Shape
-from ._check_sums import Term, is_part, is_rel, size
+from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, letters, shapes_of
+from ._check_piece import Shape, is_part
+from ._check_sums import Term, is_rel, size
 
 MAX_PARTS: Final = 16
 Asked = Callable[[str, dict[str, Any], list[Any], int, tuple[Term, ...]], bool]
 
 
 def nothing(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
-    """Is a step linear in an operand that is zero everywhere, and so is the claim?"""
+    """Is a step linear in an operand that is zero everywhere, and so is the claim, in the result's shape?"""
     if op == "div" or not all(values.zero(node) for _, node, _, _ in claim):
         return False  # 0 / 0 is not 0
-    return any(
+    if not any(
         is_rel(item) and all(values.zero(node) for _, node, _, _ in item) and single(op, attrs, operands, at)
         for at, item in enumerate(operands)
-    )
+    ):
+        return False
+    rels = [item for item in operands if is_rel(item)]
+    made = shapes_of(op, attrs, [size(item[0][2]) if is_rel(item) else None for item in operands])
+    return made is not None and made[0] == size(claim[0][2]) and all_defined(values, rels)
 
 
 def joined(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], claim: Any) -> bool:
@@ -132,8 +137,11 @@ def _summed(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: l
     rels = [item for item in operands if is_rel(item)]
     if len(rels) != 2 or any(len(rel) != 1 for rel in rels):
         return False
-    terms, kept = letters(op, attrs, [size(rel[0][2]) for rel in rels])
+    shapes = [size(rel[0][2]) for rel in rels]
+    terms, kept = letters(op, attrs, shapes)
     if any(values.defs[rel[0][1]].dtype not in FLOATS for rel in rels):
+        return False
+    if shapes_of(op, attrs, shapes) != [size(claim[0][2])] or not all_defined(values, rels):
         return False
     for at, rel in enumerate(rels):
         for dim, widths in _seams(values, rel[0]):

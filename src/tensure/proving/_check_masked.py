@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._check_index import FIRST, Index, selected
-from ._check_piece import Reg
-from ._check_sums import CheckSums, Def, Term, is_part, is_rel, size
+from ._check_piece import Reg, is_part
+from ._check_sums import CheckSums, Def, Term, is_rel, size
 
 
 def masked_lookup(values: CheckSums, op: str, operands: Sequence[Any], claim: Term) -> bool:

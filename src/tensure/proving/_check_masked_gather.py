@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from ._check_index import FIRST, Index, all_of, selected
 from ._check_masked import _blank, _entire, _less, _number, _plain
 from ._check_ops import FLOATS
-from ._check_piece import Reg
-from ._check_sums import CheckSums, Def, Term, is_part, size
+from ._check_piece import Reg, is_part
+from ._check_sums import CheckSums, Def, Term, size
 
 Entries: TypeAlias = tuple[Def, Reg]
 """A gather, and which of its entries."""

@@ -13,7 +13,8 @@ from typing import Any
 from ._check_index import FIRST, Index, all_of, selected
 from ._check_masked import _less, _plain
 from ._check_masked_gather import _unshifted
-from ._check_sums import CheckSums, Term, is_part, is_rel
+from ._check_piece import is_part
+from ._check_sums import CheckSums, Term, is_rel
 
 
 def unmasked_rows(

@@ -29,13 +29,15 @@ def plus(one: Written, other: Written, by: Fraction) -> Written:
     made = dict(one)
     for key, coef in other.items():
         made[key] = made.get(key, Fraction(0)) + coef * by
-    if len(made) > MAX_MONOMIALS:
+    if len(made) > MAX_MONOMIALS or any(not coef and may_lack(key) for key, coef in made.items()):
         raise Stuck
     return {key: coef for key, coef in made.items() if coef}
 
 
 def times(one: Written, other: Written) -> Written:
-    """A product."""
+    """A product; 0 times what may have no value is not 0."""
+    if (not one and any(map(may_lack, other))) or (not other and any(map(may_lack, one))):
+        raise Stuck
     made: Written = {}
     for (mine, power), coef in one.items():
         for (theirs, more), by in other.items():
@@ -46,7 +48,7 @@ def times(one: Written, other: Written) -> Written:
                 raise Stuck
             key = (frozenset(counts.items()), _added(power, more))
             made[key] = made.get(key, Fraction(0)) + coef * by
-    if len(made) > MAX_MONOMIALS:
+    if len(made) > MAX_MONOMIALS or any(not coef and may_lack(key) for key, coef in made.items()):
         raise Stuck
     return {key: coef for key, coef in made.items() if coef}
 
@@ -55,6 +57,8 @@ def _added(one: frozenset[Any], other: frozenset[Any]) -> frozenset[Any]:
     made = dict(one)
     for key, coef in other:
         made[key] = made.get(key, Fraction(0)) + coef
+    if any(not coef and may_lack(key) for key, coef in made.items()):
+        raise Stuck
     return frozenset((key, coef) for key, coef in made.items() if coef)
 
 
@@ -72,6 +76,13 @@ def inverse(made: Written) -> Written:
     if any(atom[0] == "below" for atom, _ in factors):
         raise Stuck
     return {(below, frozenset((key, -by) for key, by in exponent)): 1 / coef}
+
+
+def may_lack(what: Any) -> bool:
+    """May this have no value, for it is divided by something, or is of no class that always has one?"""
+    if isinstance(what, tuple) and what[:1] in (("below",), ("partial",)):
+        return True
+    return isinstance(what, (tuple, frozenset)) and any(map(may_lack, what))
 
 
 def mentions(what: Any, names: Sequence[Any]) -> bool:

@@ -15,9 +15,9 @@ from ._check_linear import signs, value
 from ._check_masked import _entire, _less
 from ._check_masked_gather import _unshifted
 from ._check_monomials import NONE, Written, exp_of, inverse, plus, times
-from ._check_piece import Shape
+from ._check_piece import Shape, is_part
 from ._check_spots import ANY, Source, Spot, part_of, seen_as
-from ._check_sums import ONE, is_part
+from ._check_sums import ONE
 
 Opener: TypeAlias = "Callable[[Any, dict[str, Any], list[Source], Shape, Sequence[Spot]], Written | None]"
 
@@ -131,16 +131,16 @@ def _gather(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape, at: S
 
 def _loss(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape, at: Sequence[Spot]) -> Any:
     """Less what stands at the target, where none is the class to be ignored."""
-    if attrs["reduction"] or args[2] is not None or not w.values.counts(attrs) or len(out) != 1:
+    if attrs["reduction"] or args[2] is not None or not w.values.counts(attrs, args[1]) or len(out) != 1:
         return None
     return plus({}, w.of(args[0], [at[0], w.by(args[1], at, w.shape(args[0])[1])]), -ONE)
 
 
 def _loss_backward(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape, at: Sequence[Spot]) -> Any:
     """Less the gradient, at the target."""
-    if attrs["reduction"] or args[3] is not None or not w.values.counts(attrs) or len(out) != 2:
+    if attrs["reduction"] or args[3] is not None or not w.values.counts(attrs, args[2]) or len(out) != 2:
         return None
-    hit = w.atom(("is", at[1], w.index(args[2], at[:1], out[1])))
+    hit = w.atom(("is", at[1], w.entry(args[2], at[:1])))
     return plus({}, times(w.of(args[0], at[:1]), hit), -ONE)
 
 
@@ -153,7 +153,7 @@ def _scatter(w: Any, attrs: dict[str, Any], args: list[Source], out: Shape, at: 
     spots = (*at[:dim], ("on", None, FIRST), *at[dim + 1 :])
     node, _ = w.entry(args[1], spots)
     if not isinstance(node, int) or _less(w.values, w.values.defs[node]) is None or at[dim][0] != "on":
-        return times(w.of(args[2], spots), w.atom(("is", at[dim], w.index(args[1], spots, out[dim]))))
+        return times(w.of(args[2], spots), w.atom(("is", at[dim], w.entry(args[1], spots))))
     return _put(w, args[1], args[2], spots, at[dim], out[dim])
 
 

@@ -38,6 +38,11 @@ def whole(shape: Shape) -> Reg:
     return tuple(map(all_of, shape))
 
 
+def is_part(item: Any) -> bool:
+    """A (class, region, factor) operand."""
+    return isinstance(item, tuple) and item[0] != "number"
+
+
 def holds(so: bool) -> Fraction | None:
     """A coefficient of 1, or none."""
     return Fraction(1) if so else None

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
+from ._check_defined import defined
 from ._check_index import selected
 from ._check_linear import value
 from ._check_ops import FLOATS
-from ._check_piece import Reg
-from ._check_sums import ONE, CheckSums, Def, Rel, is_part, is_rel, size
+from ._check_piece import Reg, is_part
+from ._check_sums import ONE, CheckSums, Def, Rel, is_rel, size
 
 Sum: TypeAlias = "dict[frozenset[tuple[Any, int]], Fraction]"
 """Coefficients by unknowns with their powers."""
@@ -57,7 +58,10 @@ def multiplied(values: CheckSums, op: str, operands: Sequence[Any], flat: Rel, c
             have = writer.step(op, list(operands), size(claim[0][2]), 0)
     except _TooMany:
         return False
-    return want is not None and have is not None and want == have
+    if want is None or have is None or want != have:
+        return False
+    left = {node for key in have for (_, node, _), _ in key}
+    return all(node in left or defined(values, node) for node in writer.met)
 
 
 class _Writer:
@@ -65,6 +69,8 @@ class _Writer:
 
     def __init__(self, values: CheckSums, dtype: str) -> None:
         self._values, self._dtype, self._left = values, dtype, MAX_OPENED
+        self.met: set[int] = set()
+        """The classes that stand for unknowns, also of those that cancel."""
 
     def relation(self, rel: Any, shape: tuple[int, ...], deep: int) -> Sum | None:
         """A sum of parts of classes, all of this shape."""
@@ -154,6 +160,7 @@ class _Writer:
         return self.step(item.op, rels, size(reg), deep + 1)
 
     def _unknown(self, kind: Any, node: int, reg: Reg) -> Sum:
+        self.met.add(node)
         return {frozenset([((kind, node, self._values.spelled(node, reg)), 1)]): ONE}
 
 

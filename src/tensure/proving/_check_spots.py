@@ -9,8 +9,8 @@ from typing import Any, Final, TypeAlias
 from ._check_index import FIRST, Index, all_of
 from ._check_linear import value
 from ._check_monomials import Stuck
-from ._check_piece import Shape
-from ._check_sums import is_part, is_rel
+from ._check_piece import Shape, is_part
+from ._check_sums import is_rel
 
 Spot: TypeAlias = tuple[Any, ...]
 """Where along a dim: ("on", axis, Index), axis None for a single index; ("by", entry, Index), the member of

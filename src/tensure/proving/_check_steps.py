@@ -23,10 +23,10 @@ from ._check_masked_gather import masked_gather
 from ._check_masked_rows import unmasked_rows
 from ._check_ops import CONTRACTIONS, FLOATS, clean
 from ._check_ops import follows as holds_as
-from ._check_piece import Piece
+from ._check_piece import Piece, is_part
 from ._check_placed import placed
 from ._check_products import multiplied
-from ._check_sums import ONE, Def, Limit, Rel, Term, is_part, is_rel, need, size
+from ._check_sums import ONE, Def, Limit, Rel, Term, is_rel, need, size
 from ._check_values import CheckValues
 
 MAX_MOVES: Final = 8

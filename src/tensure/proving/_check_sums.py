@@ -14,11 +14,12 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from tensure.program import Affine
 
+from ._check_defined import defined
 from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
 from ._check_padded import by_part, inside_padding
-from ._check_piece import Reg, Shape
+from ._check_piece import Reg, Shape, is_part
 
 Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
 """(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
@@ -56,6 +57,10 @@ class CheckSums:
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
         """The axes along which a class is another value at every place, if there are any."""
+        self.theirs = 1 << 60
+        """The first class that is not the Program's; while it is read, there is none."""
+        self.exist: set[int] = set()
+        """Classes of others that are known to have a value for all data."""
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
@@ -127,6 +132,9 @@ class CheckSums:
         return self._equal[key]
 
     def _cancel(self, one: tuple[Term, ...], other: tuple[Term, ...]) -> bool:
+        sides = [{node for _, node, _, _ in rel} for rel in (one, other)]
+        if not all(self.zero(node) or defined(self, node) for node in sides[0] ^ sides[1]):
+            return False  # what stands on one side alone cancels there, if it has a value at all
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
         for coef, node, reg, limit in (*one, *times(other, -ONE)):
             if not self.zero(node):
@@ -232,11 +240,6 @@ class CheckSums:
 def is_rel(item: Any) -> bool:
     """A relation, and not a number or None."""
     return isinstance(item, tuple) and bool(item) and item[0] != "number"
-
-
-def is_part(item: Any) -> bool:
-    """A (class, region, factor) operand."""
-    return isinstance(item, tuple) and item[0] != "number"
 
 
 def held_itself(limit: Limit) -> bool:

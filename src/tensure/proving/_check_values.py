@@ -18,12 +18,13 @@ from tensure.program import Op, Program, Undecided, axes_in, expand, leaves, rat
 
 from ._check_cells import rel_at
 from ._check_conditional import range_of
-from ._check_constants import constant, targets_of
+from ._check_constants import are_targets, constant, index_of, targets_of
+from ._check_defined import defined
 from ._check_index import FIRST, Index, all_of, selected
 from ._check_linear import every, signs, single, value
 from ._check_moves import MOVES, regrouped
 from ._check_ops import FLOATS, REDUCTIONS, clean, dtype_of, repeats, shapes_of
-from ._check_piece import Reg, Shape, whole
+from ._check_piece import Reg, Shape, is_part, whole
 from ._check_sums import (
     ONE,
     CheckSums,
@@ -32,7 +33,6 @@ from ._check_sums import (
     Term,
     but,
     held_itself,
-    is_part,
     is_rel,
     need,
     size,
@@ -56,9 +56,10 @@ class CheckValues(CheckSums):
         self._keys: dict[Any, int] = {}
         self._instances: dict[Any, Term] = {}
         self._program, self._entry, self._env = program, entry, env
-        self._ignored: set[Any] = set()
-        self.aims: set[tuple[int, Any]] = set()
-        """Classes that are targets of a loss, each with the class that this loss ignores."""
+        self.aims: dict[tuple[int, Any], list[Reg]] = {}
+        """By class of integers and the class that a loss ignores: which parts are targets of such a loss."""
+        self.below: dict[int, list[tuple[Reg, int]]] = {}
+        """By class of integers: which parts are indices of the Program's, counted from 0, and below what."""
 
     def read_program(self, operands_of: Any) -> None:
         """Take every step of the Program; `operands_of(step, named)` reads its operands."""
@@ -66,8 +67,6 @@ class CheckValues(CheckSums):
             node = self._put(Def("leaf", {"name": label}, (), 0, want.shape, want.dtype))
             self.names[label] = ((ONE, node, whole(want.shape), None),)
         for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
-            if step.op == "nll_loss_forward":
-                self._ignored.add(step.attr("ignore_index"))
             operands = operands_of(step, self.named)
             found = (
                 range_of(self, operands[0], operands[1], step.attr("dim")) if step.op == "gather" else None
@@ -75,9 +74,15 @@ class CheckValues(CheckSums):
             if found is not None:
                 self.ranges[found[0]] = min(found[1], self.ranges.get(*found))
             if step.op == "nll_loss_forward":
-                self.aims.update((node, step.attr("ignore_index")) for node in targets_of(self, operands[1]))
+                for node, part in targets_of(self, operands[1]):
+                    self.aims.setdefault((node, step.attr("ignore_index")), []).append(part)
+            counted = index_of(self, step.op, operands, dict(step.attrs).get("dim"))
+            if counted is not None:
+                for node, part in targets_of(self, counted[0]):
+                    self.below.setdefault(node, []).append((part, counted[1]))
             for out, rel in zip(step.outs, self.make(step, operands), strict=True):
                 self.names[str(out)] = rel
+        self.theirs = len(self.defs)
 
     def named(self, label: str) -> Rel:
         """A value by name."""
@@ -160,7 +165,7 @@ class CheckValues(CheckSums):
         if not is_rel(target) or len(target[0][2]) != 1 or not target[0][2][0]:
             return None
         mean, rows = attrs["reduction"] == 1, len(target[0][2][0])
-        if mean and (not self.counts(attrs) or weight is not None):
+        if mean and (not self.counts(attrs, target) or weight is not None):
             return None
         each = {**attrs, "reduction": 0}
         if at == 1:
@@ -175,9 +180,9 @@ class CheckValues(CheckSums):
         wide = self.widened(operands[0], (rows,), self.defs[rel[0][1]].dtype)
         return by, [(op, each, lambda _: [wide, *operands[1:4], one])]
 
-    def counts(self, attrs: Mapping[str, Any]) -> bool:
-        """Is the class that a mean loss ignores one that a loss of the Program ignores, hence no target?"""
-        return self.targets and attrs["ignore_index"] in self._ignored
+    def counts(self, attrs: Mapping[str, Any], target: Any) -> bool:
+        """Are these targets of a loss of the Program that ignores the same class? Then it is none of them."""
+        return self.targets and are_targets(self, target, attrs["ignore_index"])
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
@@ -537,6 +542,8 @@ class CheckValues(CheckSums):
             for key, by in (self.defs[node].form or {node: ONE}).items():
                 sums[key] = sums.get(key, Fraction(0)) + coef * by
         form = {node: coef for node, coef in sums.items() if coef}
+        if not all(defined(self, node) for node in sums.keys() - form.keys()):
+            return None
         if not form or reg is None:
             return None
         if len(form) == 1:

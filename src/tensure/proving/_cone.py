@@ -231,8 +231,12 @@ class _Cone:
                 raise Unreplayable("a claim of what the program does not name")
             label, by = known
             array = self._values[label] if term.limit is None else self._addend(term.node, term.limit, by)
+            free = self._trail.logical.values[term.node].free
             region = region_at(term.region, {})
-            part = array[np.ix_(*(np.asarray(members(index), np.intp) for index in region))]
+            spots = [np.asarray(members(index), np.intp) for index in region]
+            # Where it only repeats, the Program's may have fewer: any one is as good as another.
+            spots = [at * 0 if dim in free else at for dim, at in enumerate(spots)]
+            part = array[np.ix_(*spots)]
             coef = term.coef / by
             part = part if coef == 1 else part * float(coef)
             total = part if total is None else total + part

@@ -174,6 +174,8 @@ def _summed(values: Sums, part: Part, dims: Sequence[int], given: Any, found: Te
         source = held_of(values, value.operands[2])  # whatever place each was put at
         if source is None or not is_zero(values, value.operands[0]) or not values.is_whole(node, region):
             return None
+        if not values.in_range(value.operands[1], shape[dims[0]]):
+            return None
         size = tuple(1 if dim == dims[0] else n for dim, n in enumerate(source.type.shape))
         if source.type.shape != size:
             more = TensorType(size, found.dtype)
@@ -229,9 +231,10 @@ def _loss_backward(values: Sums, value: Value) -> Relation | None:
 
 def _counts(values: Sums, value: Value) -> bool:
     """Whether every sample counts, and counts once."""
-    weight = value.operands[2 if value.op == "nll_loss_forward" else 3]
+    at = 1 if value.op == "nll_loss_forward" else 2
+    target, weight = value.operands[at : at + 2]
     plain = value.given["reduction"] == 0 and not (isinstance(weight, tuple) and is_part(weight))
-    return plain and values.targets and value.given["ignore_index"] in values.ignored
+    return plain and values.counted(target, value.given["ignore_index"])
 
 
 def scattered(values: Sums, zero: Held, index: Held, source: Held, dim: int) -> Held | None:

@@ -77,15 +77,11 @@ class Logical(Pieces):
         self.exponents = Exponents(self)
         self.constants = Constants(self)
         self.conditional = Conditional(self)
-        self._theirs = 1 << 60  # the first value that is not the Program's: none as yet
         self.labels: dict[int, tuple[str, Fraction]] = {}
         for label, want, _ in leaves(program, entry, env):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
             self._name(label, Held(want, plain(node, whole_region(want.shape))))
-        steps = tuple(expand(program.blocks, program.entry(entry).body, env))
-        losses = [step for step in steps if step.op == "nll_loss_forward"]
-        self.ignored = frozenset(step.attr("ignore_index") for step in losses)
-        for step in steps:
+        for step in expand(program.blocks, program.entry(entry).body, env):
             operands = [self.operand(arg, self.named) for arg in step.args]
             self.constants.take(step, operands)
             self.conditional.take_range(step, operands)
@@ -93,7 +89,15 @@ class Logical(Pieces):
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
                 self._name(str(out), held)
-        self._theirs = len(self.values)
+        self.first_own = len(self.values)
+
+    def counted(self, part: object, ignored: object) -> bool:
+        """Whether an operand is known to be targets none of which is this class."""
+        return self.targets and self.constants.aimed(part, ignored)
+
+    def in_range(self, part: object, count: int) -> bool:
+        """Whether an operand is known to be of indices counted from 0 and below a number."""
+        return self.constants.below(part, count)
 
     # operands ----------------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class Logical(Pieces):
 
     def _renamed(self, relation: Relation) -> Relation:
         term = relation.single
-        if term is None or term.node < self._theirs or term.limit is not None:
+        if term is None or term.node < self.first_own or term.limit is not None:
             return relation
         known = None
         if self.values[term.node].op in WATCHED:
@@ -214,10 +218,10 @@ class Logical(Pieces):
         if match is None and not call.own and call.step.op in TERMS:
             tries = (self._match(call, other) for other in restated(self, core))
             match = next((found for found in tries if found is not None), None)
-        if match is None and (joined := joined_step(self, call, self._theirs)) is not None:
+        if match is None and (joined := joined_step(self, call, self.first_own)) is not None:
             return [Held(call.types[0], joined)]
         node, derived, order = match or self._new(call, core)
-        if match is None and node >= self._theirs:
+        if match is None and node >= self.first_own:
             self.conditional.take(call, core, node)
         through = [(order.index(at), limit) for at, limit in limits.items()]
         made: list[Held] = []
@@ -225,7 +229,7 @@ class Logical(Pieces):
             region = self.spelled(node + out, part.region)
             coef = part.coef if factor is ONE else factor * part.coef
             term = Term(node + out, region, coef, limited(part.shares, through))
-            if node >= self._theirs and call.step.op in OPENED and term.limit is None:
+            if node >= self.first_own and call.step.op in OPENED and term.limit is None:
                 known = self.products.term(node, region)
                 term = term if known is None else replace(known, coef=known.coef * term.coef)
             made.append(Held(want, Relation((term,))))
@@ -236,7 +240,7 @@ class Logical(Pieces):
         terms = [self._single(item) for item in call.operands]
         factor, core, limits = self._parted(call, terms)
         found = self._match(call, core)
-        if limits or found is None or found[0] >= self._theirs or len(found[1]) != 1:
+        if limits or found is None or found[0] >= self.first_own or len(found[1]) != 1:
             return None
         node, (part,), _ = found
         if part.shares and not addends:

@@ -26,8 +26,22 @@ class Sums(Values):
     """What linear steps make of relations."""
 
     targets: bool = False
-    ignored: frozenset[object] = frozenset()
-    """The classes that losses of the Program ignore; `targets` says that none of them is a target."""
+    """Whether no target of a loss of the Program is the class that this loss ignores."""
+    first_own: int = 1 << 60
+    """The first value that is not the Program's: none as yet."""
+
+    def counted(self, part: object, ignored: object) -> bool:
+        """Whether an operand is known to be targets none of which is this class."""
+        raise NotImplementedError
+
+    def in_range(self, part: object, count: int) -> bool:
+        """Whether an operand is known to be of indices counted from 0 and below a number."""
+        raise NotImplementedError
+
+    def counted_of(self, target: Held, ignored: object) -> bool:
+        """The same of what a step reads."""
+        term = target.relation.single
+        return term is not None and self.counted((term.node, term.region, term.coef), ignored)
 
     def made(self, call: Call) -> list[Held]:
         """What any step makes."""
@@ -253,7 +267,7 @@ class Sums(Values):
         x, target, weight = call.operands[:3]
         assert isinstance(x, Held) and isinstance(target, Held)
         reduction, count = call.given["reduction"], math.prod(target.type.shape)
-        every = self.targets and call.given["ignore_index"] in self.ignored
+        every = self.counted_of(target, call.given["ignore_index"])
         counts = reduction == 2 or (reduction == 1 and every and weight is None and count)
         if not counts or len(target.type.shape) != 1:
             return self.general(call)
@@ -272,7 +286,7 @@ class Sums(Values):
         grad, _, target, weight, total = call.operands
         assert isinstance(grad, Held) and isinstance(target, Held) and isinstance(total, Held)
         reduction, factor = call.given["reduction"], self.factor(total)
-        every = self.targets and call.given["ignore_index"] in self.ignored
+        every = self.counted_of(target, call.given["ignore_index"])
         counts = reduction in (0, 2) or (reduction == 1 and every and weight is None and factor)
         if not counts or len(target.type.shape) != 1:
             return self.general(call)
