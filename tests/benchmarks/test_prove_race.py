@@ -13,6 +13,7 @@ from tensure.benchmarks import _peer_trainverify, _prove_race
 from tensure.benchmarks._prove_race import PLANS, RACE_VARIABLE, RacePlan, Run, race_bars, raced
 from tensure.benchmarks._prove_race_case import SIZES
 from tensure.benchmarks._records import Bar, NotMeasured
+from tensure.capture._named import LlamaConfig
 
 PLAN = RacePlan(2, 2, 2, 2, repeats=3)
 
@@ -133,6 +134,7 @@ def test_names_in_saved_graphs_are_loaded_and_saved_but_not_called() -> None:
 
 
 def test_sizes_are_those_of_their_configuration() -> None:
+    assert isinstance(SIZES, LlamaConfig)
     wide = -(-2 * 4 * SIZES.hidden // 3 // 256) * 256
     assert (SIZES.inner, SIZES.kv_heads, SIZES.head) == (wide, SIZES.heads, 128)
     assert [plan.dp * plan.tp * plan.pp for plan in PLANS] == [8, 512]
