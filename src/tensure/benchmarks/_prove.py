@@ -3,8 +3,8 @@
 Timed: capturing and proving a few steps. Then, not timed: every correct plan of `_prove_plans.py`, where an
 alarm is a false one; mutants of the proved ones; certificates with false claims; and the zoo of bugs. Each
 is held against a float64 replay that shares nothing with the prover. Last, a plan of 8,192 ranks and public
-models by name: what proofs of them cost, and faults in them. Knows what is asked of each; how it is found
-out is in `_prove_campaign.py`, `_prove_gate.py` and `_prove_named.py`.
+models by name: what proofs of them cost, and faults in them; and TrainVerify beside us. Knows what is asked of
+each; how it is found out is in `_prove_campaign.py`, `_prove_gate.py`, `_prove_named.py`, `_prove_race.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final
 from ._declare import benchmark
 from ._prove_gate import gate_bars
 from ._prove_named import named_bars
+from ._prove_race import race_bars
 from ._records import Bar, Case, Engine, EngineError, Json, Measured, NotMeasured, Scope, Timing
 
 __all__ = ["campaign_bars", "prove", "prove_bars"]
@@ -164,9 +165,14 @@ def _zoo_bars(zoo: Json) -> Iterator[Bar | NotMeasured]:
 
 
 def _bars(cases: Sequence[Case], found: Measured) -> Sequence[Bar | NotMeasured]:
-    """Those of the campaign, of the gate (a plan of 8,192 ranks), and of the named plans."""
+    """Those of the campaign, of the gate (a plan of 8,192 ranks), of the named plans, and of the race."""
     quick = any(case.params["quick"] for case in cases)
-    return [*prove_bars(cases, found), *gate_bars(quick=quick), *named_bars(quick=quick)]
+    return [
+        *prove_bars(cases, found),
+        *gate_bars(quick=quick),
+        *named_bars(quick=quick),
+        *race_bars(quick=quick),
+    ]
 
 
 def _cases(scope: Scope) -> list[Case]:
