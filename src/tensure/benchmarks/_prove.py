@@ -3,8 +3,8 @@
 Timed: capturing and proving a few steps. Then, not timed: every correct plan of `_prove_plans.py`, where an
 alarm is a false one; mutants of the proved ones; certificates with false claims; and the zoo of bugs. Each
 is held against a float64 replay that shares nothing with the prover. Last, a plan of 8,192 ranks and public
-models by name: what proofs of them cost, and faults in them; and TrainVerify beside us. Knows what is asked of
-each; how it is found out is in `_prove_campaign.py`, `_prove_gate.py`, `_prove_named.py`, `_prove_race.py`.
+models by name: what proofs of them cost, and faults in them; and TrainVerify beside us. Knows what is asked
+of each; how it is found out is in `_prove_campaign.py`, `_prove_gate.py`, `_prove_named.py`, `_prove_race.py`.
 """
 
 from __future__ import annotations
