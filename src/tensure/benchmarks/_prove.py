@@ -4,7 +4,7 @@ Timed: capturing and proving a few steps. Then, not timed: every correct plan of
 alarm is a false one; mutants of the proved ones; certificates with false claims; and the zoo of bugs. Each
 is held against a float64 replay that shares nothing with the prover. Last, a plan of 8,192 ranks and public
 models by name: what proofs of them cost, and faults in them; and TrainVerify beside us. Knows what is asked
-of each; how it is found out is in `_prove_campaign.py`, `_prove_gate.py`, `_prove_named.py`, `_prove_race.py`.
+of each; how it is found out is in `_prove_campaign.py` and in the file of each of these.
 """
 
 from __future__ import annotations
