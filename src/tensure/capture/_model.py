@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from tensure.host import dtype_word
-from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, validate_program
+from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, unswept, validate_program
 
 from ._given import built, gradients, leaves, output_names, run_backward
 from ._placements import whole_part
@@ -52,20 +50,8 @@ def capture_model(model: ModelFunction) -> Captured:
         InputError: not a module and inputs, a loss that is no scalar, or whatever the code itself raises.
         UnsupportedError: an op, dtype or form without a rule; names op, line and module.
     """
-    with _unswept():
+    with unswept():
         return _captured(model)
-
-
-@contextmanager
-def _unswept() -> Iterator[None]:
-    """No sweeps for cyclic garbage: nearly all that is made here is kept, and each would look at it all."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _captured(model: ModelFunction) -> Captured:

@@ -51,11 +51,13 @@ from ._records import (
 )
 from ._text import MAX_TEXT, digest, format_program, must_be_canonical, parse_program, read_block, read_header
 from ._torch_ops import AtenCall, translate, translates
+from ._unswept import unswept
 from ._validate import check_body, corner_params, located, validate_program
 from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
 __all__ = [
+    "unswept",
     "coordinate",
     "axes_in",
     "at_place",

@@ -7,14 +7,12 @@ the field, which can make the whole `probable`; what is left is `unknown`, with 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Final
@@ -33,6 +31,7 @@ from tensure.program import (
     format_program,
     parse_program,
     state_pairs,
+    unswept,
 )
 
 from ._cells import Cells, unfolding
@@ -125,20 +124,8 @@ def prove_plan(
         raise RecordError(f"the plan is for {plan.program}", wanted=f"the program's digest {digest(program)}")
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
-    with _collector_at_rest():
+    with unswept():
         return _proved(plan, program, jobs, accept, fold, tuple(classes))
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """What a proof makes are trees, freed as they fall; looking for cycles among millions costs a fifth."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _proved(
