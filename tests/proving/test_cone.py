@@ -81,6 +81,7 @@ def test_one_rank_of_512_that_scales_is_refuted() -> None:
     assert found.status == "refuted" and found.counterexample is not None
     assert found.counterexample.local == "z"
     assert "first astray on at300[300]: s = mul" in found.counterexample.step
+    assert found.counterexample.confirmed
 
 
 def test_a_rank_that_is_left_out_is_refuted() -> None:
@@ -96,6 +97,7 @@ def test_a_message_nobody_sends_is_refuted() -> None:
     found = values_of(other)
     assert found.status == "refuted" and found.counterexample is not None
     assert "recv" in found.counterexample.step
+    assert not found.counterexample.confirmed  # who waits for whom is seen, and nothing was replayed
 
 
 def test_what_a_doubted_claim_led_to_is_not_taken_from_the_program() -> None:

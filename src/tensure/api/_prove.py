@@ -38,7 +38,8 @@ def prove(
 
     `proved` is exact; `probable` carries its error bound; `refuted` a counterexample that a concrete replay
     confirmed; `unknown` a reason. Of over 256 ranks, those that do the same are taken together along mesh
-    axes (docs/decisions/0011). Entries with over 64 parameter values are `unknown` for now.
+    axes (docs/decisions/0011); a hang or a part on no rank is then `refuted` without a replay, and says so.
+    Entries with over 64 parameter values are `unknown` for now.
 
     A parallel PyTorch program is proved with `mesh`: then `plan` is a function that makes a module parallel
     and `program` one that returns the module and its inputs (`tensure.capture` says what these functions

@@ -135,12 +135,6 @@ def relative(index: Index, outer: Index) -> Index | None:
     return index_of([where[value] for value in wanted])
 
 
-def partitions(parts: Sequence[Index], size: int) -> bool:
-    """Do the parts hold every index of a dim exactly once?"""
-    runs = sorted(run for part in parts for run in part)
-    return joined([tuple(runs)]) == whole(size) and sum(map(length, parts)) == size
-
-
 def covers(regions: Sequence[Region], shape: Shape) -> int:
     """How many elements of a tensor no region holds; exact, by cells between the runs' ends."""
     if not shape:

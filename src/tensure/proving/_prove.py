@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from typing import Any, Final
 
 from tensure.bundle import Counterexample, Json, Plan, Proof, Verdict, format_plan, parse_plan, plan_digest
-from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
+from tensure.errors import LimitError, RecordError, UnsupportedError
 from tensure.program import (
     For,
     Op,
@@ -398,10 +398,12 @@ def _decided(plan: Plan, program: Program, unit: _Unit, accept: float, wrong: se
             )
         if seen.error is not None:
             stuck = unit.doubts[-1]
-            return Verdict("refuted", "relations and replay", counterexample=_stuck(stuck, at, seen.error))
+            return Verdict(
+                "refuted", "relations and replay", counterexample=_stuck(stuck, at, confirmed=True)
+            )
     uncovered = next((doubt for doubt in unit.doubts if not doubt.rank), None)
     if uncovered is not None:
-        return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, None))
+        return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, confirmed=True))
     if not unit.ended:
         return Verdict(
             "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
@@ -415,7 +417,7 @@ def _decided_in_part(plan: Plan, unit: _Unit, at: str, wrong: set[str]) -> Verdi
     if unit.halted or lost is not None:
         found, method = (unit.doubts[-1], "order of steps") if unit.halted else (lost, "coverage")
         assert found is not None
-        return Verdict("refuted", method, counterexample=_stuck(found, at, None))
+        return Verdict("refuted", method, counterexample=_stuck(found, at, confirmed=False))
     if isinstance(unit.shown, str):
         return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; {unit.shown}")
     seen = {item.order: item for item in unit.shown}
@@ -479,10 +481,10 @@ def _counter(unit: _Unit, wrong: Wrong, at: str) -> Counterexample:
     return Counterexample(str(wrong.rank), str(wrong.name), claim, wrong.index, words, source, True)
 
 
-def _stuck(doubt: Doubt, at: str, error: TensureError | None) -> Counterexample:
+def _stuck(doubt: Doubt, at: str, *, confirmed: bool) -> Counterexample:
     words = f"{doubt.step}: {doubt.why}" if doubt.step else doubt.why
     return Counterexample(
-        doubt.rank or "no rank", doubt.local, doubt.claim, (), words + at, doubt.source, True
+        doubt.rank or "no rank", doubt.local, doubt.claim, (), words + at, doubt.source, confirmed
     )
 
 
