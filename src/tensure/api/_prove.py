@@ -16,7 +16,7 @@ from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
-    from tensure.capture import ModelFunction, NamedPlan, ParallelFunction, RankClass
+    from tensure.capture import ModelFunction, NamedPlan, OptimizerFunction, ParallelFunction, RankClass
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
@@ -31,6 +31,7 @@ def prove(
     *,
     mesh: Mapping[str, int] | None = None,
     microbatches: int | None = None,
+    optimizer: OptimizerFunction | str | None = None,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
@@ -45,7 +46,8 @@ def prove(
     and `program` one that returns the module and its inputs (`tensure.capture` says what these functions
     are handed and return). Both are traced at full size on a process group that does not exist, with no bytes
     for any tensor: every rank of up to 256, and of more one or a few of each class (docs/decisions/0010).
-    Loss and gradients of the parallel step must be those of the module.
+    Loss and gradients of the parallel step must be those of the module. With an optimizer, here or in a
+    `TrainingStep`, instead of gradients the parameters and the optimizer's states after the step must be.
 
     A public model's training step is proved by name, as in `prove("llama3-8b@dp2-tp4")`: the module and its
     parallel twin are our own (`tensure.capture.named_plan` gives both), at the model's public sizes.
@@ -57,6 +59,9 @@ def prove(
             `load` takes; with `mesh` a function, or `package.module:name`.
         mesh: sizes of the mesh axes, outermost first.
         microbatches: handed to the parallel function under this name.
+        optimizer: a function from a module's parameters to a `torch.optim` optimizer, or
+            `package.module:name`; its step follows the backward pass on the single device, and the step of
+            every rank whose `ParallelStep` brings no optimizer of its own.
         jobs: processes; the result is the same for any number.
         progress: told (ranks traced, ranks in all).
 
@@ -69,8 +74,12 @@ def prove(
 
     if program is None:
         named = _named(plan, mesh, microbatches)
-        return prove(named.parallel, named.model, mesh=named.mesh, jobs=jobs, progress=progress)
+        return prove(
+            named.parallel, named.model, mesh=named.mesh, optimizer=optimizer, jobs=jobs, progress=progress
+        )
     if mesh is None:
+        if optimizer is not None:
+            raise InputError("an optimizer without a mesh", wanted="a parallel step with its mesh")
         if not isinstance(plan, str | os.PathLike) and callable(plan) and not hasattr(plan, "tracks"):
             raise InputError("a parallel function without a mesh", wanted='mesh={"dp": 2, "tp": 4}, say')
         return prove_plan(read_plan(plan), _program(program), jobs=jobs)  # type: ignore[arg-type]
@@ -79,7 +88,9 @@ def prove(
     parallel, model = _function(plan, "parallel"), _function(program, "model")
     if microbatches is not None:
         parallel = _with_microbatches(parallel, microbatches)
-    captured = capture_model(model)
+    captured = capture_model(
+        model, optimizer=None if optimizer is None else _function(optimizer, "optimizer")
+    )
     found: list[RankClass] = []
     traced = capture_parallel(model, parallel, mesh, captured, progress=progress, told=found.extend)
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]

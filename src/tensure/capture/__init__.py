@@ -4,7 +4,14 @@ from ._classes import RankClass
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
 from ._parallel import capture_parallel
-from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
+from ._step import (
+    ModelFunction,
+    OptimizerFunction,
+    ParallelFunction,
+    ParallelStep,
+    Placements,
+    TrainingStep,
+)
 
 __all__ = [
     "MODELS",
@@ -12,10 +19,12 @@ __all__ = [
     "Captured",
     "ModelFunction",
     "NamedPlan",
+    "OptimizerFunction",
     "ParallelFunction",
     "ParallelStep",
     "Placements",
     "RankClass",
+    "TrainingStep",
     "capture_model",
     "capture_parallel",
     "named_plan",

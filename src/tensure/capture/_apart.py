@@ -13,7 +13,7 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 
 from tensure.errors import UnsupportedError
 
-__all__ = ["CUSTOM", "decompositions", "put_by_mask"]
+__all__ = ["CUSTOM", "SPELLED", "decompositions", "put_by_mask"]
 
 
 def _copy_in(
@@ -69,6 +69,44 @@ def put_by_mask(
     mask = mask.reshape(*mask.shape, *[1] * (target.ndim - mask.ndim))
     return torch.where(mask, values.reshape(()).to(target.dtype), target)
 
+
+def _interpolated(start: torch.Tensor, end: torch.Tensor, weight: Any) -> torch.Tensor:
+    return start + weight * (end - start)
+
+
+def _plus_product(start: torch.Tensor, one: torch.Tensor, other: torch.Tensor, *, value: Any = 1) -> Any:
+    return start + value * (one * other)
+
+
+def _plus_quotient(start: torch.Tensor, one: torch.Tensor, other: torch.Tensor, *, value: Any = 1) -> Any:
+    return start + value * (one / other)
+
+
+def _norm(
+    tensor: torch.Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    """The root of a sum of squares, also of one element, where torch takes its magnitude."""
+    if ord != 2 or tensor.is_complex():
+        return NotImplemented
+    tensor = tensor if dtype is None else tensor.to(dtype)
+    dims = tuple(range(tensor.ndim)) if dim is None else dim
+    return (tensor * tensor).sum(dims, keepdim=keepdim).sqrt()
+
+
+def _power(tensor: Any, exponent: Any) -> Any:
+    is_root = isinstance(exponent, float) and exponent == 0.5 and isinstance(tensor, torch.Tensor)
+    return tensor.sqrt() if is_root and tensor.is_floating_point() else NotImplemented
+
+
+SPELLED: Final[dict[str, Callable[..., Any]]] = {
+    "lerp": _interpolated,
+    "addcmul": _plus_product,
+    "addcdiv": _plus_quotient,
+    "linalg_vector_norm": _norm,
+    "pow": _power,
+}
+"""Calls of ATen, by name without overload, as sums, products and roots of which more is known; such a function
+may leave a call as it is."""
 
 CUSTOM: Final[dict[str, Callable[..., Any]]] = {
     "fsdp::all_gather_copy_in": _copy_in,

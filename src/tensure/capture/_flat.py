@@ -82,6 +82,7 @@ class _Pass:
     def __init__(self, types: dict[str, TensorType], mesh: Mapping[str, int]) -> None:
         self.types, self.mesh = types, mesh
         self.known: dict[Name, _Known] = {}
+        self.stacked: dict[Name, Sequence[Any]] = {}
         self.same: dict[Name, Ref] = {}
         self.made: list[Op] = []
         self.met: list[Meeting] = []
@@ -204,6 +205,24 @@ def _cat(run: _Pass, step: Op) -> _Known | Ref | None:
     return None
 
 
+def _stack(run: _Pass, step: Op) -> None:
+    """Numbers, such as the norms of several tensors: taken apart where ranks sum them up."""
+    if all(run.shape(arg) == () for arg in step.args):
+        run.stacked[step.outs[0]] = step.args
+
+
+def _sum(run: _Pass, step: Op) -> _Known | Ref | None:
+    """Of numbers, all of them."""
+    known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
+    if not isinstance(known, _Flat) or run.shape(Ref(step.outs[0])) != ():
+        return None
+    if any(count != 1 or piece is None for count, piece in known.pieces):
+        return None
+    numbers = tuple(run.emit("view", (piece,), step, size=()) for _, piece in known.pieces)
+    attrs: dict[str, Any] = dict(step.attrs)
+    return run.emit("sum", (run.emit("stack", numbers, step),), step, **attrs)
+
+
 def _slice(run: _Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
     known = run.known.get(value.name) if isinstance(value, Ref) else None
@@ -275,6 +294,8 @@ def _each(run: _Pass, step: Op) -> _Known | Ref | None:
 
 def _copy(run: _Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
+    if isinstance(value, Ref) and value.name in run.stacked:
+        run.stacked[step.outs[0]] = run.stacked[value.name]
     return run.known.get(value.name) if isinstance(value, Ref) else None
 
 
@@ -309,8 +330,11 @@ def _scatter(run: _Pass, step: Op) -> _Known | Ref | None:
 
 
 def _reduce(run: _Pass, step: Op) -> _Known | Ref | None:
-    """DDP's buckets: the sum of joined gradients."""
-    known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
+    """DDP's buckets, the sum of joined gradients; and norms."""
+    source = step.args[0].name if isinstance(step.args[0], Ref) else None
+    known = run.known.get(source) if source is not None else None
+    if source in run.stacked:
+        known = _Flat(tuple((1, run.emit("view", (arg,), step, size=(1,))) for arg in run.stacked[source]))
     if known is None or any(piece is None for _, piece in known.pieces):
         return None
     attrs: dict[str, Any] = dict(step.attrs)
@@ -324,6 +348,8 @@ def _reduce(run: _Pass, step: Op) -> _Known | Ref | None:
 _RULES: Mapping[str, Rule] = {
     "full": _full,
     "cat": _cat,
+    "stack": _stack,
+    "sum": _sum,
     "slice": _slice,
     "slice_scatter": _slice_scatter,
     "view": _view,

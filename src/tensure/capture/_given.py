@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tensure.errors import InputError, UnsupportedError
 
 from ._sources import their_errors
-from ._step import ModelFunction, ParallelStep
+from ._step import ModelFunction, ParallelStep, TrainingStep
 
 __all__ = [
     "as_step",
@@ -28,23 +29,25 @@ __all__ = [
 ]
 
 
-def built(model: ModelFunction) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
-    """A fresh module and its inputs.
+def built(model: ModelFunction) -> TrainingStep:
+    """A fresh module with its inputs, its step and its optimizer, as far as these were given.
 
     Raises:
         InputError: the function returns something else.
     """
     with their_errors("the model function"):
         found: Any = model()
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], torch.nn.Module):
+    if isinstance(found, tuple) and len(found) == 2:
+        found = TrainingStep(*found)
+    if not isinstance(found, TrainingStep) or not isinstance(found.module, torch.nn.Module):
         raise InputError(
-            f"the model function returns {type(found).__name__}", wanted="(module, (example input, ...))"
+            f"the model function returns {type(found).__name__}",
+            wanted="(module, (example input, ...)) or a TrainingStep",
         )
-    net, inputs = found
-    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    inputs: Any = (found.inputs,) if isinstance(found.inputs, torch.Tensor) else found.inputs
     if not isinstance(inputs, (tuple, list)) or not all(isinstance(item, torch.Tensor) for item in inputs):
         raise InputError("example inputs that are no tensors", wanted="a tuple of tensors")
-    return net, tuple(inputs)
+    return replace(found, inputs=tuple(inputs))
 
 
 def as_step(found: Any, net: torch.nn.Module) -> ParallelStep:
@@ -99,10 +102,13 @@ def leaves(net: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(_clean(label), tensor) for label, tensor in [*net.named_parameters(), *net.named_buffers()]]
 
 
-def gradients(net: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """The gradients that are there, by the name of what they belong to."""
+def gradients(
+    net: torch.nn.Module | None, inputs: Mapping[str, torch.Tensor]
+) -> list[tuple[str, torch.Tensor]]:
+    """The gradients that are there, by the name of what they belong to; without a module, those of inputs."""
     net = net.module if isinstance(net, DistributedDataParallel) else net
-    tensors = [(_clean(label), tensor) for label, tensor in net.named_parameters()] + list(inputs.items())
+    named = [] if net is None else net.named_parameters()
+    tensors = [(_clean(label), tensor) for label, tensor in named] + list(inputs.items())
     return [(label, tensor.grad) for label, tensor in tensors if tensor.grad is not None]
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
+from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, unswept, validate_program
 
-from ._given import built, gradients, leaves, output_names, run_backward
+from ._given import built, gradients, leaves, output_names, returned_by, run_backward
+from ._optimizer import as_optimizers, built_optimizer, counted, started, state_leaf, states_of
 from ._placements import whole_part
 from ._sources import Sources, their_errors
-from ._step import ModelFunction
+from ._squares import unrooted
+from ._step import ModelFunction, OptimizerFunction, TrainingStep
 from ._tape import Tape
 from ._tracer import Tracer
 from ._tracks import RankTrace, live_steps
@@ -32,53 +38,137 @@ class Captured:
         inputs: the names of the inputs, in order.
         outputs: the names of what the module returns, in order.
         shapes: of leaves and outputs, by name.
+        states: what the optimizer keeps of each parameter that it steps: the leaf that it is before, by label
+            and torch's name. Afterwards they are the outputs `new.LABEL.NAME`, and the parameter `new.LABEL`.
+            None where there is no optimizer.
+        optimizer: what makes one of a module's parameters, if that was said.
     """
 
     program: Program
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    states: Mapping[str, Mapping[str, str]] | None = None
+    optimizer: OptimizerFunction | None = None
 
 
-def capture_model(model: ModelFunction) -> Captured:
+def capture_model(model: ModelFunction, *, optimizer: OptimizerFunction | None = None) -> Captured:
     """Forward, loss and backward of the module on one device, at full size and without bytes.
 
     The outputs are what the module returns (`loss`, `out_1`, ...) and `grad.NAME` for every parameter that
     has a gradient, and for inputs that require one.
+
+    With an optimizer, its step is the last part of the step: its states are inputs besides, and instead of
+    gradients of parameters there are `new.NAME`, the parameter afterwards, and `new.NAME.exp_avg` or whatever it
+    keeps. Its counters are inputs too, so that the step is any step of the training but the very first of an
+    optimizer that begins otherwise (SGD, whose first momentum is the gradient).
+
+    Args:
+        model: returns the module and its inputs, or a TrainingStep.
+        optimizer: makes an optimizer of the module's parameters, which is stepped after the loss's backward;
+            used where the TrainingStep has none.
 
     Raises:
         InputError: not a module and inputs, a loss that is no scalar, or whatever the code itself raises.
         UnsupportedError: an op, dtype or form without a rule; names op, line and module.
     """
     with unswept():
-        return _captured(model)
+        return _captured(model, optimizer)
 
 
-def _captured(model: ModelFunction) -> Captured:
+def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
     tape, values = Tape(), dict[str, Value]()
     with no_bytes():
-        net, inputs = built(model)
+        given = built(model)
+        net, inputs = given.module, given.inputs
         names = tuple(f"input_{at}" for at in range(len(inputs)))
         known = dict(zip(names, inputs, strict=True))
         for role, table in (("weight", dict(leaves(net))), ("value", known)):
             for label, tensor in table.items():
                 values[label] = Value(tuple(tensor.shape), dtype_word(tensor.dtype), role)  # type: ignore[arg-type]
                 tape.add(tensor, Ref(Name(label)))
+        updates = _Updates(given, make)
+        for label, tensor in updates.leaves():
+            values.setdefault(label, Value(tuple(tensor.shape), dtype_word(tensor.dtype), "value"))
+            tape.add(tensor, Ref(Name(label)))
         sources = Sources(net)
         with their_errors("the step"), sources.watching(), Tracer(tape, sources, None):
-            returned = run_backward(net, inputs)
+            returned = updates.run()
         labels = output_names(len(returned))
         found = dict(zip(labels, returned, strict=True))
-        found |= {f"grad.{label}": tensor for label, tensor in gradients(net, known)}
+        graded = gradients(net, known) if updates.states is None else gradients(None, known)
+        found |= {f"grad.{label}": tensor for label, tensor in graded}
+        found |= updates.results()
         for label, tensor in found.items():
             tape.steps.append(Op("copy", (tape.read(tensor, ()),), (Name(label),)))
     claims = {label: (label, whole_part(())) for label in found}
-    (trace,) = live_steps([RankTrace((), tuple(tape.steps), claims, frozenset(found))])
+    (steps,) = unrooted([tape.steps])
+    (trace,) = live_steps([RankTrace((), tuple(steps), claims, frozenset(found))])
     read = {str(ref.name) for step in trace.steps for ref in step.reads()}
-    entry = Entry(tuple(map(Name, names)), trace.steps, tuple(map(Name, found)))
+    begun = tuple(label for label in values if values[label].role == "value")
+    entry = Entry(tuple(map(Name, begun)), trace.steps, tuple(map(Name, found)))
     kept = {label: value for label, value in values.items() if value.role == "value" or label in read}
     program = Program(values=kept, entries={ENTRY: entry})
     validate_program(program)
     types = infer_program(program)
     shapes = {label: types[label].shape for label in (*kept, *found)}
-    return Captured(program, names, labels, shapes)
+    return Captured(program, names, labels, shapes, updates.states, make)
+
+
+class _Updates:
+    """The optimizers of the single device, and the step with them."""
+
+    def __init__(self, given: TrainingStep, make: OptimizerFunction | None) -> None:
+        self.given, self.is_ours = given, given.optimizer is None and make is not None
+        if given.optimizer is not None:
+            self.optimizers = as_optimizers(given.optimizer)
+        else:
+            self.optimizers = built_optimizer(make, given.module) if make is not None else ()
+        started(self.optimizers)
+        self.held: dict[str, tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = {}
+        names = {id(tensor): label for label, tensor in leaves(given.module)}
+        for optimizer in self.optimizers:
+            for states in states_of(optimizer):
+                label = names.get(id(states.parameter))
+                if label is None:
+                    raise InputError(
+                        f"the optimizer steps a tensor of shape {list(states.parameter.shape)} that is no "
+                        "parameter of the module",
+                        wanted="an optimizer of module.parameters()",
+                    )
+                self.held[label] = (states.parameter, states.tensors)
+        self.states: dict[str, dict[str, str]] | None = None
+        if self.optimizers:
+            self.states = {
+                label: {
+                    name: state_leaf(label, name, tuple(tensor.shape), tuple(parameter.shape))
+                    for name, tensor in tensors.items()
+                }
+                for label, (parameter, tensors) in self.held.items()
+            }
+
+    def leaves(self) -> list[tuple[str, torch.Tensor]]:
+        """The states with the values that they begin with."""
+        return [
+            (leaf, self.held[label][1][name])
+            for label, named in (self.states or {}).items()
+            for name, leaf in named.items()
+        ]
+
+    def run(self) -> tuple[torch.Tensor, ...]:
+        """Trace the step."""
+        with counted() if self.optimizers else nullcontext():
+            if self.given.step is not None:
+                return returned_by(self.given.step(*self.given.inputs))
+            returned = run_backward(self.given.module, self.given.inputs)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            return returned
+
+    def results(self) -> dict[str, torch.Tensor]:
+        """Parameters and states afterwards, by the names of the outputs."""
+        found: dict[str, torch.Tensor] = {}
+        for label, (parameter, tensors) in self.held.items():
+            found[f"new.{label}"] = parameter
+            found |= {f"new.{label}.{name}": tensor for name, tensor in tensors.items()}
+        return found

@@ -25,6 +25,7 @@ from ._microbatch import MICROBATCH
 from ._model import Captured
 from ._rank import TracedRank
 from ._spelling import spelled
+from ._squares import unrooted
 from ._step import ModelFunction, ParallelFunction
 from ._tape import DRAWN
 from ._tracks import live_steps, tracks_of
@@ -145,6 +146,7 @@ def _by_rank(
         if progress is not None:
             progress(at + 1, count)
     _lack(ranks)
+    _unroot(ranks)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
@@ -160,6 +162,7 @@ def _by_class(
     boxes: list[Box] = [item.box for item in found]
     samples = [[rank.moved(rank.place) for rank in item.samples] for item in found]
     _lack([rank for ranks in samples for rank in ranks])
+    _unroot([rank for ranks in samples for rank in ranks])
     for ranks in samples:
         for rank in ranks:
             distances = iter(rank.distances())
@@ -189,6 +192,11 @@ def _lack(ranks: Sequence[TracedRank]) -> None:
     for rank in ranks:
         for grad in sorted(rank.lacking.keys() & made):
             rank.lack(grad)
+
+
+def _unroot(ranks: Sequence[TracedRank]) -> None:
+    for rank, steps in zip(ranks, unrooted([rank.steps for rank in ranks]), strict=True):
+        rank.steps = steps
 
 
 def _same_count(rank: TracedRank, first: TracedRank) -> None:

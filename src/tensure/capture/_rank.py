@@ -29,6 +29,7 @@ from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 from ._tape import Tape
 from ._tracer import Tracer
 from ._tracks import RankTrace, reread, without_idle
+from ._updates import Updates
 from ._watch import watched
 from ._world import fake_rank
 
@@ -82,7 +83,8 @@ class TracedRank:
         self.place = dict(zip(self.world, ranks.place(self.rank), strict=True))
         watch = nullcontext() if self.reads is None else watched(self.reads, ranks)
         with fake_rank(self.world, self.rank) as mesh, watch:
-            net, inputs = built(model)
+            single = built(model)
+            net, inputs = single.module, single.inputs
             whole = dict(leaves(net))
             for label, tensor in whole.items():
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
@@ -99,17 +101,19 @@ class TracedRank:
                 if label in self.standing:
                     self.held[label] = self.tape.read(local_of(tensor), ()).name
             local = self._inputs(inputs, given)
+            updates = Updates(self, given, module)
             begun = len(self.tape.steps)
             sources = Sources(module)
             step = f"the step of rank {self.rank}"
             tracer = Tracer(self.tape, sources, ranks)
-            with their_errors(step), sources.watching():
+            with their_errors(step), sources.watching(), updates.stepping() as run:
                 if given.microbatch is None:
                     with tracer:
-                        returned = returned_by(given.step(*local))
+                        returned = returned_by(run(*local))
                 else:
-                    returned = Microbatch(given, module, local, tracer).run(self._index())
+                    returned = Microbatch(replace(given, step=run), module, local, tracer).run(self._index())
             self._results(returned, module, local, given)
+            updates.results()
             self._missing(module, begun)
         self.steps, self.whole, self.shapes = self.tape.steps, tuple(whole), self.tape.shapes
         self.tape = Tape()
@@ -199,11 +203,11 @@ class TracedRank:
             )
         if isinstance(tensor, DTensor):
             placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-            found = self._part(shape, placements, f"parameter {label}")
+            found = self.part(shape, placements, f"parameter {label}")
         elif label in given.parameters:
-            found = self._part(shape, given.parameters[label], f"parameter {label}")
+            found = self.part(shape, given.parameters[label], f"parameter {label}")
         elif self.tape.knows(local) and not self.tape.is_drawn(local):
-            cut = self._cut(local, label, shape)
+            cut = self.cut(local, label, shape)
             if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)
             if cut is not None:
@@ -221,7 +225,7 @@ class TracedRank:
                 f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
             )
         if label in given.parameters and self._of_model(local):
-            self._claim(label, local, found)  # made of the model's own before our eyes: to be shown
+            self.claim(label, local, found)  # made of the model's own before our eyes: to be shown
         self.claims[label] = (label, found)
         self.standing[label] = found
         if self.tape.knows(local):
@@ -235,7 +239,7 @@ class TracedRank:
             self.tape.knows(tensor) and not self.tape.is_drawn(tensor) and self.tape.rests_on(tensor, _WHOLE)
         )
 
-    def _cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
+    def cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
         """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
         name = self.tape.read(tensor, ()).name
         made = self.tape.makers()
@@ -260,7 +264,7 @@ class TracedRank:
     def _inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
         made: list[torch.Tensor] = []
         for at, (label, tensor) in enumerate(zip(self.captured.inputs, inputs, strict=True)):
-            found = self._part(tuple(tensor.shape), _nth(given.inputs, at), f"input {at}")
+            found = self.part(tuple(tensor.shape), _nth(given.inputs, at), f"input {at}")
             if found.sum:
                 raise InputError(
                     f"input {at} is a sum over {', '.join(found.sum)}", wanted="Shard or Replicate"
@@ -289,16 +293,17 @@ class TracedRank:
                 wanted=f"{len(names)}, as the module does: {', '.join(names)}",
             )
         for at, (label, tensor) in enumerate(zip(names, returned, strict=True)):
-            self._output(label, tensor, _nth(given.outputs, at))
-        for label, tensor in gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
+            self.output(label, tensor, _nth(given.outputs, at))
+        graded = module if self.captured.states is None else None
+        for label, tensor in gradients(graded, dict(zip(self.captured.inputs, inputs, strict=True))):
             if f"grad.{label}" not in self.captured.shapes:
                 continue  # the single device has none to compare with
             said, standing = given.gradients.get(label), self.standing.get(label)
             plain = said is None and not isinstance(tensor, DTensor)
             if plain and standing is not None and standing.shape == tuple(tensor.shape):
-                self._claim(f"grad.{label}", tensor, standing)
+                self.claim(f"grad.{label}", tensor, standing)
             else:
-                self._output(f"grad.{label}", tensor, said)
+                self.output(f"grad.{label}", tensor, said)
 
     def _missing(self, module: torch.nn.Module, begun: int) -> None:
         """The parameters that the step uses here and leaves without a gradient."""
@@ -321,24 +326,25 @@ class TracedRank:
         self.claims[grad] = (grad, part)
         self.outputs.add(grad)
 
-    def _output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
+    def output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
         if isinstance(tensor, DTensor) and said is None:
             said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-        found = self._part(self.captured.shapes[label], said, label)
+        found = self.part(self.captured.shapes[label], said, label)
         local = local_of(tensor)
         if found.shape != tuple(local.shape):
             raise InputError(
                 f"{label} of shape {list(local.shape)}",
                 wanted=f"{list(found.shape)}, as placed; ParallelStep(outputs=..., gradients=...) place it",
             )
-        self._claim(label, local, found)
+        self.claim(label, local, found)
 
-    def _claim(self, label: str, local: torch.Tensor, found: Part) -> None:
+    def claim(self, label: str, local: torch.Tensor, found: Part) -> None:
+        """Say that a tensor is now a part of the value of this name."""
         self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))
         self.claims[label] = (label, found)
         self.outputs.add(label)
 
-    def _part(self, shape: Sequence[int], placements: Placements | None, what: str) -> Part:
+    def part(self, shape: Sequence[int], placements: Placements | None, what: str) -> Part:
         found = part_of(shape, placements or {}, self.mesh, self.place, what)
         if self.reads is not None:
             for dim, axes in cut_dims(shape, placements or {}, self.mesh).items():

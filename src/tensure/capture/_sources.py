@@ -18,6 +18,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
 from tensure.errors import InputError, TensureError
 from tensure.program import Attrs
 
@@ -48,7 +50,7 @@ class Sources:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow which module runs."""
+        """Follow which module, or which optimizer, runs."""
 
         def enter(module: torch.nn.Module, _: Any) -> None:
             self._stack.append(self._paths.get(id(module), self._stack[-1] if self._stack else ""))
@@ -56,9 +58,17 @@ class Sources:
         def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
             self._stack.pop()
 
+        def begin(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+            self._stack.append(type(optimizer).__name__)
+
+        def end(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+            self._stack.pop()
+
         hooks = (
             register_module_forward_pre_hook(enter),
             register_module_forward_hook(leave, always_call=True),
+            register_optimizer_step_pre_hook(begin),
+            register_optimizer_step_post_hook(end),
         )
         try:
             yield

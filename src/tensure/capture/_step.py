@@ -1,13 +1,13 @@
 """What is captured: one training step on one device, and its parallel twin on a mesh of ranks.
 
 A model function returns a module and example inputs; calling the module gives the loss, or a tuple whose
-first item it is. A parallel function is given a fresh copy of that module, whole, on every rank, and
+first item it is. With an optimizer it returns a TrainingStep, unless an optimizer function is given beside it. A parallel function is given a fresh copy of that module, whole, on every rank, and
 the mesh; it shards, wraps or replaces what it likes, and says what one step of one rank is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,10 +15,36 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["ModelFunction", "ParallelFunction", "ParallelStep", "Placements"]
+__all__ = [
+    "ModelFunction",
+    "OptimizerFunction",
+    "ParallelFunction",
+    "ParallelStep",
+    "Placements",
+    "TrainingStep",
+]
 
 Placements: TypeAlias = "Mapping[str, Any]"
 """A torch placement (`Shard(0)`, `Replicate()`, `Partial()`) by mesh axis; an axis left out replicates."""
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One step on one device that is more than forward and backward.
+
+    Args:
+        module: whose parameters, buffers and gradients are meant.
+        inputs: example inputs, at full size.
+        step: called with the inputs; returns what the module returns. None: call the module, run the loss
+            backward, step the optimizer.
+        optimizer: what the step steps, made of the module's parameters. With it the outputs are no gradients
+            but `new.NAME`, each parameter afterwards, and `new.NAME.exp_avg` and whatever else it keeps.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    step: Callable[..., Any] | None = None
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,9 @@ class ParallelStep:
             returns; leaves gradients, to be accumulated. `step` is called once, with nothing, after the
             last.
         microbatches: how many there are.
+        optimizer: what the step steps on this rank, if the single device has an optimizer; its parameters are
+            the module's, or were cut from them before our eyes. None: the optimizer function makes one of the
+            module's parameters, and it is stepped after `step`.
     """
 
     step: Callable[..., Any]
@@ -53,10 +82,16 @@ class ParallelStep:
     gradients: Mapping[str, Placements] = field(default_factory=dict[str, "Placements"])
     microbatch: Callable[..., Any] | None = None
     microbatches: int = 1
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None
 
 
-ModelFunction: TypeAlias = "Callable[[], tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]"
+ModelFunction: TypeAlias = "Callable[[], tuple[torch.nn.Module, tuple[torch.Tensor, ...]] | TrainingStep]"
 """The module and its example inputs, at full size; called where tensors have no bytes."""
+
+OptimizerFunction: TypeAlias = (
+    "Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]]"
+)
+"""From a module's parameters to what steps them, on the single device and on every rank."""
 
 ParallelFunction: TypeAlias = (
     "Callable[[torch.nn.Module, DeviceMesh], ParallelStep | Callable[..., Any] | None]"

@@ -25,7 +25,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Attrs, Ref, translates
 
-from ._apart import CUSTOM, decompositions, put_by_mask
+from ._apart import CUSTOM, SPELLED, decompositions, put_by_mask
 from ._collectives import Collectives
 from ._group_calls import call_group
 from ._sources import Sources, asked_by_distributed
@@ -121,6 +121,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 made = put_by_mask(*args, **kwargs)
                 return args[0].copy_(made) if writes else made
+        if plain in SPELLED and "out" not in kwargs:
+            with self:
+                made = SPELLED[plain](*args, **kwargs)
+                if made is not NotImplemented:
+                    return args[0].copy_(made) if writes else made
         if plain.startswith("_foreach"):
             return self._foreach(func, plain, args, kwargs, bool(writes))
         if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
@@ -210,18 +215,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, plain: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
     ) -> Any:
         """A call on lists as calls on their items."""
-        word = plain.removeprefix("_foreach_") + "_" * writes
-        count = len(args[0])
-        lists = [item if isinstance(item, (list, tuple)) and len(item) == count else None for item in args]
-        packet = torch.linalg.vector_norm if word == "norm" else getattr(torch.ops.aten, word)
+        word = plain.removeprefix("_foreach_")
+        count = len(next(item for item in args if isinstance(item, (list, tuple))))
+        each = [isinstance(item, (list, tuple)) and len(item) == count for item in args]
+        has_values = len(args) > 3 and plain in ("_foreach_addcmul", "_foreach_addcdiv")
+        if has_values and isinstance(args[3], torch.Tensor) and args[3].ndim == 1:
+            args, each = (*args[:3], args[3].unbind()), [True] * 4  # a tensor of factors
+        in_place = getattr(torch.ops.aten, f"{word}_", None) if writes else None
+        packet = torch.linalg.vector_norm if word == "norm" else in_place or getattr(torch.ops.aten, word)
         made = []
         with self:
             for at in range(count):
-                given = [item[at] if item is not None else arg for item, arg in zip(lists, args, strict=True)]
+                given = [arg[at] if is_list else arg for is_list, arg in zip(each, args, strict=True)]
                 named = dict(kwargs)
-                if plain in ("_foreach_addcmul", "_foreach_addcdiv") and len(given) > 3:
+                if has_values:
                     named["value"] = given.pop()  # by name only, for one tensor
                 made.append(packet(*given, **named))
+                if writes and in_place is None:
+                    given[0].copy_(made[-1])
         return None if writes else made
 
     def _apart(

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.distributed.tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor._ops import _math_ops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tensure.errors import InputError
@@ -184,6 +185,8 @@ def _real_meshes() -> Iterator[None]:
     # On a processor torch spells an all-to-all as gather and cut; what is proved is what accelerators do.
     placements: Any = torch.distributed.tensor.placement_types
     spelled, placements.shard_dim_alltoall = placements.shard_dim_alltoall, _all_to_all
+    norms, part = _math_ops._NormPartial, _math_ops._NormPartial._partition_value
+    norms._partition_value = _norm_part
     for name in _MESH_METHODS:
         found = DeviceMesh.__dict__.get(name)
         if found is None:
@@ -200,7 +203,7 @@ def _real_meshes() -> Iterator[None]:
     try:
         yield
     finally:
-        placements.shard_dim_alltoall = spelled
+        placements.shard_dim_alltoall, norms._partition_value = spelled, part
         for name, found in kept.items():
             setattr(DeviceMesh, name, found)
 
@@ -210,6 +213,13 @@ def _all_to_all(
 ) -> Any:
     group = mesh.get_group(mesh_dim).group_name
     return torch.ops._dtensor.shard_dim_alltoall(tensor, gather_dim, shard_dim, group)
+
+
+def _norm_part(norm: Any, tensor: torch.Tensor, mesh: DeviceMesh, mesh_dim: int) -> torch.Tensor:
+    """What one of n ranks brings to a norm that all have: it over the root of n, which is no decimal."""
+    count = tensor.new_full((), mesh.size(mesh_dim))
+    root = count.sqrt() if norm.norm_type == 2 else count ** (1 / norm.norm_type)
+    return tensor / root
 
 
 def _really(function: Callable[..., Any]) -> Callable[..., Any]:
