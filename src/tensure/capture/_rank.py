@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -26,7 +26,7 @@ from ._model import Captured
 from ._placements import Part, cut_dims, part_of, whole_part
 from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
-from ._tape import Tape
+from ._tape import WHOLE, Tape
 from ._tracer import Tracer
 from ._tracks import RankTrace, reread, without_idle
 from ._updates import Updates
@@ -34,10 +34,6 @@ from ._watch import watched
 from ._world import fake_rank
 
 __all__ = ["TracedRank"]
-
-_WHOLE: Final = ".whole"
-"""Marks a parameter as the model has it, where the parallel module holds a part under its name."""
-
 
 @dataclass
 class TracedRank:
@@ -87,9 +83,9 @@ class TracedRank:
             net, inputs = single.module, single.inputs
             whole = dict(leaves(net))
             for label, tensor in whole.items():
-                self.tape.add(tensor, Ref(Name(label + _WHOLE)))
+                self.tape.add(tensor, Ref(Name(label + WHOLE)))
                 if label in self.captured.shapes:
-                    self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
+                    self.claims[label + WHOLE] = (label, whole_part(self.captured.shapes[label]))
             building = Tracer(self.tape, Sources(net), ranks, building=True)
             with their_errors("the parallel function"), building:
                 found = parallel(net, mesh)
@@ -167,9 +163,9 @@ class TracedRank:
         """The steps, or others that do the same, with the claims."""
         # A parameter that stayed whole has its name to itself.
         names = {
-            label + _WHOLE: label
+            label + WHOLE: label
             for label in self.whole
-            if label not in self.claims and label + _WHOLE in self.claims
+            if label not in self.claims and label + WHOLE in self.claims
         }
         claims = {names.get(label, label): found for label, found in self.claims.items()}
         renamed = {Name(old): Name(new) for old, new in names.items()}
@@ -236,7 +232,7 @@ class TracedRank:
     def _of_model(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was made of the model's parameters and buffers, and of no random numbers."""
         return (
-            self.tape.knows(tensor) and not self.tape.is_drawn(tensor) and self.tape.rests_on(tensor, _WHOLE)
+            self.tape.knows(tensor) and not self.tape.is_drawn(tensor) and self.tape.rests_on(tensor, WHOLE)
         )
 
     def cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
@@ -250,7 +246,7 @@ class TracedRank:
                 return None
             cuts.append(step)
             name = step.args[0].name
-        if name != Name(label + _WHOLE):
+        if name != Name(label + WHOLE):
             return None
         dims = [range(size) for size in shape]
         for step in reversed(cuts):
@@ -340,9 +336,13 @@ class TracedRank:
 
     def claim(self, label: str, local: torch.Tensor, found: Part) -> None:
         """Say that a tensor is now a part of the value of this name."""
-        self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))
-        self.claims[label] = (label, found)
-        self.outputs.add(label)
+        self.claim_value(label, self.tape.read(local, ()), label, found)
+
+    def claim_value(self, local: str, ref: Ref, output: str, found: Part) -> None:
+        """Say that a value, under the name of this local, is a part of an output."""
+        self.tape.steps.append(Op("copy", (ref,), (Name(local),)))
+        self.claims[local] = (output, found)
+        self.outputs.add(local)
 
     def part(self, shape: Sequence[int], placements: Placements | None, what: str) -> Part:
         found = part_of(shape, placements or {}, self.mesh, self.place, what)

@@ -19,7 +19,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import COLLECTIVES, AtenCall, Attrs, Name, Op, Ref, translate
 
-__all__ = ["ALIASES", "DRAWN", "Tape", "View"]
+__all__ = ["ALIASES", "DRAWN", "WHOLE", "Tape", "View"]
 
 ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive"})
 """Views that are the tensor itself."""
@@ -30,6 +30,8 @@ _UNSET: Final = float("nan")
 
 DRAWN: Final = "drawn"
 """What values of random numbers are called."""
+WHOLE: Final = ".whole"
+"""Marks a parameter as the model has it, where the parallel module holds a part under its name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ A parameter that is none of the module's was cut from one, or from several one a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tensure.errors import InputError
+from tensure.host import dtype_word
 from tensure.program import Name, Ref
 
 from ._given import axes_of, leaves, local_of
+from ._layout import boxes, layout_of
 from ._optimizer import as_optimizers, built_optimizer, counted, started, states_of
 from ._placements import Part, whole_part
 from ._step import ParallelStep
+from ._tape import WHOLE
 
 if TYPE_CHECKING:
     from ._rank import TracedRank
@@ -44,8 +48,8 @@ class Updates:
         self.rank, self.given, self.module = rank, given, module
         self.states = rank.captured.states
         make, self.is_ours = rank.captured.optimizer, False
-        self.held: list[tuple[str, torch.Tensor, Part]] = []
-        """States: output, tensor and place."""
+        self.held: list[tuple[str, str, torch.Tensor, Part, int | None]] = []
+        """States: local and output, tensor and place; of flat ones, where in it."""
         if given.optimizer is not None:
             self.optimizers = as_optimizers(given.optimizer)
             if self.states is None:
@@ -95,53 +99,111 @@ class Updates:
                 self.rank.output(f"new.{label}", tensor, None)
             else:
                 self.rank.claim(f"new.{label}", tensor, self.rank.standing[label])
-        for output, tensor, part in self.held:
-            self.rank.claim(output, local_of(tensor), part)
+        tape = self.rank.tape
+        for local, output, tensor, part, start in self.held:
+            ref = tape.read(local_of(tensor), ())
+            if start is not None:
+                end = start + math.prod(part.shape)
+                ref = tape.step("slice", (ref,), (), dim=0, start=start, end=end)
+                ref = tape.step("view", (ref,), (), size=part.shape)
+            self.rank.claim_value(local, ref, output, part)
 
     # states ------------------------------------------------------------------------------------------
 
-    def _take(self, parameter: torch.Tensor, tensors: Any) -> None:
-        assert self.states is not None
-        label, place = self._stands(parameter)
-        if label not in self.states:
-            raise InputError(
-                f"the optimizer steps {label}", wanted="parameters that the single device's optimizer steps"
-            )
-        known = self.states[label]
-        for name, tensor in tensors.items():
-            if name not in known:
+    def _take(self, parameter: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
+        """A parameter's states: leaves of this rank's steps, to be claimed again afterwards."""
+        stands = self._stands(parameter)
+        for label in dict.fromkeys(label for label, _ in stands if label is not None):
+            known = (self.states or {}).get(label)
+            if known is None:
                 raise InputError(
-                    f"state {name} of {label}",
-                    wanted=f"{', '.join(known) or 'none'}, as the single device's optimizer has",
+                    f"the optimizer steps {label}", wanted="parameters that the single device's optimizer steps"
                 )
-            leaf = known[name]
-            shapes = self.rank.captured.shapes
+            unlike = sorted(known.keys() ^ tensors.keys())
+            if unlike:
+                raise InputError(
+                    f"the optimizer keeps {', '.join(tensors) or 'nothing'} of {label}",
+                    wanted=f"{', '.join(known) or 'nothing'}, as the single device's optimizer does",
+                )
+        for name, tensor in tensors.items():
+            if isinstance(tensor, DTensor) or len(stands) == 1 or tuple(tensor.shape) == ():
+                self._whole_state(name, tensor, stands)
+            else:
+                self._flat_state(name, tensor, stands)
+
+    def _whole_state(
+        self, name: str, tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]
+    ) -> None:
+        """A state that is a part of one parameter's, or a number that parameters share."""
+        assert self.states is not None
+        local, ref, shapes = local_of(tensor), None, self.rank.captured.shapes
+        for label, place in {label: place for label, place in stands if label is not None}.items():
+            leaf, mine = self.states[label][name], f"{label}.{name}"
             if isinstance(tensor, DTensor):
                 placed = dict(zip(axes_of(tensor), tensor.placements, strict=True))
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
                 part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
-            local, mine = local_of(tensor), f"{label}.{name}"
-            if part.shape != tuple(local.shape):
+            if part.shape != tuple(local.shape) or (ref is not None and leaf != ref):
                 raise InputError(
                     f"state {name} of {label} of shape {list(local.shape)}", wanted=f"{list(part.shape)}"
                 )
-            self.rank.claims[mine] = (leaf, part)
-            self.rank.tape.add(local, Ref(Name(mine)))
-            self.held.append((f"new.{mine}", tensor, part))
+            if ref is None:
+                self.rank.claims[mine] = (leaf, part)
+                self.rank.tape.add(local, Ref(Name(mine)))
+            ref = leaf
+            self.held.append((f"new.{mine}", f"new.{mine}", tensor, part, None))
 
-    def _stands(self, parameter: torch.Tensor) -> tuple[str, Part]:
-        """The module's parameter that this is a part of, and the part."""
-        label = self.names.get(id(parameter))
-        if label is not None and label in self.rank.standing:
-            return label, self.rank.standing[label]
-        for found, shape in self.rank.captured.shapes.items():
-            if found in (self.states or {}) and self.rank.tape.knows(local_of(parameter)):
-                part = self.rank.cut(local_of(parameter), found, shape)
+    def _flat_state(self, name: str, tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]) -> None:
+        """A state of parts of parameters one after another."""
+        assert self.states is not None
+        tape, pieces, at, counts = self.rank.tape, list[Ref](), 0, dict[str, int]()
+        for label, place in stands:
+            size = math.prod(place.shape)
+            if label is None:
+                attrs = {"dtype": dtype_word(tensor.dtype), "fill_value": 0.0}
+                pieces.append(tape.step("full", (), (), size=(size,), **attrs))
+            else:
+                mine = f"{label}.{name}"
+                counts[mine] = counts.get(mine, -1) + 1
+                local = f"{mine}.{counts[mine]}" if counts[mine] else mine
+                self.rank.claims[local] = (self.states[label][name], place)
+                pieces.append(tape.step("view", (Ref(Name(local)),), (), size=(size,)))
+                self.held.append((f"new.{local}", f"new.{mine}", tensor, place, at))
+            at += size
+        if tuple(tensor.shape) != (at,):
+            raise InputError(f"state {name} of shape {list(tensor.shape)}", wanted=f"{[at]}, as its parameter")
+        tape.add(tensor, tape.step("cat", tuple(pieces), (), dim=0))
+
+    def _stands(self, parameter: torch.Tensor) -> list[tuple[str | None, Part]]:
+        """The module's parameters that this is a part of, one after another, and which parts."""
+        label, local, rank = self.names.get(id(parameter)), local_of(parameter), self.rank
+        if label is not None and label in rank.standing:
+            return [(label, rank.standing[label])]
+        shapes = {name: rank.captured.shapes[name] for name in self.states or {}}
+        if rank.tape.knows(local):
+            for name, shape in shapes.items():
+                part = rank.cut(local, name, shape)
                 if part is not None:
-                    return found, part
+                    return [(name, part)]
+            made = layout_of(rank.tape.read(local, ()).name, rank.tape.makers(), self._leaf)
+            if made is not None and local.ndim == 1:
+                return [
+                    (name, part)
+                    for name, start, stop in made
+                    for part in boxes(shapes[name] if name is not None else (stop,), start, stop)
+                ]
         raise InputError(
             f"the optimizer steps a tensor of shape {list(parameter.shape)}, and nobody knows which part of "
             "the model it is",
             wanted="parameters of the module, or slices of them made by the parallel function",
         )
+
+    def _leaf(self, name: Name) -> tuple[str, Sequence[int]] | None:
+        label = str(name).removesuffix(WHOLE)
+        known = label in (self.states or {}) and (label != str(name) or self._is_all(label))
+        return (label, self.rank.captured.shapes[label]) if known else None
+
+    def _is_all(self, label: str) -> bool:
+        part = self.rank.standing.get(label)
+        return part is not None and part == whole_part(self.rank.captured.shapes[label])
