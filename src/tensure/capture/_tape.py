@@ -21,7 +21,7 @@ from tensure.program import COLLECTIVES, AtenCall, Attrs, Name, Op, Ref, transla
 
 __all__ = ["ALIASES", "DRAWN", "WHOLE", "Tape", "View"]
 
-ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive"})
+ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive", "to"})
 """Views that are the tensor itself."""
 
 _UNSET: Final = float("nan")
