@@ -13,6 +13,8 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 
 from tensure.errors import UnsupportedError
 
+from ._fused import FUSED
+
 __all__ = ["CUSTOM", "SPELLED", "decompositions", "put_by_mask"]
 
 
@@ -113,6 +115,7 @@ CUSTOM: Final[dict[str, Callable[..., Any]]] = {
     "fsdp::split_with_sizes_copy": _split_out,
     "fsdp::chunk_cat": _chunk_cat,
     "prims::copy_strided": _copy_strided,
+    **FUSED,
 }
 
 _TABLE: Final[dict[Any, Callable[..., Any]]] = {}

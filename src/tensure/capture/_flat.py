@@ -219,8 +219,7 @@ def _sum(run: _Pass, step: Op) -> _Known | Ref | None:
     if any(count != 1 or piece is None for count, piece in known.pieces):
         return None
     numbers = tuple(run.emit("view", (piece,), step, size=()) for _, piece in known.pieces)
-    attrs: dict[str, Any] = dict(step.attrs)
-    return run.emit("sum", (run.emit("stack", numbers, step),), step, **attrs)
+    return run.emit("add_n", numbers, step)
 
 
 def _slice(run: _Pass, step: Op) -> _Known | Ref | None:

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 
-from tensure.errors import InputError
+from tensure.errors import InputError, UnsupportedError
 
 from ._changes import changed, replaced
 from ._sources import their_errors
@@ -88,7 +89,13 @@ def started(optimizers: Sequence[torch.optim.Optimizer]) -> None:
             for parameter in parameters:
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
+            try:
+                optimizer.step()
+            except DataDependentOutputException as error:
+                raise UnsupportedError(
+                    f"{type(optimizer).__name__} reads a value in its first step ({error.func})",
+                    wanted="an optimizer whose course does not depend on values",
+                ) from None
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
 
@@ -112,11 +119,18 @@ def counted() -> Iterator[None]:
     What follows from it are factors; torch takes Python numbers for these only, so they are multiplied by hand.
     """
     with ExitStack() as stack:
-        stack.enter_context(changed(torch_optimizer._get_value, lambda _, value: value))
+        stack.enter_context(changed(torch_optimizer._get_value, _number))
+        devices = torch_optimizer._get_capturable_supported_devices
+        stack.enter_context(changed(devices, lambda known, *args, **named: [*known(*args, **named), "cpu"]))
         for name, make in _BY_FACTOR.items():
             stack.enter_context(replaced(torch, name, _added_each(getattr(torch, name), make)))
         stack.enter_context(_TensorFactors())
         yield
+
+
+def _number(_: Any, value: Any) -> Any:
+    """A counter as Python counts with it, in double precision."""
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class _TensorFactors(TorchFunctionMode):

@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 import torch
+import typing_extensions
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -29,7 +30,11 @@ __all__ = ["Sources", "asked_by_distributed", "their_errors"]
 
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
-_SKIPPED: Final = (_TORCH, *(os.path.join(_HOUSE, room) + os.sep for room in ("api", "cli")))
+_SKIPPED: Final = (
+    _TORCH,
+    typing_extensions.__file__,  # torch marks what is deprecated by it
+    *(os.path.join(_HOUSE, room) + os.sep for room in ("api", "cli")),
+)
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _DISTRIBUTED: Final = os.path.join(_TORCH, "distributed") + os.sep
 _PLUMBING: Final = tuple(

@@ -55,6 +55,8 @@ class _Text:
     """What is not negative."""
     squares: dict[Name, Ref] = field(default_factory=dict[Name, Ref])
     """The square of each value of which it is known."""
+    stacked: dict[Name, tuple[Ref, ...]] = field(default_factory=dict[Name, "tuple[Ref, ...]"])
+    """What is stacked in a square that was made here."""
     made: list[Op] = field(default_factory=list[Op])
 
     def rewritten(self, steps: Sequence[Op]) -> list[Op]:
@@ -62,6 +64,9 @@ class _Text:
             known = self._square(step.args[0]) if _is_square(step) else None
             if known is not None:
                 step = Op("copy", (known,), step.outs, (), step.note)
+            numbers = self.stacked.get(step.args[0].name) if _is_total(step) else None
+            if numbers is not None:
+                step = Op("add_n", numbers, step.outs, (), step.note)
             self.made.append(step)
             if len(step.outs) == 1:
                 self._learn(step, step.outs[0])
@@ -73,19 +78,24 @@ class _Text:
                 self.positive.add(out)
         elif step.op in COLLECTIVES:
             self.signed.add(out)
+        if step.op == "copy" and isinstance(step.args[0], Ref) and step.args[0].name in self.stacked:
+            self.stacked[out] = self.stacked[step.args[0].name]
         if step.op == "sqrt" and self._holds(step.args[0]):
             self.squares[out] = step.args[0]  # type: ignore[assignment]
         elif step.op in _MOVES or step.op in ("mul", "div"):
             parts = [self._square(arg) for arg in step.args]
-            if parts and None not in parts:
-                self._also(step, out, tuple(parts))
+            found = tuple(part for part in parts if part is not None)
+            if found and len(found) == len(parts):
+                self._also(step, out, found)
 
-    def _also(self, step: Op, out: Name, parts: tuple[Any, ...]) -> None:
+    def _also(self, step: Op, out: Name, parts: tuple[Ref, ...]) -> None:
         """The same step on squares."""
         label, _, count = out.base.rpartition("_")
         name = Name(f"{label}_square_{count}")
         self.made.append(Op(step.op, parts, (name,), step.attrs, step.note))
         self.squares[out] = Ref(name)
+        if step.op == "stack" and step.attr("dim", 0) == 0:
+            self.stacked[name] = parts
         self.positive.add(name)
 
     def _is_positive(self, step: Op) -> bool:
@@ -107,6 +117,12 @@ class _Text:
 
     def _square(self, arg: Any) -> Ref | None:
         return self.squares.get(arg.name) if isinstance(arg, Ref) and not arg.box else None
+
+
+def _is_total(step: Op) -> bool:
+    """A sum over the first dim."""
+    is_sum = step.op == "sum" and isinstance(step.args[0], Ref)
+    return is_sum and step.attr("dim") in (0, (0,)) and not step.attr("keepdim", False)
 
 
 def _is_square(step: Op) -> bool:

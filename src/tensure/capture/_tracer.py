@@ -251,8 +251,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _argument(self, value: Any, note: Attrs) -> Any:
         if isinstance(value, torch.Tensor):
-            if not self.tape.knows(value) and not isinstance(value, FakeTensor):
-                self.tape.add(value, self._constant(value, note))
+            known = getattr(value, "constant", None) if isinstance(value, FakeTensor) else value
+            if known is not None and not self.tape.knows(value):
+                self.tape.add(value, self._constant(known, note))
             return self.tape.read(value, note)
         if isinstance(value, (list, tuple)):
             return tuple(self._argument(item, note) for item in value)
