@@ -6,6 +6,7 @@ Everything is plain PyTorch. `fault` names the mistake of a twin; a twin without
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -14,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -167,15 +167,15 @@ def tensor_parallel(make: Make = adamw, *, clip: bool = False) -> Any:
 
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
         parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
-        optimizer = make(net.parameters())
+        # Plain tensors and DTensors do not stand in one list or stack: two groups.
         cut = [net.up.weight, net.up.bias, net.down.weight, net.down.bias]
         whole = list(net.norm.parameters())
+        optimizer = make([{"params": cut}, {"params": whole}])
 
         def step(x: Tensor, target: Tensor) -> Tensor:
             loss: Tensor = net(x, target)
             loss.backward()  # type: ignore[no-untyped-call]
             if clip:
-                # Plain tensors and DTensors do not stand in one stack.
                 norms = [nn.utils.get_total_norm([p.grad for p in part]) for part in (cut, whole)]
                 norms = [item.full_tensor() if hasattr(item, "full_tensor") else item for item in norms]
                 total = torch.linalg.vector_norm(torch.stack(norms))
@@ -190,7 +190,7 @@ def tensor_parallel(make: Make = adamw, *, clip: bool = False) -> Any:
 
 
 def cut_by_hand(*, fault: str = "") -> Any:
-    """Tensor parallelism and its clipping by hand: squares of shards are summed over ranks, others are not."""
+    """Tensor parallelism and clipping by hand: squares of shards are summed over ranks, others are not."""
 
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
         group, rank, size = mesh.get_group("tp"), mesh.get_local_rank("tp"), mesh["tp"].size()
@@ -255,6 +255,9 @@ def zero_redundancy(*, clip: bool = False) -> Any:
     """torch's own ZeRO-1: each rank steps some of the parameters, and sends them to the others."""
 
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch itself imports there
+            from torch.distributed.optim import ZeroRedundancyOptimizer
         group = mesh.get_group("dp")
         module = DistributedDataParallel(net, process_group=group)
         optimizer = ZeroRedundancyOptimizer(

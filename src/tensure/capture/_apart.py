@@ -72,7 +72,7 @@ def put_by_mask(
     return torch.where(mask, values.reshape(()).to(target.dtype), target)
 
 
-def _interpolated(start: torch.Tensor, end: torch.Tensor, weight: Any) -> torch.Tensor:
+def _interpolated(start: torch.Tensor, end: torch.Tensor, weight: Any) -> Any:
     return start + weight * (end - start)
 
 
@@ -107,8 +107,10 @@ SPELLED: Final[dict[str, Callable[..., Any]]] = {
     "linalg_vector_norm": _norm,
     "pow": _power,
 }
-"""Calls of ATen, by name without overload, as sums, products and roots of which more is known; such a function
-may leave a call as it is."""
+"""Calls of ATen, by name without overload, as sums, products and roots, of which more is known.
+
+Such a function may leave a call as it is.
+"""
 
 CUSTOM: Final[dict[str, Callable[..., Any]]] = {
     "fsdp::all_gather_copy_in": _copy_in,

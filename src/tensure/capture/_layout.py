@@ -77,7 +77,8 @@ def _content(
     start, stop, _ = slice(attrs.get("start"), attrs.get("end")).indices(shape[0])
     if step.op == "cat":
         together = [piece for found in parts for piece in found[0]]  # type: ignore[index]
-        return together, (sum(found[1][0] for found in parts), *shape[1:])  # type: ignore[index]
+        rows = sum(found[1][0] for found in parts)  # type: ignore[index, misc]
+        return together, (rows, *shape[1:])
     if step.op == "slice":
         return _cut(pieces, start * row, stop * row), (max(0, stop - start), *shape[1:])
     if step.op == "slice_scatter":

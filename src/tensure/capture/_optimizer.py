@@ -24,7 +24,16 @@ from ._changes import changed, replaced
 from ._sources import their_errors
 from ._step import OptimizerFunction
 
-__all__ = ["SHARED", "States", "as_optimizers", "built_optimizer", "counted", "started", "state_leaf", "states_of"]
+__all__ = [
+    "SHARED",
+    "States",
+    "as_optimizers",
+    "built_optimizer",
+    "counted",
+    "started",
+    "state_leaf",
+    "states_of",
+]
 
 SHARED: Final = "optimizer"
 """Before the name of a state that all parameters have in common, as their number of steps."""
@@ -46,8 +55,8 @@ class States:
 def state_leaf(label: str, name: str, shape: Sequence[int], parameter: Sequence[int]) -> str:
     """The value that a state of the single device begins with.
 
-    A state of one number of a parameter that has more is no part of it: a counter. All parameters were stepped
-    equally often, so there is one for all.
+    A state of one number of a parameter that has more is no part of it: a counter. All parameters were
+    stepped equally often, so there is one for all.
     """
     return f"{SHARED}.{name}" if not shape and parameter else f"{label}.{name}"
 
@@ -105,7 +114,9 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[States]:
     inner: Any = getattr(optimizer, "optim", None)
     held = inner if isinstance(inner, torch.optim.Optimizer) else optimizer
     return [
-        States(parameter, {key: t for key, t in held.state.get(parameter, {}).items() if isinstance(t, Tensor)})
+        States(
+            parameter, {key: t for key, t in held.state.get(parameter, {}).items() if isinstance(t, Tensor)}
+        )
         for group in held.param_groups
         for parameter in group["params"]
         if parameter.requires_grad
@@ -116,7 +127,7 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[States]:
 def counted() -> Iterator[None]:
     """Let torch's optimizers compute with a counter that is a tensor, where they would read its value.
 
-    What follows from it are factors; torch takes Python numbers for these only, so they are multiplied by hand.
+    What follows from it are factors; torch takes only Python numbers for these, so they are multiplied here.
     """
     with ExitStack() as stack:
         stack.enter_context(changed(torch_optimizer._get_value, _number))

@@ -35,6 +35,7 @@ from ._world import fake_rank
 
 __all__ = ["TracedRank"]
 
+
 @dataclass
 class TracedRank:
     """One rank, or one micro-batch of it.

@@ -18,7 +18,6 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from tensure.errors import InputError, TensureError
@@ -126,14 +125,17 @@ def their_errors(what: str) -> Iterator[None]:
 
 
 def _raised_at(trace: TracebackType | None) -> tuple[str | None, bool]:
-    """`file.py:12` of the innermost frame that is neither torch's nor ours; whether the innermost is ours."""
-    found, path = None, ""
+    """`file.py:12` of the innermost frame that is neither torch's nor ours; whether the innermost is ours.
+
+    A mode of ours that hands a call on to torch is not what raises.
+    """
+    found, path, name = None, "", ""
     while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
+        path, name = trace.tb_frame.f_code.co_filename, trace.tb_frame.f_code.co_name
         if not path.startswith((_TORCH, _PACKAGE, "<")):
             found = f"{os.path.basename(path)}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return found, path.startswith(_PACKAGE)
+    return found, path.startswith(_PACKAGE) and name != "__torch_function__"
 
 
 def _note(module: str, line: str) -> Attrs:

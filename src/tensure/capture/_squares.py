@@ -2,8 +2,8 @@
 
 Norms of several tensors are put together from the norm of each, and norms of shards from those of ranks: a
 root is taken, and squared, and summed. Plans have the sums alone, since (sqrt s)^2 = s wherever s is not
-negative, for all values. That it is not must be seen: squares, magnitudes, and sums and joins of such; of what
-ranks sum up, on all of them.
+negative. That it is not must be seen: squares, magnitudes, and sums and joins of such; of what ranks sum up,
+on all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tensure.program import COLLECTIVES, Name, Op, Ref
 __all__ = ["unrooted"]
 
 _SAME_SIGN: Final = frozenset(
-    "sum mean view reshape select slice unsqueeze squeeze expand copy t transpose permute stack cat all_reduce "
-    "all_gather reduce_scatter all_to_all add add_n mul sqrt".split()
+    "sum mean view reshape select slice unsqueeze squeeze expand copy t transpose permute stack cat "
+    "all_reduce all_gather reduce_scatter all_to_all add add_n mul sqrt".split()
 )
 """Not negative if none of their operands is."""
 _MOVES: Final = frozenset("view reshape select slice unsqueeze squeeze expand copy stack cat".split())
@@ -64,7 +64,7 @@ class _Text:
             known = self._square(step.args[0]) if _is_square(step) else None
             if known is not None:
                 step = Op("copy", (known,), step.outs, (), step.note)
-            numbers = self.stacked.get(step.args[0].name) if _is_total(step) else None
+            numbers = self._numbers(step)
             if numbers is not None:
                 step = Op("add_n", numbers, step.outs, (), step.note)
             self.made.append(step)
@@ -78,8 +78,9 @@ class _Text:
                 self.positive.add(out)
         elif step.op in COLLECTIVES:
             self.signed.add(out)
-        if step.op == "copy" and isinstance(step.args[0], Ref) and step.args[0].name in self.stacked:
-            self.stacked[out] = self.stacked[step.args[0].name]
+        source = step.args[0] if step.op == "copy" else None
+        if isinstance(source, Ref) and source.name in self.stacked:
+            self.stacked[out] = self.stacked[source.name]
         if step.op == "sqrt" and self._holds(step.args[0]):
             self.squares[out] = step.args[0]  # type: ignore[assignment]
         elif step.op in _MOVES or step.op in ("mul", "div"):
@@ -115,14 +116,14 @@ class _Text:
             return not arg.box and arg.name in self.positive
         return isinstance(arg, (int, float)) and arg >= 0
 
+    def _numbers(self, step: Op) -> tuple[Ref, ...] | None:
+        """What is stacked, of a sum over its first dim."""
+        if step.op != "sum" or step.attr("dim") not in (0, (0,)) or step.attr("keepdim", False):
+            return None
+        return self.stacked.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
+
     def _square(self, arg: Any) -> Ref | None:
         return self.squares.get(arg.name) if isinstance(arg, Ref) and not arg.box else None
-
-
-def _is_total(step: Op) -> bool:
-    """A sum over the first dim."""
-    is_sum = step.op == "sum" and isinstance(step.args[0], Ref)
-    return is_sum and step.attr("dim") in (0, (0,)) and not step.attr("keepdim", False)
 
 
 def _is_square(step: Op) -> bool:

@@ -1,8 +1,9 @@
 """What is captured: one training step on one device, and its parallel twin on a mesh of ranks.
 
 A model function returns a module and example inputs; calling the module gives the loss, or a tuple whose
-first item it is. With an optimizer it returns a TrainingStep, unless an optimizer function is given beside it. A parallel function is given a fresh copy of that module, whole, on every rank, and
-the mesh; it shards, wraps or replaces what it likes, and says what one step of one rank is.
+first item it is. With an optimizer it returns a TrainingStep, unless an optimizer function is given beside.
+A parallel function is given a fresh copy of that module, whole, on every rank, and the mesh; it shards, wraps
+or replaces what it likes, and says what one step of one rank is.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _UNSET: Final = frozenset(
 )
 _KNOWN: Final = _UNSET | {"as_strided"}
 _SILENT: Final = frozenset({"prim::device", "aten::_assert_async", "aten::_assert_scalar", "aten::sym_size"})
+_ARITHMETIC: Final = frozenset({"add", "sub", "rsub", "mul", "div"})
 _FILLS: Final = {"zero": 0, "fill": None}
 
 
@@ -179,6 +180,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for key in writes:
             if key == "out":
                 del given[key]
+        if plain in _ARITHMETIC and isinstance(result, torch.Tensor):
+            self._promote(bound, given, result, note)
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         tensors = [item for item in results if isinstance(item, torch.Tensor)]
         if not tensors:
@@ -210,6 +213,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             for tensor, value in zip(tensors, made, strict=True):
                 tape.add(tensor, value)
+
+    def _promote(
+        self, bound: Mapping[str, Any], given: dict[str, Any], result: torch.Tensor, note: Attrs
+    ) -> None:
+        """Cast a factor of another precision first, as ATen does: operands of a step have one dtype."""
+        for key in ("self", "other"):
+            item = bound.get(key)
+            if isinstance(item, torch.Tensor) and item.ndim == 0 and item.dtype != result.dtype:
+                if item.is_floating_point() and result.is_floating_point():
+                    dtype = dtype_word(result.dtype)
+                    given[key] = self.tape.step("_to_copy", (given[key],), note, dtype=dtype)
 
     def _foreach(
         self, func: Any, plain: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool

@@ -40,8 +40,8 @@ class Updates:
         module: whose parameters are meant.
 
     Raises:
-        InputError: an optimizer here and none on the single device, or the other way round; states whose place
-            nobody knows.
+        InputError: an optimizer here and none on the single device, or the other way round; states whose
+            place nobody knows.
     """
 
     def __init__(self, rank: TracedRank, given: ParallelStep, module: torch.nn.Module) -> None:
@@ -55,7 +55,7 @@ class Updates:
             if self.states is None:
                 raise InputError(
                     "an optimizer of the parallel step alone",
-                    wanted="one on the single device too: a TrainingStep with optimizer=, or prove(optimizer=...)",
+                    wanted="one on the single device too: in a TrainingStep, or by prove(optimizer=...)",
                 )
         elif self.states is None:
             self.optimizers = ()
@@ -117,7 +117,8 @@ class Updates:
             known = (self.states or {}).get(label)
             if known is None:
                 raise InputError(
-                    f"the optimizer steps {label}", wanted="parameters that the single device's optimizer steps"
+                    f"the optimizer steps {label}",
+                    wanted="parameters that the single device's optimizer steps",
                 )
             unlike = sorted(known.keys() ^ tensors.keys())
             if unlike:
@@ -172,7 +173,9 @@ class Updates:
                 self.held.append((f"new.{local}", f"new.{mine}", tensor, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
-            raise InputError(f"state {name} of shape {list(tensor.shape)}", wanted=f"{[at]}, as its parameter")
+            raise InputError(
+                f"state {name} of shape {list(tensor.shape)}", wanted=f"{[at]}, as its parameter"
+            )
         tape.add(tensor, tape.step("cat", tuple(pieces), (), dim=0))
 
     def _stands(self, parameter: torch.Tensor) -> list[tuple[str | None, Part]]:
@@ -187,7 +190,7 @@ class Updates:
                 if part is not None:
                     return [(name, part)]
             made = layout_of(rank.tape.read(local, ()).name, rank.tape.makers(), self._leaf)
-            if made is not None and local.ndim == 1:
+            if made is not None and local.ndim == 1 and any(name is not None for name, _, _ in made):
                 return [
                     (name, part)
                     for name, start, stop in made

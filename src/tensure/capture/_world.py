@@ -185,8 +185,8 @@ def _real_meshes() -> Iterator[None]:
     # On a processor torch spells an all-to-all as gather and cut; what is proved is what accelerators do.
     placements: Any = torch.distributed.tensor.placement_types
     spelled, placements.shard_dim_alltoall = placements.shard_dim_alltoall, _all_to_all
-    norms, part = _math_ops._NormPartial, _math_ops._NormPartial._partition_value
-    norms._partition_value = _norm_part
+    norms: Any = _math_ops._NormPartial
+    part, norms._partition_value = norms._partition_value, _norm_part
     for name in _MESH_METHODS:
         found = DeviceMesh.__dict__.get(name)
         if found is None:
