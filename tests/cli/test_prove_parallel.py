@@ -47,6 +47,10 @@ def tensor_parallel(net, mesh):
     parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
 
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
 def pipeline(net, mesh, microbatches=1):
     first = mesh.get_local_rank("pp") == 0
 
@@ -197,6 +201,8 @@ def test_more_microbatches_are_another_plan(tmp_path: Path, capsys: pytest.Captu
 
 
 BAD = [
+    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2 --optimizer train:model", "takes parameters"),
+    ("prove rows.plan.txt --program net.program.txt --optimizer train:adamw", "options for a parallel step"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=two", "such as dp=2,tp=4"),

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from . import _prove_plans_context, _prove_plans_data, _prove_plans_pipeline, _prove_plans_tensor
+from . import (
+    _prove_plans_context,
+    _prove_plans_data,
+    _prove_plans_optimizer,
+    _prove_plans_pipeline,
+    _prove_plans_tensor,
+)
 from ._prove_parts import ParallelPlan
 
 __all__ = ["PLANS", "ParallelPlan"]
 
 PLANS: tuple[ParallelPlan, ...] = tuple(
     plan
-    for theme in (_prove_plans_tensor, _prove_plans_data, _prove_plans_context, _prove_plans_pipeline)
+    for theme in (
+        _prove_plans_tensor,
+        _prove_plans_data,
+        _prove_plans_context,
+        _prove_plans_pipeline,
+        _prove_plans_optimizer,
+    )
     for plan in theme.plans()
 )

@@ -59,12 +59,16 @@ def capture(
 
 
 def draw(program: Program, entry: str, seed: int) -> dict[str, Array]:
-    """Inputs and weights. A mask never hides a whole row, so that its softmax is a number."""
+    """Inputs and weights; roots and softmax of them are numbers.
+
+    A mask never hides a whole row; what an optimizer keeps of squares, and its counter, are not negative.
+    """
     rng = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
     for label, want, _ in leaves(program, entry, bind_entry(program, entry, {})):
         if want.dtype.startswith("f"):
             values: Any = 0.25 + 0.5 * rng.standard_normal(want.shape)
+            values = np.abs(values) if label.endswith(("_sq", ".step")) else values
         elif want.dtype == "bool":
             values = rng.random(want.shape) < 0.4
             values[..., :1] = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from tensure.program import Cat, Name, Op, Ref, TensorType, infer_collective, infer_step
 
@@ -83,6 +83,8 @@ class _Pass:
         self.types, self.mesh = types, mesh
         self.known: dict[Name, _Known] = {}
         self.stacked: dict[Name, Sequence[Any]] = {}
+        self.written: dict[Name, tuple[int, tuple[tuple[int, int, Any], ...]]] = {}
+        """What was written into memory: along which dim, from where to where, in order."""
         self.same: dict[Name, Ref] = {}
         self.made: list[Op] = []
         self.met: list[Meeting] = []
@@ -248,7 +250,35 @@ def _slice(run: _Pass, step: Op) -> _Known | Ref | None:
 
 def _slice_scatter(run: _Pass, step: Op) -> _Known | Ref | None:
     base, source = (run.flat(arg) for arg in step.args)
-    if base is None or source is None or step.attr("step", 1) != 1:
+    written = _written(run, step)
+    if written is not None:
+        if base is not None and source is not None:
+            flat = _scattered(run, step, base, source)
+            if isinstance(flat, _Flat) and len(flat.pieces) > 1:
+                run.known[written.name] = flat
+        return written
+    return None if base is None or source is None else _scattered(run, step, base, source)
+
+
+def _written(run: _Pass, step: Op) -> Ref | None:
+    """Writes that leave nothing of what was there join what they write."""
+    base, shape = step.args[0], run.shape(Ref(step.outs[0]))
+    if shape is None or not isinstance(base, Ref) or step.attr("step", 1) != 1:
+        return None
+    dim = cast("int", step.attr("dim", 0)) % len(shape)
+    start, end, _ = slice(step.attr("start"), step.attr("end")).indices(shape[dim])
+    before, pieces = run.written.get(base.name, (dim, ()))
+    kept = [piece for piece in pieces if piece[1] <= start or end <= piece[0]] if before == dim else []
+    found = tuple(sorted([*kept, (start, end, step.args[1])], key=lambda piece: piece[0]))
+    run.written[step.outs[0]] = (dim, found)
+    ends = [0, *(piece[1] for piece in found)]
+    if len(found) == 1 or ends != [*(piece[0] for piece in found), shape[dim]]:
+        return None
+    return run.emit("cat", tuple(piece[2] for piece in found), step, dim=dim)
+
+
+def _scattered(run: _Pass, step: Op, base: _Flat, source: _Flat) -> _Known | Ref | None:
+    if step.attr("step", 1) != 1:
         return None
     total = sum(count for count, _ in base.pieces)
     start, end, _ = slice(step.attr("start"), step.attr("end")).indices(total)

@@ -60,8 +60,8 @@ def capture_model(model: ModelFunction, *, optimizer: OptimizerFunction | None =
 
     With an optimizer, its step is the last part of the step: its states are inputs besides, and instead of
     gradients of parameters there are `new.NAME`, the parameter afterwards, and `new.NAME.exp_avg` or
-    whatever it keeps. Its counters are inputs too, so that the step is any step of the training, but for the very first
-    of an optimizer that begins otherwise (SGD, whose first momentum is the gradient).
+    whatever it keeps. Its counters are inputs too, so that the step is any step of the training, but for the
+    very first of an optimizer that begins otherwise (SGD, whose first momentum is the gradient).
 
     Args:
         model: returns the module and its inputs, or a TrainingStep.

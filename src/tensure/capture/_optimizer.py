@@ -81,7 +81,14 @@ def as_optimizers(found: Any) -> tuple[torch.optim.Optimizer, ...]:
 def built_optimizer(make: OptimizerFunction, module: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
     """The optimizer of a module's parameters."""
     with their_errors("the optimizer function"):
-        return as_optimizers(make(module.parameters()))
+        try:
+            return as_optimizers(make(module.parameters()))
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise InputError(
+                f"the optimizer function cannot be called: {error}", wanted="one that takes parameters"
+            ) from None
 
 
 def started(optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -13,7 +13,6 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 import torch
-import typing_extensions
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -31,7 +30,7 @@ _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
 _SKIPPED: Final = (
     _TORCH,
-    typing_extensions.__file__,  # torch marks what is deprecated by it
+    os.path.join(os.path.dirname(os.path.dirname(torch.__file__)), "typing_extensions.py"),  # deprecations
     *(os.path.join(_HOUSE, room) + os.sep for room in ("api", "cli")),
 )
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep

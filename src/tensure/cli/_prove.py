@@ -23,6 +23,7 @@ PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt -o rows.certificate --jobs 2",
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
+    "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --optimizer train:adamw",
 )
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
@@ -31,6 +32,7 @@ PROVE_HELP = help_text(
     (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
+    "With --optimizer, a function from the parameters to a torch.optim optimizer, its step is part of both. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
@@ -73,6 +75,10 @@ def prove_command(
         int | None,
         typer.Option("--microbatches", min=1, metavar="N", help="Handed to the parallel function."),
     ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option("--optimizer", metavar="PKG:FN", help="From parameters to what steps them."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Write the traced program.txt and plan.txt there."),
@@ -110,20 +116,26 @@ def prove_command(
         check_target(target, force=force)
     is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
     if plan is not None and program is not None:
-        if is_step or keep:
+        if is_step or keep or optimizer is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
         result = api.prove(plan, program, jobs=jobs)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
         with talk.progress("tracing ranks") as progress:
-            result = api.prove(plan, jobs=jobs, progress=progress)
+            result = api.prove(plan, optimizer=optimizer, jobs=jobs, progress=progress)
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
         raise InputError("nothing to prove", wanted=WANTED)
     else:
         with talk.progress("tracing ranks") as progress:
             result = api.prove(
-                parallel, model, mesh=_mesh(mesh), microbatches=microbatches, jobs=jobs, progress=progress
+                parallel,
+                model,
+                mesh=_mesh(mesh),
+                microbatches=microbatches,
+                optimizer=optimizer,
+                jobs=jobs,
+                progress=progress,
             )
     proof = result.proof
     if output is not None and result.certificate is not None:

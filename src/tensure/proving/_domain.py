@@ -1,0 +1,51 @@
+"""Leaves of which roots are taken: drawn negative, they would give no number, and nothing would be seen.
+
+A second moment is what an optimizer keeps of squares, and its counter goes into powers; neither says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from tensure.program import Name, Op, Program, Ref, expand, leaves
+
+__all__ = ["rooted_leaves"]
+
+_ROOTS: Final = frozenset({"sqrt", "rsqrt", "log"})
+_LED_THROUGH: Final = frozenset(
+    "add add_n sub rsub mul div neg copy _to_copy view expand maximum slice cat stack".split()
+)
+
+
+def rooted_leaves(program: Program, entry: str, env: Mapping[str, int]) -> frozenset[str]:
+    """Floating leaves that a root or a logarithm rests on by sums, multiples and moves alone."""
+    makers: dict[Name, Op] = {}
+    wanted: list[Name] = []
+    for step in expand(program.blocks, program.entry(entry).body, env):
+        makers.update((out, step) for out in step.outs)
+        if step.op in _ROOTS:
+            wanted += _read(step)
+    known = {label for label, want, _ in leaves(program, entry, env) if want.dtype[0] in "fb"}
+    found, seen = set[str](), set[Name]()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        made = makers.get(name)
+        if made is None:
+            found.add(str(name))
+        elif made.op in _LED_THROUGH and not _is_square(made):
+            wanted += _read(made)
+        elif made.op == "pow" and not isinstance(made.args[0], Ref):
+            wanted += _read(made)  # a number to the power of a counter
+    return frozenset(found & known)
+
+
+def _read(step: Op) -> list[Name]:
+    return [ref.name for ref in step.reads()]
+
+
+def _is_square(step: Op) -> bool:
+    return step.op == "mul" and step.args[0] == step.args[1]
