@@ -1,16 +1,19 @@
-"""Leaves of which roots are taken: drawn negative, they would give no number, and nothing would be seen.
+"""How a replay draws: so that the Program has values, and its bounds are passed.
 
-A second moment is what an optimizer keeps of squares, and its counter goes into powers; neither says so.
+Drawn negative, leaves of which roots are taken would give no number, and nothing would be seen. A second
+moment is what an optimizer keeps of squares, and its counter goes into powers; neither says so. Small
+gradients are not clipped, and faults of clipping would not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from tensure.program import Name, Op, Program, Ref, expand, leaves
 
-__all__ = ["rooted_leaves"]
+__all__ = ["PLAIN", "Manner", "manner_of"]
 
 _ROOTS: Final = frozenset({"sqrt", "rsqrt", "log"})
 _LED_THROUGH: Final = frozenset(
@@ -18,7 +21,30 @@ _LED_THROUGH: Final = frozenset(
 )
 
 
-def rooted_leaves(program: Program, entry: str, env: Mapping[str, int]) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How floats are drawn.
+
+    Args:
+        positive: leaves that are drawn as magnitudes.
+        scale: how much larger than usual all are.
+    """
+
+    positive: frozenset[str] = frozenset()
+    scale: float = 1.0
+
+
+PLAIN: Final = Manner()
+_LARGE: Final = 32.0
+
+
+def manner_of(program: Program, entry: str, env: Mapping[str, int], seed: int) -> Manner:
+    """For one seed; where the Program holds something to bounds, every second draw is large."""
+    is_bounded = any(step.op == "clamp" for step in expand(program.blocks, program.entry(entry).body, env))
+    return Manner(_rooted(program, entry, env), _LARGE if is_bounded and seed % 2 == 0 else 1.0)
+
+
+def _rooted(program: Program, entry: str, env: Mapping[str, int]) -> frozenset[str]:
     """Floating leaves that a root or a logarithm rests on by sums, multiples and moves alone."""
     makers: dict[Name, Op] = {}
     wanted: list[Name] = []

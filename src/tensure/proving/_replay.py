@@ -6,7 +6,7 @@ and not of rounding. Knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -26,7 +26,6 @@ from tensure.program import (
     bind_entry,
     collective,
     evaluate_program,
-    expand,
     infer_program,
     leaves,
     numpy_dtype,
@@ -34,12 +33,13 @@ from tensure.program import (
 )
 
 from ._compare import Comparison, compare
-from ._domain import rooted_leaves
+from ._domain import PLAIN, Manner, manner_of
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NARROW: Final = frozenset({"f32", "f16", "bf16"})
 MAX_ELEMENTS: Final = 1 << 26
-_INDEX_DRAWS: Final = (4, 2, 1)
+DRAWS: Final = (4, 2, 1)
+"""Below what indices are drawn, the first that the Program takes."""
 
 
 def replay(
@@ -51,42 +51,13 @@ def replay(
     types = infer_program(wide_program, entry=entry, params=params)
     if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
         return None
-    positive, scale = rooted_leaves(wide_program, entry, env), _scale(wide_program, entry, env, seed)
-    for most in _INDEX_DRAWS:
+    manner = manner_of(wide_program, entry, env, seed)
+    for most in DRAWS:
         try:
-            return compare(wide_plan, wide_program, entry, env, Real(seed, most, positive, scale))
+            return compare(wide_plan, wide_program, entry, env, Real(seed, most, manner))
         except LimitError:
             return None
         except RecordError:
-            continue
-    return None
-
-
-def _scale(program: Program, entry: str, env: Mapping[str, int], seed: int) -> float:
-    """Of drawn floats. A bound may hold for small ones: where there is one, every second draw is large."""
-    body = expand(program.blocks, program.entry(entry).body, env)
-    return 16.0 if seed % 2 == 0 and any(step.op == "clamp" for step in body) else 0.5
-
-
-def program_values(
-    program: Program, entry: str, params: Mapping[str, int], seed: int
-) -> Mapping[str, Array] | None:
-    """Every value of a Program's run by name; None when it is too large or refuses drawn values."""
-    wide = widened_program(program)
-    env = bind_entry(wide, entry, params)
-    types = infer_program(wide, entry=entry, params=params)
-    if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
-        return None
-    positive, scale = rooted_leaves(wide, entry, env), _scale(wide, entry, env, seed)
-    for most in _INDEX_DRAWS:
-        real = Real(seed, most, positive, scale)
-        drawn = {label: real.draw(label, want) for label, want, _ in leaves(wide, entry, env)}
-        try:
-            with np.errstate(all="ignore"):
-                return evaluate_program(wide, drawn, entry=entry, params=params).values
-        except LimitError:
-            return None
-        except TensureError:
             continue
     return None
 
@@ -124,22 +95,19 @@ class Real:
     Args:
         seed: of what is drawn.
         most: indices are below it.
-        positive: leaves that are drawn as magnitudes.
-        scale: how large floats are.
+        manner: how floats are drawn.
     """
 
-    def __init__(
-        self, seed: int, most: int, positive: frozenset[str] = frozenset(), scale: float = 0.5
-    ) -> None:
+    def __init__(self, seed: int | Sequence[int], most: int, manner: Manner = PLAIN) -> None:
         self.rng = np.random.default_rng(seed)
-        self.most, self.positive, self.scale_of = most, positive, scale
+        self.most, self.manner = most, manner
 
     def draw(self, label: str, want: TensorType) -> Array:
         if want.dtype.startswith(("f", "bf")):
             fan = max(want.shape[-1] if want.shape else 1, 1)
             drawn: Array = self.rng.standard_normal(want.shape)
-            drawn *= self.scale_of * (1 if fan < 64 else 2 * fan**-0.5)
-            drawn = np.abs(drawn) if label in self.positive else drawn
+            drawn *= self.manner.scale * (0.5 if fan < 64 else fan**-0.5)
+            drawn = np.abs(drawn) if label in self.manner.positive else drawn
         elif want.dtype in ("i64", "i32", "bool"):
             drawn = self.rng.integers(0, 2 if want.dtype == "bool" else self.most, want.shape)
         else:
