@@ -147,7 +147,7 @@ def _by_rank(
             progress(at + 1, count)
     _lack(ranks)
     _unroot(ranks)
-    parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
+    parts = apart([(rank.steps, rank.leaf_types(), rank.place) for rank in ranks], mesh)
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
     else:
@@ -177,7 +177,10 @@ def _by_class(
         ]
         return live_classes(made, mesh)
 
-    parts = [[apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks] for ranks in samples]
+    found_parts = iter(
+        apart([(rank.steps, rank.leaf_types(), rank.place) for ranks in samples for rank in ranks], mesh)
+    )
+    parts = [[next(found_parts) for _ in ranks] for ranks in samples]
     is_one = all(met == each[0][1] for each in parts for _, met in each)
     if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
         made = live([[steps for steps, _ in each] for each in parts])
