@@ -46,12 +46,20 @@ def adamw(parameters: Iterable[Any], **options: Any) -> Optimizer:
 
 
 def model(
-    make: Make = adamw, *, clip: bool = False, hidden: int = 8, inner: int = 16, rows: int = 8
+    make: Make = adamw,
+    *,
+    clip: bool = False,
+    hidden: int = 8,
+    inner: int = 16,
+    rows: int = 8,
+    normed: bool = True,
 ) -> Callable[[], TrainingStep]:
     """The step on one device."""
 
     def single() -> TrainingStep:
         net = Net(hidden, inner)
+        if not normed:
+            net.norm = nn.Identity()  # type: ignore[assignment]
         optimizer = make(net.parameters())
 
         def step(x: Tensor, target: Tensor) -> Tensor:
@@ -185,6 +193,63 @@ def tensor_parallel(make: Make = adamw, *, clip: bool = False) -> Any:
             return loss
 
         return ParallelStep(step, optimizer=optimizer)
+
+    return parallel
+
+
+def fsdp_over_tensor_parallel() -> Any:
+    """A mesh of two axes: norms are summed over both."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        net.norm = nn.Identity()  # every parameter a DTensor, of one list
+        parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        fully_shard(net, mesh=mesh["dp"])
+        optimizer = adamw(net.parameters(), foreach=True)
+
+        def step(x: Tensor, target: Tensor) -> Tensor:
+            loss: Tensor = net(x, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            clip_grad_norm_(net.parameters(), MAX_NORM)
+            optimizer.step()
+            return loss
+
+        return data_parallel(step, optimizer=optimizer)
+
+    return parallel
+
+
+def pipeline() -> Any:
+    """Two stages, each with an optimizer of its own parameters; the norm is that of both."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        rank, group = mesh.get_local_rank("pp"), mesh.get_group("pp")
+        stage = nn.ModuleDict({"up": net.up} if rank == 0 else {"down": net.down})
+        optimizer = adamw(stage.parameters())
+
+        def step(x: Tensor, target: Tensor) -> Tensor:
+            loss = torch.zeros(())
+            if rank == 0:
+                sent = torch.relu(net.up(x))
+                dist.send(sent.detach(), 1)
+                grad = torch.empty_like(sent)
+                dist.recv(grad, 1)
+                sent.backward(grad)  # type: ignore[no-untyped-call]
+            else:
+                got = torch.empty(x.shape[0], net.down.in_features)
+                dist.recv(got, 0)
+                got.requires_grad_()
+                loss = (x + net.down(got) - target).pow(2).mean()
+                loss.backward()  # type: ignore[no-untyped-call]
+                assert got.grad is not None
+                dist.send(got.grad, 0)
+            own = [p.grad.pow(2).sum() for p in stage.parameters() if p.grad is not None]
+            square = torch.stack(own).sum()
+            dist.all_reduce(square, group=group)
+            clip_grads_with_norm_(list(stage.parameters()), MAX_NORM, square.sqrt())
+            optimizer.step()
+            return loss.detach()
+
+        return ParallelStep(step, module=stage, outputs=({"pp": Partial()},), optimizer=optimizer)
 
     return parallel
 

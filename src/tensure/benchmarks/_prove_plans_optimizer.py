@@ -188,6 +188,8 @@ def plans() -> Iterator[ParallelPlan]:
     lists = partial(_replicas, make=partial(_adamw, foreach=True))
     yield ParallelPlan("AdamW in a loop and by lists", partial(_stepped, llama), lists, dp)
     yield ParallelPlan("clipped AdamW under FSDP2", partial(clipped, mlp), _sharded, {"dp": 2})
+    uneven = partial(clipped, partial(mlp, batch=3, hidden=7, inner=8))
+    yield ParallelPlan("clipped AdamW under uneven FSDP2", uneven, _sharded, {"dp": 3})
     blocks = partial(_sharded, modules=("blocks.0",))
     yield ParallelPlan("clipped AdamW under FSDP2 of Llama", partial(clipped, four), blocks, {"dp": 2})
     for stage in (1, 2):

@@ -181,6 +181,9 @@ def _each(run: Pass, step: Op) -> Known | Ref | None:
         if piece is None:
             return None
         made = run.emit(step.op, (shaped, *step.args[1:]), step, **attrs)
+        if isinstance(shaped, Ref) and shaped.name in run.padded and step.op in ("mul", "div"):
+            value, blank = run.padded[shaped.name]  # a multiple of zeros is zeros
+            run.padded[made.name] = (run.emit(step.op, (value, *step.args[1:]), step, **attrs), blank)
         if shaped is piece:
             return made
         return run.laid(made, (count,) if isinstance(known, Flat) else (known.count, count), step)
