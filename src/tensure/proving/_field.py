@@ -22,7 +22,9 @@ from tensure.program import Op, TensorType, bind_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
 from ._field_lookups import CONSTANTS, LOOKUPS, constant
+from ._field_products import PRODUCTS
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
+from ._values import FLOATS
 from ._windows import walks
 
 P: Final = (1 << 127) - 1
@@ -126,13 +128,15 @@ class Field:
     def _run(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
         first = operands[0] if operands else None
         degree = sum(item.degree for item in operands if isinstance(item, F))
-        if op == "copy" and isinstance(first, F):
-            return [first]
+        if isinstance(first, F) and (
+            op == "copy" or (op == "_to_copy" and given["dtype"] in (None, *FLOATS))
+        ):
+            return [first]  # equality is over the real numbers
         if op in _RATIONAL:
             values = [item.array if isinstance(item, F) else _number(item) for item in operands]
             if op == "div":
                 if given["rounding_mode"] is not None:
-                    return self._oracle(op, given, operands)
+                    return [self.oracle(op, given, operands)]
                 values[1] = self.inverse(values[1])
             alpha = _element(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
@@ -147,6 +151,8 @@ class Field:
             return [F(made * by % P, first.degree * max(count, 1))]
         if op in ("convolution", "integer_convolution") and not given.get("transposed"):
             return [self._convolve(given, operands, degree)]
+        if op == "constant_pad_nd" and isinstance(first, F):
+            return [F(_padded(given, first.array), first.degree)]
         if op in MOVES:
             return [
                 F(_move(op, given, operands), max(item.degree for item in operands if isinstance(item, F)))
@@ -156,16 +162,20 @@ class Field:
             return [F(_objects([_number(x) for x in made.reshape(-1).tolist()], made.shape), 1)]
         if op in LOOKUPS:
             return [F(array % P, degree) for array, degree in LOOKUPS[op](self, given, operands)]
+        product = PRODUCTS[op](self, given, operands) if op in PRODUCTS else None
+        if product is not None:
+            array, grown = product
+            return [F(np.asarray(array % P, dtype=object), grown)]
         if op in ELEMENTWISE or op in PER_CHANNEL:
-            return self._oracle(op, given, operands)
+            return [self.oracle(op, given, operands)]
         if op in REDUCTIONS and isinstance(first, F):
             return [self._along(op, given, first, reduced_dims(given["dim"], first.array.ndim))]
         if op in ROWS or op in NORMS or op == "max_pool2d":
             return self._rows(op, given, operands)
         raise UnsupportedError(f"op {op!r} has no meaning in the field")
 
-    def _oracle(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
-        """Element by element; broadcasting as numpy's."""
+    def oracle(self, op: str, given: dict[str, Any], operands: list[Any]) -> F:
+        """A function of which nothing is known, element by element; broadcasting as numpy's."""
         arrays = [item.array for item in operands if isinstance(item, F)]
         key = [op, *(item for item in operands if not isinstance(item, F))]
         lists: list[Array] = []
@@ -184,7 +194,15 @@ class Field:
         self.oracles += spread[0].size
         flat = zip(*(item.reshape(-1).tolist() for item in spread), strict=True)
         made = [self._hash(text, *values) for values in flat]
-        return [F(_objects(made, spread[0].shape), 1)]
+        return F(_objects(made, spread[0].shape), 1)
+
+    def like(self, array: Array) -> F:
+        """Integers as field elements."""
+        return F(array % P, 1)
+
+    def element(self, value: Fraction) -> int:
+        """A fraction as the field element it stands for."""
+        return _element(value)
 
     def _along(self, op: str, given: dict[str, Any], x: F, dims: tuple[int, ...]) -> F:
         """One oracle for each set of reduced elements; order counts only for the positions of extrema."""
@@ -367,6 +385,16 @@ def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
     except TensureError as error:
         raise RecordError(str(error)) from error
     flat = np.concatenate([array.reshape(-1) for array in arrays])
+    return np.asarray(flat[places], dtype=object)
+
+
+def _padded(given: dict[str, Any], array: Array) -> Array:
+    """The elements with a number put around."""
+    from tensure.program import evaluate_op
+
+    spots = np.arange(1, array.size + 1, dtype=np.int64).reshape(array.shape)
+    (places,) = evaluate_op("constant_pad_nd", [spots], {"pad": given["pad"], "value": 0})
+    flat = np.concatenate([_objects([_number(given["value"])], (1,)), array.reshape(-1)])
     return np.asarray(flat[places], dtype=object)
 
 
