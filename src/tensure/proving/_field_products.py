@@ -14,13 +14,15 @@ import numpy as np
 
 from tensure.program import rational
 
+from ._field_degree import CONSTANT, DRAWN, Degree
+
 if TYPE_CHECKING:
-    from ._field import Field
+    from ._field import F, Field
 
 __all__ = ["PRODUCTS"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Made: TypeAlias = "tuple[Array, int] | None"
+Made: TypeAlias = "tuple[Array, Degree] | None"
 """An array of integers, not yet modulo p, and its degree; None where the op stays an oracle as a whole."""
 MAX_POWER: Final = 8
 
@@ -30,19 +32,19 @@ def _sloped(name: str) -> Callable[[Field, dict[str, Any], list[Any]], Made]:
 
     def made(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
         grad, x = operands
-        return grad.array * field.oracle(name, given, [x]).array, grad.degree + 1
+        return grad.array * field.oracle(name, given, [x]).array, grad.degree.times(DRAWN)
 
     return made
 
 
 def _sigmoid_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, y = operands
-    return grad.array * y.array * (1 - y.array), grad.degree + 2 * y.degree
+    return grad.array * y.array * (1 - y.array), grad.degree.times(y.degree, CONSTANT.plus(y.degree))
 
 
 def _tanh_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, y = operands
-    return grad.array * (1 - y.array * y.array), grad.degree + 2 * y.degree
+    return grad.array * (1 - y.array * y.array), grad.degree.times(CONSTANT.plus(y.degree.power(2)))
 
 
 def _where(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -60,33 +62,35 @@ def _chosen(field: Field, condition: Any, one: Any, other: Any) -> Made:
     if a is None or b is None:
         return None
     h = field.oracle("is", {}, [condition]).array
-    return h * a + (1 - h) * b, 1 + _degree(one) + _degree(other)
+    return h * a + (1 - h) * b, _degree(one).times(DRAWN).plus(_degree(other).times(DRAWN))
 
 
 def _softmax(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     (x,) = operands
     powers = field.oracle("exp", {}, [x]).array
-    size = powers.shape[given["dim"]] if powers.ndim else 1
-    return powers * field.inverse(_total(field, powers, given)), size + 1
+    size = _size(x, given)
+    return powers * field.inverse(_total(field, powers, given)), DRAWN.times(DRAWN.added(size).inverse())
 
 
 def _log_softmax(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     (x,) = operands
     powers = field.oracle("exp", {}, [x]).array
     total = field.like(_total(field, powers, given))
-    return x.array - field.oracle("log", {}, [total]).array, x.degree + 1
+    return x.array - field.oracle("log", {}, [total]).array, x.degree.plus(DRAWN)
 
 
 def _softmax_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, y = operands
     total = _total(field, grad.array * y.array, given)
-    return y.array * (grad.array - total), (grad.degree + 2 * y.degree) * max(y.array.size, 1)
+    summed = grad.degree.times(y.degree).added(_size(y, given))
+    return y.array * (grad.array - total), y.degree.times(grad.degree.plus(summed))
 
 
 def _log_softmax_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, y = operands
     powers = field.oracle("exp", {}, [y]).array
-    return grad.array - powers * _total(field, grad.array, given), (grad.degree + 1) * max(y.array.size, 1)
+    summed = grad.degree.added(_size(y, given)).times(DRAWN)
+    return grad.array - powers * _total(field, grad.array, given), grad.degree.plus(summed)
 
 
 def _pow(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -101,24 +105,26 @@ def _pow(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
         return None
     count = abs(int(exponent))
     made = math.prod([x.array] * (count - 1), start=x.array)
-    return (field.inverse(made) if exponent < 0 else made), x.degree * count
+    degree = x.degree.power(count)
+    return (field.inverse(made), degree.inverse()) if exponent < 0 else (made, degree)
 
 
 def _reciprocal(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     (x,) = operands
-    return field.inverse(x.array), x.degree
+    return field.inverse(x.array), x.degree.inverse()
 
 
 def _addcmul(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
     by = field.element(rational(given["value"]))
-    return x.array + by * one.array * other.array, x.degree + one.degree + other.degree
+    return x.array + by * one.array * other.array, x.degree.plus(one.degree.times(other.degree))
 
 
 def _addcdiv(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
     by = field.element(rational(given["value"]))
-    return x.array + by * one.array * field.inverse(other.array), x.degree + one.degree + other.degree
+    degree = x.degree.plus(one.degree.times(other.degree.inverse()))
+    return x.array + by * one.array * field.inverse(other.array), degree
 
 
 def _added_product(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -127,7 +133,8 @@ def _added_product(field: Field, given: dict[str, Any], operands: list[Any]) -> 
     field.work(one.array.size * other.array.shape[-1])
     product = np.asarray(np.matmul(one.array, other.array), dtype=object)
     inner = max(one.array.shape[-1], 1)
-    return beta * x.array + alpha * product, x.degree + (one.degree + other.degree) * inner
+    degree = one.degree.times(other.degree).added(inner)
+    return beta * x.array + alpha * product, x.degree.plus(degree)
 
 
 def _total(field: Field, x: Array, given: dict[str, Any]) -> Array:
@@ -145,8 +152,12 @@ def _value(item: Any) -> Any:
     return hash_number(item)
 
 
-def _degree(item: Any) -> int:
-    return 0 if isinstance(item, (int, float)) else int(item.degree)
+def _degree(item: Any) -> Degree:
+    return CONSTANT if isinstance(item, (int, float)) else item.degree
+
+
+def _size(x: F, given: dict[str, Any]) -> int:
+    return int(x.array.shape[given["dim"]]) if x.array.ndim else 1
 
 
 PRODUCTS: Final[dict[str, Callable[[Field, dict[str, Any], list[Any]], Made]]] = {
