@@ -52,6 +52,9 @@ EXACT: list[tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = [
     ("tanh_backward", {}, ((2, 3), (2, 3))),
     ("_softmax_backward_data", {"dim": 1, "input_dtype": "f64"}, ((2, 3), (2, 3))),
     ("constant_pad_nd", {"pad": (1, 2, -1, 0), "value": 7}, ((3, 2),)),
+    ("slice_backward", {"input_sizes": (4, 3), "dim": 0, "start": 1, "end": 4, "step": 2}, ((2, 3),)),
+    ("select_backward", {"input_sizes": (4, 3), "dim": 1, "index": 2}, ((4,),)),
+    ("tril", {"diagonal": -1}, ((3, 3),)),
     ("_to_copy", {"dtype": "f32"}, ((2,),)),
 ]
 
@@ -137,6 +140,35 @@ def test_a_lookup_in_shifted_rows_is_the_same_lookup() -> None:
     first = domain.indicator(index.array, 1) * table.array[0]
     assert domain.difference(domain.add(rows, F(first)), found) is None  # rows 1 to 3 apart from row 0
     assert domain.difference(rows, found) is not None
+
+
+@pytest.mark.parametrize("mask", [(True, True, True), (False, True, False), (True, False, False)])
+@pytest.mark.parametrize(
+    ("attrs", "x", "weight", "out"),
+    [
+        ({"stride": (2, 1), "padding": (1, 0), "groups": 2}, (2, 4, 5, 4), (2, 2, 3, 2), (2, 2, 3, 3)),
+        ({"dilation": (2,), "padding": (2,)}, (2, 3, 6), (4, 3, 3), (2, 4, 6)),
+    ],
+)
+def test_gradients_of_a_convolution(
+    attrs: dict[str, Any],
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    out: tuple[int, ...],
+    mask: tuple[bool, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-5, 6, shape).astype(np.float64) for shape in (out, x, weight)]
+    spatial = len(x) - 2
+    given = {
+        "bias_sizes": weight[:1], "stride": (1,) * spatial, "padding": (0,) * spatial, "groups": 1,
+        "dilation": (1,) * spatial, "transposed": False, "output_padding": (0,) * spatial,
+        "output_mask": mask, **attrs,
+    }  # fmt: skip
+    step = op("convolution_backward", "g", "x", "w", out=("a", "b", "c"), **given)
+    made = Field(1).run(step, [lifted(array) for array in arrays])
+    for have, want in zip(made, evaluate_op("convolution_backward", arrays, given), strict=True):
+        assert have.array.shape == want.shape and (have.array == lifted(want).array).all()
 
 
 def drawn(domain: Field, *shapes: tuple[int, ...]) -> list[F]:

@@ -11,7 +11,7 @@ not may still be an identity of the real functions, so a mismatch refutes nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -21,6 +21,7 @@ from tensure.errors import LimitError, RecordError, TensureError, UnsupportedErr
 from tensure.program import Op, TensorType, bind_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
+from ._field_convolution import convolution, gradients, taps
 from ._field_degree import CONSTANT, DRAWN, Degree, widest
 from ._field_lookups import CONSTANTS, LOOKUPS, constant
 from ._field_products import PRODUCTS
@@ -34,6 +35,8 @@ MOVES: Final = frozenset(
     "view reshape flatten permute transpose t unsqueeze squeeze select expand cat stack slice slice_scatter "
     "select_scatter flip roll repeat".split()
 )
+PADDING: Final = frozenset("constant_pad_nd slice_backward select_backward tril triu".split())
+"""Moves that put a number beside the elements."""
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -152,9 +155,14 @@ class Field:
             by = pow(count, -1, P) if op == "mean" and count else 1
             return [F(made * by % P, first.degree.added(count))]
         if op in ("convolution", "integer_convolution") and not given.get("transposed"):
-            return [self._convolve(given, operands)]
-        if op == "constant_pad_nd" and isinstance(first, F):
-            return [F(_padded(given, first.array), first.degree)]
+            array, grown = convolution(self, given, operands)
+            return [F(np.asarray(array % P, dtype=object), grown)]
+        if op == "convolution_backward":
+            return [
+                F(np.asarray(array % P, dtype=object), at) for array, at in gradients(self, given, operands)
+            ]
+        if op in PADDING and isinstance(first, F):
+            return [F(_padded(op, given, first.array), first.degree)]
         if op in MOVES:
             return [F(_move(op, given, operands), widest(degrees))]
         if op in CONSTANTS:
@@ -242,49 +250,12 @@ class Field:
         kernel = given["kernel_size"] if len(given["kernel_size"]) == 2 else given["kernel_size"] * 2
         if given["ceil_mode"]:
             raise UnsupportedError("a pool with ceil_mode has no meaning in the field")
-        taps = self._taps(x.array, walks(given, kernel), -1)
-        self.work(taps.size)
-        self.oracles += taps[..., 0, 0].size
-        flat = taps.reshape(-1, kernel[0] * kernel[1]).tolist()
+        windows = taps(x.array, walks(given, kernel), -1)
+        self.work(windows.size)
+        self.oracles += windows[..., 0, 0].size
+        flat = windows.reshape(-1, kernel[0] * kernel[1]).tolist()
         made = [self._hash(b"max_pool2d", *sorted(set(row) - {-1})) for row in flat]
-        return F(_objects(made, taps.shape[:-2]))
-
-    def _taps(self, x: Array, dims: Sequence[Any], fill: int) -> Array:
-        """Every output position's window: [..., *outputs, *kernel]."""
-        lead = x.ndim - len(dims)
-        shape = list(x.shape)
-        for at, walk in enumerate(dims):
-            shape[lead + at] += walk.before + walk.after
-        # not np.pad: its zeros are int64 scalars, which overflow beside long integers
-        full = np.full(shape, fill, dtype=object)
-        inside = [slice(walk.before, walk.before + x.shape[lead + at]) for at, walk in enumerate(dims)]
-        full[(slice(None),) * lead + tuple(inside)] = x
-        for at, walk in enumerate(dims):
-            rows = np.arange(walk.count(x.shape[lead + at]))[:, None] * walk.stride
-            places = rows + np.arange(walk.kernel)[None, :] * walk.dilation
-            full = full.take(places.reshape(-1), axis=lead + at)
-            split = (*full.shape[: lead + at], *places.shape, *full.shape[lead + at + 1 :])
-            full = np.moveaxis(full.reshape(split), lead + at + 1, -1)
-        return full
-
-    def _convolve(self, given: dict[str, Any], operands: list[Any]) -> F:
-        x, weight = operands[0].array, operands[1].array
-        groups, spatial = given["groups"], weight.ndim - 2
-        zero = given.get("input_zero_point", 0)
-        taps = self._taps((x - zero) % P, walks(given, weight.shape[2:]), 0)
-        count, channels = x.shape[0], x.shape[1] // groups
-        taps = taps.reshape(count, groups, channels, *taps.shape[2:])
-        kernels = weight.reshape(groups, -1, *weight.shape[1:])
-        self.work(taps.size * kernels.shape[1])
-        letters = "uvwxyz"
-        outs, inner = letters[:spatial], letters[3 : 3 + spatial]
-        made = np.einsum(f"ngc{outs}{inner},goc{inner}->ngo{outs}", taps, kernels) % P
-        made = made.reshape(count, -1, *made.shape[3:])
-        degree = operands[0].degree.times(operands[1].degree).added(int(np.prod(weight.shape[1:])))
-        if len(operands) > 2 and operands[2] is not None:
-            made = (made + operands[2].array.reshape(1, -1, *[1] * spatial)) % P
-            degree = degree.plus(operands[2].degree)
-        return F(made, degree)
+        return F(_objects(made, windows.shape[:-2]))
 
     def _contract(self, op: str, given: dict[str, Any], operands: list[F]) -> F:
         arrays = [item.array for item in operands]
@@ -404,14 +375,15 @@ def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
     return np.asarray(flat[places], dtype=object)
 
 
-def _padded(given: dict[str, Any], array: Array) -> Array:
-    """The elements with a number put around."""
+def _padded(op: str, given: dict[str, Any], array: Array) -> Array:
+    """A move of elements among which a number is put."""
     from tensure.program import evaluate_op
 
-    spots = np.arange(1, array.size + 1, dtype=np.int64).reshape(array.shape)
-    (places,) = evaluate_op("constant_pad_nd", [spots], {"pad": given["pad"], "value": 0})
-    flat = np.concatenate([_objects([_number(given["value"])], (1,)), array.reshape(-1)])
-    return np.asarray(flat[places], dtype=object)
+    spots = np.arange(1, array.size + 1, dtype=np.float64).reshape(array.shape)
+    attrs = {key: value for key, value in given.items() if value is not None}
+    (places,) = evaluate_op(op, [spots], {**attrs, "value": 0} if "value" in attrs else attrs)
+    flat = np.concatenate([_objects([_number(given.get("value", 0))], (1,)), array.reshape(-1)])
+    return np.asarray(flat[places.astype(np.intp)], dtype=object)
 
 
 def _typed(item: Any) -> Any:
