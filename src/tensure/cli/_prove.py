@@ -24,6 +24,7 @@ PROVE_EXAMPLES = (
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --optimizer train:adamw",
+    "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --small train:tiny",
 )
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
@@ -33,6 +34,8 @@ PROVE_HELP = help_text(
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
     "With --optimizer, a function from the parameters to a torch.optim optimizer, its step is part of both. "
+    "--small names one that returns the same module with smaller sizes: what is unknown of a model too "
+    "large to run is tried there, where a fault can be shown. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
@@ -79,6 +82,10 @@ def prove_command(
         str | None,
         typer.Option("--optimizer", metavar="PKG:FN", help="From parameters to what steps them."),
     ] = None,
+    small: Annotated[
+        str | None,
+        typer.Option("--small", metavar="PKG:FN", help="The model with smaller sizes, to show a fault on."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Write the traced program.txt and plan.txt there."),
@@ -114,7 +121,7 @@ def prove_command(
         *(path for path in (output, html) if path is not None),
     ]:
         check_target(target, force=force)
-    is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
+    is_step = any(option is not None for option in (model, parallel, mesh, microbatches, small))
     if plan is not None and program is not None:
         if is_step or keep or optimizer is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
@@ -134,6 +141,7 @@ def prove_command(
                 mesh=_mesh(mesh),
                 microbatches=microbatches,
                 optimizer=optimizer,
+                small=small,
                 jobs=jobs,
                 progress=progress,
             )

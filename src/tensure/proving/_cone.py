@@ -300,6 +300,8 @@ class _Cone:
             spots = [np.asarray(members(index), np.intp) for index in region]
             # Where it only repeats, the Program's may have fewer: any one is as good as another.
             spots = [at * 0 if dim in free else at for dim, at in enumerate(spots)]
+            if any(at.size and not size for at, size in zip(spots, array.shape, strict=True)):
+                raise Unreplayable("a part of what the program has none of")
             part = array[np.ix_(*spots)]
             coef = term.coef / by
             part = part if coef == 1 else part * float(coef)
