@@ -386,6 +386,41 @@ def zero(stage: int, *, clip: bool = False, fault: str = "") -> Any:
     return parallel
 
 
+def zero_flat(*, fault: str = "") -> Any:
+    """All parameters one after another, filled up with zeros and cut into equal parts, wherever that is."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        group, rank, size = mesh.get_group("dp"), mesh.get_local_rank("dp"), mesh["dp"].size()
+        parameters = list(net.parameters())
+
+        def laid(tensors: list[Any]) -> Tensor:
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+            return torch.cat([flat, flat.new_zeros(-len(flat) % size)])
+
+        shard = nn.Parameter(laid(parameters).chunk(size)[rank].clone())
+        optimizer = adamw([shard])
+
+        def step(x: Tensor, target: Tensor) -> Tensor:
+            loss: Tensor = net(x, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            grads = laid([p.grad for p in parameters])
+            shard.grad = torch.empty_like(shard)
+            op = dist.ReduceOp.SUM if fault == "sum for mean" else dist.ReduceOp.AVG
+            dist.reduce_scatter_tensor(shard.grad, grads, op=op, group=group)
+            optimizer.step()
+            with torch.no_grad():
+                whole, at = torch.empty_like(grads), 0
+                dist.all_gather_into_tensor(whole, shard.detach(), group=group)
+                for parameter in parameters:
+                    parameter.copy_(whole[at : at + parameter.numel()].view(parameter.shape))
+                    at += parameter.numel()
+            return loss
+
+        return data_parallel(step, optimizer=optimizer)
+
+    return parallel
+
+
 class Momentum(Optimizer):
     """An optimizer of our own; its moment takes the gradient before it is reduced, if that is the fault."""
 

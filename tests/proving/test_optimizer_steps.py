@@ -11,8 +11,8 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 import tensure
-from tensure.capture import ParallelStep, capture_model, capture_parallel
-from tensure.proving import ProofResult, check_certificate
+from tensure.capture import NamedPlan, ParallelStep, capture_model, capture_parallel, named_plan
+from tensure.proving import ProofResult, check_certificate, prove_plan
 from tests.capture.steps import wrong_claims
 from tests.proving.optimizer_steps import (
     Momentum,
@@ -29,6 +29,7 @@ from tests.proving.optimizer_steps import (
     pipeline,
     tensor_parallel,
     zero,
+    zero_flat,
     zero_redundancy,
 )
 
@@ -59,6 +60,14 @@ def nesterov(parameters: Any, **options: Any) -> Any:
 
 def foreach(parameters: Any) -> Any:
     return adamw(parameters, foreach=True)
+
+
+def another_epsilon(parameters: Any) -> Any:
+    return adamw(parameters, eps=1e-7)
+
+
+def all_but_one(parameters: Any) -> Any:
+    return adamw(list(parameters)[:-1])
 
 
 def fused(parameters: Any) -> Any:
@@ -106,6 +115,19 @@ def test_a_replay_finds_nothing_wrong(name: str) -> None:
     assert wrong_claims(captured, capture_parallel(single, parallel, mesh, captured)) == []
 
 
+def test_flat_shards_are_traced_and_not_yet_proved() -> None:
+    """States of several parameters, cut anywhere: right in numpy, with no false alarm; a fault is refuted."""
+    single = model(rows=9)
+    captured = capture_model(single)
+    plan = capture_parallel(single, zero_flat(), {"dp": 3}, captured)
+    assert wrong_claims(captured, plan) == []
+    claimed = {local for track in plan.tracks.values() for local in track.locals}
+    assert {"new.up.weight.exp_avg", "new.up.weight.exp_avg.1"} <= claimed  # a row is cut
+    assert prove_plan(plan, captured.program).proof.values.status != "refuted"
+    wrong = tensure.prove(zero_flat(fault="sum for mean"), single, mesh={"dp": 3}).proof.values
+    assert wrong.status == "refuted"
+
+
 def test_real_sizes() -> None:
     """Clipped AdamW on shards of a layer pair of 536 million parameters, on eight ranks."""
     proved(model(clip=True, hidden=8192, inner=32768, rows=2048), fsdp(clip=True), {"dp": 8})
@@ -122,6 +144,8 @@ FAULTS = {
     "stale parameter": (model(), zero(2, fault="stale parameter"), DP, "all_gather", ""),
     "betas swapped": (model(), ddp(fault="betas swapped"), DP, "_to_copy", "AdamW"),
     "wrong step": (model(), ddp(fault="wrong step"), DP, "_to_copy", "AdamW"),
+    "another epsilon": (model(), ddp(another_epsilon), DP, "div", "AdamW"),
+    "a parameter left out": (model(), ddp(all_but_one), DP, "_to_copy", ""),
 }
 WHERE = {
     "unreduced gradient": "new.up.weight",
@@ -129,6 +153,7 @@ WHERE = {
     "betas swapped": "dp3",
     "wrong step": "dp2",
     "decay on one shard": "new.norm.weight",
+    "a parameter left out": "new.down.bias",
 }
 
 
@@ -194,6 +219,14 @@ def accumulated(net: Any, mesh: DeviceMesh) -> ParallelStep:
 
 def test_micro_batches_and_then_a_step() -> None:
     proved(model(), accumulated, {"dp": 2})
+
+
+def test_a_public_model_by_name() -> None:
+    """Small, over 1,024 ranks."""
+    plan = named_plan("llama3-8b@dp512-tp2-mb2")
+    sizes = {"layers": 1, "hidden": 8, "heads": 4, "kv_heads": 2, "inner": 6, "vocabulary": 10, "sequence": 4}
+    small = NamedPlan(plan.name, plan.config.replace(**sizes), plan.sizes)
+    proved(small.model, small.parallel, dict(small.mesh), optimizer=adamw)
 
 
 def test_hundreds_of_ranks() -> None:
