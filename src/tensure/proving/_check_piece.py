@@ -13,7 +13,7 @@ Reg: TypeAlias = tuple[Index, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """A local op beside the logical op it is claimed to be a piece of.
 

@@ -26,6 +26,7 @@ Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], 
 Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
 Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
 ONE: Final = Fraction(1)
+MINUS: Final = Fraction(-1)
 MAX_LEAD: Final = 64
 
 
@@ -53,6 +54,8 @@ class CheckSums:
     def __init__(self) -> None:
         self.defs: list[Def] = []
         self._equal: dict[Any, bool] = {}
+        self._vanish: dict[Any, bool] = {}
+        self._extents: dict[tuple[int, str], int] = {}
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
@@ -136,10 +139,11 @@ class CheckSums:
         if not all(self.zero(node) or defined(self, node) for node in sides[0] ^ sides[1]):
             return False  # what stands on one side alone cancels there, if it has a value at all
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
-        for coef, node, reg, limit in (*one, *times(other, -ONE)):
-            if not self.zero(node):
-                groups.setdefault((node, reg), []).append((coef, limit))
-        return all(self._nothing(node, items) for (node, _), items in groups.items())
+        for coef, node, reg, limit in one:
+            groups.setdefault((node, reg), []).append((coef, limit))
+        for coef, node, reg, limit in other:
+            groups.setdefault((node, reg), []).append((MINUS if coef is ONE else -coef, limit))
+        return all(self.zero(node) or self._nothing(node, items) for (node, _), items in groups.items())
 
     def zero(self, node: int) -> bool:
         """Is a value zero everywhere?"""
@@ -169,18 +173,14 @@ class CheckSums:
         items = [(coef, limit) for limit, coef in merged.items() if coef]
         if not items:
             return True
-        letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
-        if letters:
-            letter = min(letters)
-            held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
-            seen: set[tuple[int, ...]] = set()
-            for there in _held_by([index for _, _, index in held], self.extent(node, letter)):
-                if there not in seen:
-                    seen.add(there)
-                    left = [(held[at][0], _without(held[at][1], letter)) for at in there]
-                    if not self._nothing(node, left):
-                        return False
-            return True
+        letters = {letter for _, limit in items if limit for letter, _ in limit[0]}
+        if letters and any(limit is not None and limit[1] for _, limit in items):
+            return self._vanishes(node, items, min(letters))
+        if letters:  # of the value no more is asked than how long its letters are
+            told = (tuple(items), tuple([self.extent(node, letter) for letter in sorted(letters)]))
+            if told not in self._vanish:
+                self._vanish[told] = self._vanishes(node, items, min(letters))
+            return self._vanish[told]
         keys = {key for _, limit in items if limit for key, _ in limit[1]}
         if not keys:
             return sum(coef for coef, _ in items) == 0
@@ -193,8 +193,28 @@ class CheckSums:
                 return False
         return True
 
+    def _vanishes(self, node: int, items: list[tuple[Fraction, Limit]], letter: str) -> bool:
+        """Do they add up to zero at every index of a letter?"""
+        held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
+        seen: set[tuple[int, ...]] = set()
+        for there in _held_by([index for _, _, index in held], self.extent(node, letter)):
+            if there not in seen:
+                seen.add(there)
+                left = [(held[at][0], _without(held[at][1], letter)) for at in there]
+                if not self._nothing(node, left):
+                    return False
+        return True
+
     def extent(self, node: int, letter: str) -> int:
         """The size of a contracted letter of a value's op."""
+        if letter.startswith("?"):  # ranges are still being found while the Program is read
+            return self._extent(node, letter)
+        key = (node, letter)
+        if key not in self._extents:
+            self._extents[key] = self._extent(node, letter)
+        return self._extents[key]
+
+    def _extent(self, node: int, letter: str) -> int:
         item = self.defs[node]
         if letter.startswith("?"):  # the elements of a tensor of indices of the same shape
             at = int(letter[1:])

@@ -24,6 +24,7 @@ from tensure.program import (
 )
 
 from ._cells import Cells, Once, Place
+from ._cells import summed as sum_over
 from ._claims import Claims
 from ._collectives import Collectives
 from ._cone import Asked
@@ -294,7 +295,7 @@ class Relations(PlanMachine[Held]):
             want = self._want(rank, name, claim)
             if want is None:
                 continue
-            summed = total((ONE, relation) for relation in self._addends(members))
+            summed = self._summed(members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
             elif summed is None or not self._is_sum(summed, want):
@@ -314,6 +315,16 @@ class Relations(PlanMachine[Held]):
                 if missing:
                     why = f"{what} {label}: {missing} elements are on no rank"
                     self.doubts.append(Doubt(len(self._order), "", label, label, "", "", why))
+
+    def _summed(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Relation | None:
+        """What every rank that a sum runs over adds up to."""
+        if len(members) == 1:
+            ((rank, _, claim, held),) = members
+            boxes = self.cells.boxes(rank, self.cells.folded.intersection(claim.sum))
+            found = sum_over(held.relation, boxes, self.logical.families)
+            if found is not None:
+                return found
+        return total((ONE, relation) for relation in self._addends(members))
 
     def _addends(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Iterator[Relation]:
         """Of every rank that a sum runs over."""
