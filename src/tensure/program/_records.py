@@ -38,13 +38,14 @@ class Name:
 
     def ground(self, env: Env) -> Name:
         """The same name with every index an integer."""
-        if not any(isinstance(part, Expr) for part in self.index):
-            return self
-        return Name(self.base, tuple(evaluate(part, env) for part in self.index))
+        for part in self.index:
+            if isinstance(part, Expr):
+                return Name(self.base, tuple([evaluate(part, env) for part in self.index]))
+        return self
 
     def members(self) -> tuple[int, ...]:
         """The integers of a ground name."""
-        return tuple(part for part in self.index if isinstance(part, (int, Affine)))
+        return tuple([part for part in self.index if isinstance(part, (int, Affine))])
 
 
 @dataclass(frozen=True, slots=True)

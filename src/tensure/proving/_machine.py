@@ -34,7 +34,7 @@ from ._index import covers, shape_of
 from ._instances import Instances
 from ._logical import Logical
 from ._relation import ONE, Relation, total
-from ._steps import Held
+from ._steps import Held, bound
 from ._suspects import Made, Suspect, suspect
 from ._values import NO_AXES
 from ._waiting import waiting
@@ -75,6 +75,7 @@ class Relations(PlanMachine[Held]):
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
         self._once = Once()
+        self._inferred: dict[object, tuple[list[TensorType], dict[str, Any]]] = {}
 
     def env_of(self, rank: Rank) -> dict[str, int]:
         return self._envs[rank]
@@ -99,8 +100,13 @@ class Relations(PlanMachine[Held]):
         return self.logical.operand(arg, lambda ref: self.find(rank, ref))
 
     def run(self, step: Op, operands: list[Any]) -> list[Held]:
-        types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
-        return self.logical.apply(step, operands, types, self._wanted)
+        told = [item.type if isinstance(item, Held) else repr(item) for item in operands]
+        key = (step.op, repr(step.attrs), len(step.outs), *told)
+        if key not in self._inferred:
+            types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
+            self._inferred[key] = types, bound(step, operands)
+        types, given = self._inferred[key]
+        return self.logical.apply(step, operands, types, self._wanted, given)
 
     def meet(self, step: Op, members: list[Held]) -> list[Held]:
         attrs = dict(step.attrs)
