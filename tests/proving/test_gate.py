@@ -12,7 +12,8 @@ from tensure.benchmarks._prove_gate_plot import scale_chart
 from tensure.bundle import validate_plan
 from tensure.proving import ProofResult, prove_plan
 from tensure.proving._check_index import Index
-from tensure.proving._check_sums import ONE, of_one_part
+from tensure.proving._check_piece import ONE
+from tensure.proving._check_sums import of_one_part
 
 SMALL = Shape(3, 2, 2, 2, 3)
 """Stages of two layers and of one, so that a wrong stage shows."""

@@ -19,13 +19,12 @@ from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
 from ._check_padded import by_part, inside_padding
-from ._check_piece import Reg, Shape, is_part
+from ._check_piece import ONE, Reg, Shape, is_part
 
 Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
 """(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
 Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
 Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
-ONE: Final = Fraction(1)
 MINUS: Final = Fraction(-1)
 MAX_LEAD: Final = 64
 
@@ -56,6 +55,9 @@ class CheckSums:
         self._equal: dict[Any, bool] = {}
         self._vanish: dict[Any, bool] = {}
         self._extents: dict[tuple[int, str], int] = {}
+        self._kinds: dict[int, int] = {}
+        self._numbers: dict[Any, int] = {}
+        self._fitted: dict[Any, Fraction | None] = {}
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
@@ -67,8 +69,7 @@ class CheckSums:
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
-        free = self.defs[node].free
-        return tuple(all_of(len(at)) if dim in free else at for dim, at in enumerate(reg))
+        return spelled(self.defs[node], reg)
 
     def is_whole(self, node: int, reg: Reg) -> bool:
         """All of a value, but for dims along which it only repeats."""
@@ -267,6 +268,13 @@ def held_itself(limit: Limit) -> bool:
     return limit is not None and bool(limit[0])
 
 
+def spelled(item: Def, reg: Reg) -> Reg:
+    """A part of a class in the one way it is written."""
+    if not item.free:
+        return reg
+    return tuple([all_of(len(at)) if dim in item.free else at for dim, at in enumerate(reg)])
+
+
 def size(reg: Reg) -> Shape:
     """The shape of a part."""
     return tuple(map(len, reg))
@@ -291,9 +299,9 @@ def refuse(why: str) -> NoReturn:
 
 
 def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
-    if by == 1:
+    if by is ONE or by == 1:
         return tuple(rel)
-    return tuple((coef * by, *rest) for coef, *rest in rel)
+    return tuple([(by if coef is ONE else coef * by, *rest) for coef, *rest in rel])
 
 
 def but(reg: Any, dim: int) -> Any:

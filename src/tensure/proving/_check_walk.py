@@ -32,9 +32,19 @@ from tensure.program import (
 from ._certificate import Invocation, Runs
 from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
-from ._check_piece import Reg, Shape, whole
+from ._check_piece import ONE, Reg, Shape, whole
 from ._check_steps import CheckSteps
-from ._check_sums import ONE, Limit, Rel, Term, is_rel, need, refuse, size
+from ._check_sums import (
+    Def,
+    Limit,
+    Rel,
+    Term,
+    is_rel,
+    need,
+    refuse,
+    size,
+    spelled,
+)
 
 NOWHERE: Final[Mapping[str, Any]] = {}
 
@@ -49,6 +59,7 @@ class Walk:
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
         self.spots, self.parts = dict[Any, Index](), dict[Any, Reg]()
+        self.names, self.spelled = dict[tuple[Runs, ...], tuple[str, ...]](), dict[Any, Reg]()
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
@@ -219,7 +230,8 @@ class Walk:
         )
         if pinned is not None:
             need(self.values.sound(node, pinned), "{}: {} claims an addend there is not", rank, name)
-        want = ((bound.scale * by, node, self.values.spelled(node, reg), pinned),)
+        coef = by if bound.scale == 1 else bound.scale * by
+        want = ((coef, node, self.values.spelled(node, reg), pinned),)
         need(claim is not None, "{}: {} is claimed by the plan and not here", rank, name)
         if bound.sum:
             at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
@@ -342,16 +354,32 @@ class Walk:
         self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
     ) -> Term:
         """A term; `env` says which coordinates the ends of its runs may name."""
-        reg = tuple(self._index(runs, env) for runs in dims)
         by, node, outer, _ = self._one(label)
-        item = self.values.defs[node]
-        inside = len(reg) == len(item.shape) and all(
-            dim in item.free or at.stop <= n for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
-        )
-        need(self.values.is_whole(node, outer) and inside, "{} has no such part", label)
-        found = self._limit(limit, env)
-        need(self.values.sound(node, found), "{} has no such addend", label)
-        return coef if by is ONE else coef * by, node, self.values.spelled(node, reg), found
+        need(self.values.is_whole(node, outer), "{} is no whole value", label)
+        reg = self._reg(dims, env, self.values.defs[node], label)
+        found = None
+        if limit is not None:
+            found = self._limit(limit, env)
+            need(self.values.sound(node, found), "{} has no such addend", label)
+        coef = coef if by is ONE else coef * by
+        return ONE if coef == 1 else coef, node, reg, found
+
+    def _reg(self, dims: tuple[Runs, ...], env: Mapping[str, Any], item: Def, label: str) -> Reg:
+        """A part of a class, as it is spelled; the same one over again is one object."""
+        names = self.names.get(dims)
+        if names is None:
+            ends = [end for runs in dims for run in runs for end in run if not isinstance(end, int)]
+            names = self.names[dims] = tuple(sorted({name for end in ends for name in end.names}))
+        key = (dims, item.shape, item.free, tuple([env.get(name) for name in names]))
+        if key not in self.spelled:
+            reg = tuple(self._index(runs, env) for runs in dims)
+            inside = len(reg) == len(item.shape) and all(
+                dim in item.free or at.stop <= n
+                for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
+            )
+            need(inside, "{} has no such part", label)
+            self.spelled[key] = spelled(item, reg)
+        return self.spelled[key]
 
     def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
         """Runs where the coordinates are; the same runs over again are worked out once."""
