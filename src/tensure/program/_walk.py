@@ -46,7 +46,11 @@ def ground(item: Op, env: Env) -> Op:
             args.append(Ref(arg.name.ground(env)))
         else:
             _ground_arg(arg, env, args, [MAX_SPLICE])
-    attrs = tuple([(key, ground_attr(value, env)) for key, value in item.attrs]) if item.attrs else ()
+    attrs = item.attrs
+    for _, value in attrs:
+        if isinstance(value, (Expr, tuple)):
+            attrs = tuple([(key, ground_attr(value, env)) for key, value in attrs])
+            break
     return Op(item.op, tuple(args), tuple([out.ground(env) for out in item.outs]), attrs, item.note)
 
 

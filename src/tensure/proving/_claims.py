@@ -17,7 +17,7 @@ from ._values import is_part
 
 
 class Claims:
-    """The claims of one invocation, each bound once.
+    """The claims of one invocation.
 
     Args:
         envs: what parameters and coordinates are, by rank.
@@ -26,7 +26,8 @@ class Claims:
     def __init__(self, plan: Plan, logical: Logical, envs: Mapping[Rank, Mapping[str, int]]) -> None:
         self._logical = logical
         self._ranks = {rank: BoundClaims(plan, rank.track, env) for rank, env in envs.items()}
-        self._bound: dict[tuple[Rank, Name], PlacedRuns | None] = {}
+        self._last: tuple[Name, Rank, PlacedRuns | None] | None = None
+        """A step's results are asked about twice: when it is taken, and when they have come to be."""
         self._regions: dict[object, Region] = {}
 
     def of(self, rank: Rank, name: Name) -> PlacedRuns | None:
@@ -35,13 +36,12 @@ class Claims:
         Raises:
             Undecided: which value it names differs from place to place.
         """
-        key = (rank, name)
-        if key not in self._bound:
+        if self._last is None or self._last[0] is not name or self._last[1] is not rank:
             claim = self._ranks[rank].of(name)
             if claim is not None and (differing := axes_in(claim.of.index)):
                 raise Undecided(f"which {claim.of.base} {rank} has", differing)
-            self._bound[key] = claim
-        return self._bound[key]
+            self._last = (name, rank, claim)
+        return self._last[2]
 
     def relation(self, claim: PlacedRuns) -> Relation:
         """A claim as a relation.
