@@ -60,6 +60,17 @@ def test_a_fault_of_512_ranks_is_refuted_with_its_place(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_8192_ranks_is_refuted_with_its_place(fault: str) -> None:
+    """A layer a stage; without norms its values overflow as they are drawn first."""
+    shape = Shape(16, 64, 8, 16, 2)
+    values = proof_of(shape, fault).proof.values
+    wrong = values.counterexample
+    assert shape.ranks == 8192 and wrong is not None, values.reason
+    found = {"status": values.status, "where": f"{wrong.rank}: {wrong.local}: {wrong.step}"}
+    assert judged(shape, fault, found) == "refuted"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_too_large_to_replay_is_named(fault: str) -> None:
     shape = Shape(4, 64, 4, 2, 2, sizes=REAL)
     values = proof_of(shape, fault).proof.values
