@@ -55,6 +55,10 @@ class Domain(Protocol):
         """The first index where they differ."""
         ...
 
+    def turn(self) -> None:
+        """The Program has run; what comes now is the Plan."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
@@ -91,6 +95,7 @@ def compare(plan: Plan, program: Program, entry: str, env: Mapping[str, int], do
         operands = [_read(domain, arg, lambda ref: logical[str(ref.name)]) for arg in step.args]
         for out, result in zip(step.outs, domain.run(step, operands), strict=True):
             logical[str(out)] = result
+    domain.turn()
     machine = _Both(plan, program, entry, env, logical, domain)
     error: TensureError | None = None
     try:

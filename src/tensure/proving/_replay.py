@@ -127,6 +127,9 @@ class Real:
     def scale(self, value: Array, by: Fraction) -> Array:
         return np.asarray(value * float(by))
 
+    def turn(self) -> None:
+        pass
+
     def difference(self, have: Array, want: Array) -> tuple[int, ...] | None:
         one, other = have.astype(np.float64), want.astype(np.float64)
         with np.errstate(all="ignore"):
