@@ -35,10 +35,20 @@ def call_group(
         raise UnsupportedError(
             f"op {namespace}::{word} has no rule", wanted="collectives of torch.distributed and ATen ops"
         )
-    # These have no form without bytes in torch; they only write, so nothing need run.
-    result = FakeWork().boxed() if word.endswith("_coalesced_") else func(*args, **kwargs)
+    # Coalesced ones have no form without bytes in torch; they only write, so nothing need run.
+    is_unrun = word.endswith("_coalesced_") or (ranks.is_live and namespace == "c10d")
+    result = _unrun(func, bound) if is_unrun else func(*args, **kwargs)
     rule(GroupCall(ranks, tape, note, bound, result))
     return result
+
+
+def _unrun(func: Any, bound: dict[str, Any]) -> Any:
+    """What a call that only writes returns: what it has written, if it says so, and work that is done."""
+    work = FakeWork().boxed()
+    if len(func._schema.returns) == 1:
+        return work
+    written = ("output_tensors", "output_tensor", "outputs", "output", "tensors")
+    return next(bound[key] for key in written if key in bound), work
 
 
 # --- functional collectives -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -24,13 +25,15 @@ PROVE_EXAMPLES = (
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
 )
+SCRIPT_EXAMPLES = ("tensure prove --script 'train.py --steps 10' --nproc 2",)
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
     "Prove that a plan computes its program, or that a parallel PyTorch step computes what its model says: "
     "one verdict on values, one on storage.",
-    (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
+    (*PROVE_EXAMPLES, *SCRIPT_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
+    "--script runs a script under torchrun as far as its call of tensure.prove_step, and shows that proof. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
@@ -46,7 +49,8 @@ CheckedProgram = Annotated[
     str, typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model.")
 ]
 WANTED: Final = (
-    "PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,..., or NAME@dpA-tpB-ppC-mbD"
+    "PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,..., or --script 'FILE ARGS' "
+    "--nproc N, or NAME@dpA-tpB-ppC-mbD"
 )
 NO: Final = {"refuted": 1, "unknown": 3, "proved": 0}
 
@@ -72,6 +76,14 @@ def prove_command(
     microbatches: Annotated[
         int | None,
         typer.Option("--microbatches", min=1, metavar="N", help="Handed to the parallel function."),
+    ] = None,
+    script: Annotated[
+        str | None,
+        typer.Option("--script", metavar="'FILE ARGS'", help="A script that calls tensure.prove_step."),
+    ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option("--nproc", min=1, max=256, metavar="N", help="Its processes, on this machine."),
     ] = None,
     keep: Annotated[
         Path | None,
@@ -109,7 +121,11 @@ def prove_command(
     ]:
         check_target(target, force=force)
     is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
-    if plan is not None and program is not None:
+    if script is not None or nproc is not None:
+        if script is None or nproc is None or is_step or plan is not None or program is not None:
+            raise InputError("--script and --nproc with something else, or one alone", wanted=WANTED)
+        result = api.prove_script(_words(script), nproc)
+    elif plan is not None and program is not None:
         if is_step or keep:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
         result = api.prove(plan, program, jobs=jobs)
@@ -191,6 +207,14 @@ def _mesh(text: str) -> dict[str, int]:
     return found
 
 
+def _words(script: str) -> list[str]:
+    """A script and its arguments, as a shell takes them apart."""
+    try:
+        return shlex.split(script)
+    except ValueError as error:
+        raise InputError(f"--script {script}: {error}", wanted="a file and its arguments") from None
+
+
 def check_command(
     certificate: Annotated[Path, typer.Argument(metavar="CERT", help="What `tensure prove -o` wrote.")],
     plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan's text.")],
@@ -231,6 +255,8 @@ def _why(verdict: Verdict) -> str:
     if example is not None:
         index = ", ".join(map(str, example.index))
         source = f" ({example.source})" if example.source else ""
+        if not example.claim:  # a hang is no wrong value
+            return f"\n  {example.rank}: {example.step}{source}"
         found = f"{example.rank}: {example.local} is not {example.claim} at [{index}]"
         return f"\n  {found}\n  {example.step}{source}"
     if verdict.error is not None:
