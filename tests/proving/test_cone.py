@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-import tensure.proving._prove as proving
 from tensure.bundle import Local, Place, Plan, Track, Verdict
 from tensure.program import Entry, Name, Op, Program, Value, axis, combine, digest, name, op
-from tensure.proving import prove_plan
+from tensure.proving import _decide, _prove, _walks, prove_plan
 from tests.golden.case import Golden
 from tests.golden.tp_block import golden
 
@@ -17,7 +16,12 @@ from tests.golden.tp_block import golden
 @pytest.fixture
 def in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Plan has too many ranks to run one by one."""
-    monkeypatch.setattr(proving, "MAX_RANKS", 0)
+    _at_most(0, monkeypatch)
+
+
+def _at_most(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (_decide, _prove, _walks):
+        monkeypatch.setattr(part, "MAX_RANKS", ranks)
 
 
 CASE: Golden = golden()
@@ -27,7 +31,7 @@ CASE: Golden = golden()
 @pytest.mark.parametrize("fault", sorted(CASE.faults))
 def test_every_fault_of_the_block_is_refuted_where_it_is(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = prove_plan(CASE.faults[fault], CASE.program).proof.values
-    monkeypatch.setattr(proving, "MAX_RANKS", 256)
+    _at_most(256, monkeypatch)
     whole = prove_plan(CASE.faults[fault], CASE.program).proof.values
     assert found.status == whole.status == "refuted"
     assert found.counterexample is not None and whole.counterexample is not None

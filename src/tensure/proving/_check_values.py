@@ -12,32 +12,25 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-import numpy as np
-
-from tensure.program import Op, Program, Undecided, axes_in, expand, leaves, rational
+from tensure.program import Op, Program, Undecided, axes_in, expand, leaves
 
 from ._check_cells import rel_at
+from ._check_combined import CheckCombined
 from ._check_conditional import range_of
 from ._check_constants import are_targets, constant, index_of, targets_of
-from ._check_defined import defined
-from ._check_index import FIRST, Index, all_of, selected
-from ._check_linear import every, signs, single, value
-from ._check_moves import MOVES, regrouped
-from ._check_ops import FLOATS, REDUCTIONS, clean, dtype_of, repeats, shapes_of
+from ._check_linear import every, single, value
+from ._check_moves import MOVES
+from ._check_ops import FLOATS, clean, dtype_of, repeats, shapes_of
 from ._check_piece import Reg, Shape, is_part, whole
 from ._check_sums import (
     ONE,
-    CheckSums,
     Def,
     Rel,
     Term,
-    but,
-    held_itself,
     is_rel,
     need,
     size,
     sliced,
-    spread,
     times,
 )
 
@@ -46,7 +39,7 @@ MAX_DIM: Final = 1 << 48
 """Indices of one dim of a value."""
 
 
-class CheckValues(CheckSums):
+class CheckValues(CheckCombined):
     """The Program's values, and those a certificate defines besides."""
 
     def __init__(self, program: Program, entry: str, env: Mapping[str, int], targets: bool) -> None:
@@ -184,100 +177,6 @@ class CheckValues(CheckSums):
         """Are these targets of a loss of the Program that ignores the same class? Then it is none of them."""
         return self.targets and are_targets(self, target, attrs["ignore_index"])
 
-    def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
-        """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""
-        if not operands or not is_rel(operands[0]):
-            return op, attrs, operands
-        if op == "select":
-            dim, at = attrs["dim"] % len(operands[0][0][2]), attrs["index"]
-            one = {"dim": dim, "start": at, "end": at + 1 or None}
-            cut = self.tidy(tuple((c, n, sliced(one, r), lim) for c, n, r, lim in operands[0]))
-            op, attrs, operands = "squeeze", {"dim": (dim,)}, [cut]
-        if op == "stack":
-            dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
-            thin = [self._thin(rel, dim) if is_rel(rel) else None for rel in operands]
-            return ("cat", {"dim": dim}, thin) if all(thin) else (op, attrs, operands)
-        if op == "gather":
-            return op, {**attrs, "dim": attrs["dim"] % len(operands[0][0][2])}, operands
-        if op in REDUCTIONS:
-            rank = len(operands[0][0][2])
-            dims = tuple(sorted(d % rank for d in _dims_of(attrs, rank)))
-            return op, {**attrs, "dim": dims}, operands
-        if op in ("t", "transpose", "permute"):
-            return self._turned(op, attrs, operands[0])
-        if op not in ("view", "reshape", "flatten", "unsqueeze", "squeeze"):
-            return op, attrs, operands
-        (shape,) = shapes_of(op, attrs, [size(operands[0][0][2])]) or ((),)
-        rel = operands[0]
-        while len(rel) == 1 and size(rel[0][2]) != shape and (back := self._unviewed(rel[0])) is not None:
-            rel = (back,)
-        return "view", {"size": shape}, [rel]
-
-    def _thin(self, rel: Any, dim: int) -> Rel:
-        """The same tensor with a dim of size 1 more."""
-        made: list[Term] = []
-        for coef, node, reg, limit in rel:
-            item = self.defs[node]
-            full = tuple(reg[d] if d in item.free else at for d, at in enumerate(whole(item.shape)))
-            shape = (*size(full)[:dim], 1, *size(full)[dim:])
-            (seen,) = self.make(Op("view", (), (), (("size", shape),)), [((ONE, node, full, None),)])
-            if seen is None or size(seen[0][2]) != shape:
-                return None
-            part = (*reg[:dim], FIRST, *reg[dim:])
-            view = self.defs[seen[0][1]]
-            if limit is not None and view.op == "view" and view.operands[0][0] == node:
-                limit = ((), ((0, limit),))
-            elif limit is not None and (
-                held_itself(limit) or not (item.op == view.op == "view" and item.operands == view.operands)
-            ):
-                return None
-            made.append((coef * seen[0][0], seen[0][1], self.spelled(seen[0][1], part), limit))
-        return tuple(made)
-
-    def stacked_behind(self, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[int, list[Rel]] | None:
-        """The dim of a stack, and its tensors with the new dim behind one of size 1; None if there is none.
-
-        A new dim of size 1 before a dim of size 1 or behind it: the same elements in the same shape.
-        """
-        if not all(is_rel(rel) for rel in operands) or not operands:
-            return None
-        dim = attrs.get("dim", 0) % (len(operands[0][0][2]) + 1)
-        if any(size(rel[0][2])[dim : dim + 1] != (1,) for rel in operands):
-            return None
-        thin = [self._thin(rel, dim + 1) for rel in operands]
-        return None if any(rel is None for rel in thin) else (dim, thin)
-
-    def _turned(self, op: str, attrs: dict[str, Any], rel: Any) -> tuple[str, Any, Any]:
-        """A transpose by where each dim comes from; of a transpose, as one of what was transposed first."""
-        rank = len(rel[0][2])
-        order = MOVES[op]([np.empty(tuple(range(2, 2 + rank)), np.bool_)], attrs).shape if rank < 9 else ()
-        dims = tuple(n - 2 for n in order)
-        while len(rel) == 1 and (item := self.defs[rel[0][1]]).op == "permute":
-            coef, _, reg, limit = rel[0]
-            if held_itself(limit):
-                break
-            inner, outer, by = item.operands[0]
-            before: tuple[int, ...] = item.attrs["dims"]
-            part = selected(outer, [reg[before.index(dim)] for dim in range(len(outer))])
-            dims = tuple(before[dim] for dim in dims)
-            left = None if limit is None else dict(limit[1]).get(0)
-            rel = ((coef * by, inner, self.spelled(inner, part), left),)
-        return "permute", {"dims": dims}, [rel]
-
-    def _unviewed(self, term: Term) -> Term | None:
-        """A part of a view as a part of what was viewed, where it is one."""
-        coef, node, reg, limit = term
-        item = self.defs[node]
-        if item.op != "view" or held_itself(limit) or not math.prod(size(reg)):
-            return None
-        inner, outer, by = item.operands[0]
-        spots = regrouped(reg, item.shape, size(outer))
-        if spots is None:
-            return None
-        part = selected(outer, spots)
-        left = None if limit is None else dict(limit[1]).get(0)
-        return coef * by, inner, self.spelled(inner, part), left
-
     def _made(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], results: int = 0) -> list[Rel]:
         for item in operands:
             need(not is_rel(item) or len(item) == 1, "{} of a sum that is no value", op)
@@ -337,24 +236,6 @@ class CheckValues(CheckSums):
             return ((coef * first[0], node, reg, None),)
         return None
 
-    def _viewed(self, term: Term, shape: Shape) -> Rel:
-        """A view of parts joined outermost, where it is the same parts joined along a dim further in."""
-        coef, node, reg, limit = term
-        item = self.defs[node]
-        through = {} if limit is None else dict(limit[1])
-        if item.op != "cat" or held_itself(limit) or len(shape) != len(item.shape):
-            return None
-        if not self.is_whole(node, reg):
-            return None
-        at = item.attrs.get("dim", 0) % len(shape)
-        inner_dim = next((d for d, n in enumerate(shape) if n != 1), 0)
-        rels: list[Rel] = []
-        for place, (part_node, outer, by) in enumerate(item.operands):
-            if but(size(outer), inner_dim) != but(shape, inner_dim) or set(item.shape[:at]) - {1}:
-                return None
-            rels.append(((coef * by, part_node, outer, through.get(place)),))
-        return self.joined(rels, inner_dim)
-
     def filled(self, number: Any, shape: Shape, dtype: str) -> Rel:
         """One number in every element: for floats a multiple of ones."""
         factor = value(number) if dtype in FLOATS else None
@@ -365,150 +246,6 @@ class CheckValues(CheckSums):
         every_dim = frozenset(range(len(shape)))
         item = Def("full", {"fill_value": number}, (), 0, (1,) * len(shape), dtype, None, every_dim)
         return ((factor or ONE, self._put(item, key), whole(shape), None),)
-
-    def linear(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], own: bool) -> Rel:
-        """A sum, difference or multiple of floats, or a product with a bias, term by term; else None."""
-        rels = [item for item in operands if is_rel(item)]
-        if not rels:
-            return None
-        if op in ("addmm", "baddbmm") or (op in ("linear", "convolution") and len(rels) == 3):
-            return self._biased(op, attrs, operands) if own else None
-        shapes = [size(rel[0][2]) for rel in rels]
-        numbers = op in ("mul", "div") and len(rels) == 2  # which may be of another dtype
-        told = [rel for rel in rels if not numbers or self._number(rel) is None]
-        told = told or [rel for rel in rels if self.defs[rel[0][1]].dtype in FLOATS] or rels
-        dtypes = {self.defs[n].dtype for rel in told for _, n, _, _ in rel}
-        if len(dtypes) != 1 or not dtypes <= FLOATS or attrs.get("rounding_mode") is not None:
-            return None
-        (dtype,) = dtypes
-        if op == "sum":
-            return self._scalars(attrs, rels[0])
-        if op in ("mul", "div") and len(operands) == 2:
-            for one, other in ((0, 1), (1, 0))[: 1 if op == "div" else 2]:
-                by = self._number(operands[other])
-                if is_rel(operands[one]) and by and size(operands[one][0][2]) == spread(shapes):
-                    return times(operands[one], 1 / by if op == "div" else by)
-            return None
-        coefs = signs(op, attrs, len(operands))
-        shape = spread(shapes)
-        if coefs is None or shape is None:
-            return None
-        flat: list[Term] = []
-        for by, item in zip(coefs, operands, strict=True):
-            wide = self.widened(item, shape, dtype)
-            if wide is None:
-                return None
-            flat.extend(times(wide, by))
-        kept = [term for term in flat if not self.zero(term[1])]
-        return tuple(kept or flat)
-
-    def _scalars(self, attrs: dict[str, Any], rel: Any) -> Rel:
-        """A sum over tensors that were stacked, each as it was before; None for any other sum."""
-        if len(rel) != 1 or len(attrs["dim"]) != 1 or attrs.get("keepdim") or "dtype" in attrs:
-            return None
-        coef, node, reg, limit = rel[0]
-        (dim,), item = attrs["dim"], self.defs[node]
-        count = len(reg[dim])
-        if dim in item.free or not reg[dim].is_whole(item.shape[dim]):
-            return None
-        stacked = (
-            item.op == "cat" and item.attrs.get("dim", 0) % len(reg) == dim and len(item.operands) == count
-        )
-        if count != 1 and not stacked:
-            return None
-        made: list[Term] = []
-        for at in range(count):
-            thin = self._tidied((coef, node, (*reg[:dim], FIRST.shifted(at), *reg[dim + 1 :]), limit))
-            back = self._unviewed(thin)
-            if back is None or size(back[2]) != but(size(reg), dim):
-                return None
-            made.append(back)
-        return tuple(made)
-
-    def biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> Any:
-        """What of a claim is left for the product when the bias is taken off: (op, operands, terms)."""
-        biased = op in ("linear", "convolution") and len(operands) == 3 and operands[2] is not None
-        if op not in ("addmm", "baddbmm") and not biased:
-            return None
-        order = (0, 1, 2) if biased else (1, 2, 0)
-        one, other, bias = (operands[at] for at in order)
-        if op == "convolution" and is_rel(bias):
-            bias = self._per_channel(bias, len(claim[0][2]))
-        alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
-        if not alpha or not beta or not is_rel(bias):
-            return None
-        wide = self.widened(bias, size(claim[0][2]), self.defs[bias[0][1]].dtype)
-        if wide is None or self.defs[bias[0][1]].dtype not in FLOATS:
-            return None
-        sums: dict[Any, Fraction] = {}
-        for coef, *key in (*self.opened(claim), *times(self.opened(wide), -beta)):
-            sums[tuple(key)] = sums.get(tuple(key), Fraction(0)) + coef
-        left = tuple((coef / alpha, *key) for key, coef in sums.items() if coef)
-        kind = {"addmm": "mm", "baddbmm": "bmm"}.get(op, op)
-        return kind, [one, other, None] if biased else [one, other], left
-
-    def _biased(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
-        third = op in ("linear", "convolution")
-        one, other, bias = (operands[at] for at in ((0, 1, 2) if third else (1, 2, 0)))
-        alpha, beta = (value(attrs.get(key, 1)) for key in ("alpha", "beta"))
-        kind = {"addmm": "mm", "baddbmm": "bmm"}.get(op, op)
-        if not alpha or not beta or any(len(rel) != 1 or rel[0][3] is not None for rel in (one, other)):
-            return None
-        args = [one, other, None] if third else [one, other]
-        given = tuple(attrs.items()) if op == "convolution" else ()
-        (product,) = self.make(Op(kind, (), (), given), args)
-        if product is None or self.defs[product[0][1]].dtype not in FLOATS:
-            return None
-        if op == "convolution" and is_rel(bias):
-            bias = self._per_channel(bias, len(product[0][2]))
-        wide = self.widened(bias, size(product[0][2]), self.defs[product[0][1]].dtype)
-        return None if wide is None else (*times(wide, beta), *times(product, alpha))
-
-    def _per_channel(self, bias: Any, rank: int) -> Rel:
-        """A bias with dims of size 1 behind its channels: it is added alike at every place."""
-        rel: Rel = bias
-        for dim in range(1, rank - 1):
-            rel = None if rel is None else self._thin(rel, dim)
-        return rel
-
-    def widened(self, item: Any, shape: Shape, dtype: str) -> Rel:
-        """A number or a tensor spread to a shape; None where that is no class's part."""
-        if not is_rel(item):
-            return self.filled(item, shape, dtype) if value(item) is not None else None
-        if any(self.defs[node].dtype != dtype for _, node, _, _ in item):
-            return None
-        if size(item[0][2]) == shape:
-            return tuple(item)
-        if len(item) != 1 or item[0][3] is not None:
-            return None
-        # Of all of the value, so that parts of it are parts of one and the same spread value.
-        ((coef, node, reg, _),) = item
-        full = tuple(
-            reg[d] if d in self.defs[node].free else at for d, at in enumerate(whole(self.defs[node].shape))
-        )
-        skip = len(shape) - len(reg)
-        kept = [d >= skip and len(reg[d - skip]) == n for d, n in enumerate(shape)]
-        if any(d >= skip and not same and len(full[d - skip]) != 1 for d, same in enumerate(kept)):
-            return None
-        wide = tuple(
-            len(full[d - skip]) if same else n for d, (same, n) in enumerate(zip(kept, shape, strict=True))
-        )
-        (rel,) = self.make(Op("expand", (), (), (("size", wide),)), [((coef, node, full, None),)])
-        if rel is None:
-            return None
-        ((by, made, spread, _),) = rel
-        part = tuple(reg[d - skip] if same else spread[d] for d, same in enumerate(kept))
-        return ((by, made, self.spelled(made, part), None),)
-
-    def _number(self, item: Any) -> Fraction | None:
-        if not is_rel(item):
-            return value(item)
-        coef, node, _, limit = item[0]
-        known = self.defs[node]
-        if len(item) != 1 or limit is not None or known.op != "full" or known.dtype == "bool":
-            return None
-        found: Fraction = coef * rational(known.attrs["fill_value"])
-        return found
 
     def _parted(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[Fraction, Any]:
         """The factors that come out, and what is left of the operands."""
@@ -531,59 +268,6 @@ class CheckValues(CheckSums):
                 coef, by = coef * by, ONE
             parts.append((node, self.spelled(node, reg), by))
         return coef, tuple(parts)
-
-    def gathered(self, rel: tuple[Term, ...]) -> Rel:
-        """A sum of whole values as a class of its own direction; None when it is no such sum."""
-        sums: dict[int, Fraction] = {}
-        reg = self._common(rel)
-        for coef, node, part, limit in rel:
-            if limit is not None or not self.is_whole(node, part) or reg is None:
-                return rel if len(rel) == 1 else None
-            for key, by in (self.defs[node].form or {node: ONE}).items():
-                sums[key] = sums.get(key, Fraction(0)) + coef * by
-        form = {node: coef for node, coef in sums.items() if coef}
-        if not all(defined(self, node) for node in sums.keys() - form.keys()):
-            return None
-        if not form or reg is None:
-            return None
-        if len(form) == 1:
-            ((node, coef),) = form.items()
-            return ((coef, node, self.spelled(node, reg), None),)
-        lead = form[min(form)]
-        known = ("+", tuple(sorted((node, coef / lead) for node, coef in form.items())))
-        shape = size(reg)
-        free = frozenset.intersection(*(self.defs[node].free for node in form))
-        dtype = self.defs[min(form)].dtype
-        node = self._put(Def("+", {}, (), 0, shape, dtype, form, free), known)
-        by = lead / (self.defs[node].form or form)[min(form)]
-        return ((by, node, self.spelled(node, reg), None),)
-
-    def classed(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
-        """A sum of parts at one region as that part of the sum; what is none as it is."""
-        reg = self._common(rel)
-        if len(rel) == 1 or reg is None or any(limit is not None for *_, limit in rel):
-            return rel
-        sizes = [
-            {self.defs[node].shape[dim] for _, node, _, _ in rel if dim not in self.defs[node].free}
-            for dim in range(len(reg))
-        ]
-        if any(len(found) > 1 for found in sizes):
-            return rel
-        full = tuple(all_of(found.pop()) if found else index for found, index in zip(sizes, reg, strict=True))
-        made = self.gathered(tuple((coef, node, self.spelled(node, full), None) for coef, node, _, _ in rel))
-        if made is None or len(made) != 1:
-            return rel
-        return ((made[0][0], made[0][1], self.spelled(made[0][1], reg), None),)
-
-    def _common(self, rel: tuple[Term, ...]) -> Reg | None:
-        """The one region of all terms, but for dims along which some only repeat."""
-        found: list[Index] = []
-        for dim in range(len(rel[0][2])):
-            held = {reg[dim] for _, node, reg, _ in rel if dim not in self.defs[node].free}
-            if len(held) > 1:
-                return None
-            found.append(held.pop() if held else rel[0][2][dim])
-        return tuple(found)
 
     def _put(self, item: Def, key: Any = None) -> int:
         key = key or (item.op, repr(sorted(item.attrs.items())), item.operands, item.out)
@@ -640,10 +324,3 @@ def _told_number(item: Any) -> Any:
 
 def _same(rel: Any) -> Rel:
     return tuple(rel)
-
-
-def _dims_of(attrs: Mapping[str, Any], rank: int) -> Sequence[int]:
-    dim: Any = attrs.get("dim")
-    if dim is None or dim == ():
-        return range(rank)
-    return dim if isinstance(dim, tuple) else (dim,)

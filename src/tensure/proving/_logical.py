@@ -8,12 +8,11 @@ value of the Program makes one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
-from tensure.errors import TensureError
 from tensure.program import (
     Affine,
     Arg,
@@ -22,10 +21,8 @@ from tensure.program import (
     Program,
     Ref,
     TensorType,
-    axes_in,
     box_type,
     expand,
-    infer_op,
     infer_step,
     joined_type,
     leaves,
@@ -36,7 +33,7 @@ from ._constants import Constants
 from ._contraction import TERMS
 from ._equations import equation, whole_form
 from ._exponents import WATCHED, Exponents
-from ._index import Index, Region, free_index, length, relative, select, shape_of, whole, whole_region
+from ._index import relative, select, shape_of, whole_region
 from ._joined import joined_step
 from ._limit import Limit, limited, share_of
 from ._linear import alone, together
@@ -44,26 +41,22 @@ from ._masked import ROWS, Lookup, masked_lookup
 from ._masked_gather import masked_gather
 from ._masked_rows import masked_rows
 from ._masked_scatter import masked_scatter
-from ._movement import viewed_whole
-from ._pieces import Pieces
+from ._matching import Matching
 from ._placed import placed
 from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
-from ._repeats import repeating
 from ._restated import restated
-from ._rules import ELEMENTWISE, REDUCTIONS, derive, reduced_dims
+from ._rules import REDUCTIONS, reduced_dims
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
-from ._training import Derived
-from ._values import Value, is_part, number
+from ._values import Value, is_part
 
-COMMUTATIVE: Final = frozenset({"add", "mul", "maximum", "minimum"})
 VIEWS: Final = frozenset(["view", "reshape", "flatten", "unsqueeze", "squeeze"])
 PERMUTES: Final = frozenset(["permute", "transpose", "t"])
 MAX_TERMS: Final = 16
 """Terms of a sum that a linear op is led through one by one."""
 
 
-class Logical(Pieces):
+class Logical(Matching):
     """Every value of one invocation of a Program, and every one met since."""
 
     def __init__(
@@ -306,11 +299,6 @@ class Logical(Pieces):
                 return replace(made.single, region=self.spelled(made.single.node, region))
         return self.ghost(("sum", found.terms), operand.type).terms[0]
 
-    def _all_of(self, node: int, region: Region) -> Region:
-        value = self.values[node]
-        full = whole_region(value.type.shape)
-        return tuple(region[dim] if dim in value.free else full[dim] for dim in range(len(region)))
-
     def _parted(
         self, call: Call, terms: list[Term | Number]
     ) -> tuple[Fraction, list[Term | Number], dict[int, Limit]]:
@@ -354,104 +342,6 @@ class Logical(Pieces):
         if term is not None and self.is_whole(term.node, term.region):
             self.labels.setdefault(term.node, (label, term.coef))
 
-    def _new(self, call: Call, terms: list[Term | Number]) -> tuple[int, list[Derived], tuple[int, ...]]:
-        """Make the step's results values of their own: of whole operands if its rule then tells the part."""
-        order = tuple(range(len(terms)))
-        parts = [item for item in terms if isinstance(item, Term)]
-        for wholes in () if call.own else self._wider(terms, parts):
-            if call.step.op in ELEMENTWISE:
-                wholes = self._lengthened(wholes, terms)
-            types = [
-                TensorType(shape_of(t.region), self.values[t.node].type.dtype) if isinstance(t, Term) else t
-                for t in wholes
-            ]
-            lifted = self._lifted(call, parts)
-            try:
-                found = infer_op(call.step.op, types, lifted)
-            except TensureError:
-                continue
-            node = self._put(replace(call, given=lifted), wholes, found)
-            derived = self._fits(call, terms, node)
-            if derived is not None:
-                return node, derived, order
-        node = self._put(call, terms, call.types)
-        return node, [Derived(whole_region(found.shape)) for found in call.types], order
-
-    def _wider(self, terms: list[Term | Number], parts: list[Term]) -> Iterator[list[Term | Number]]:
-        """Operands that these are parts of: whole, or whole along dims where each place has its own."""
-        if all(self.is_whole(item.node, item.region) for item in parts):
-            return
-        yield [replace(t, region=self._all_of(t.node, t.region)) if isinstance(t, Term) else t for t in terms]
-        if any(axes_in(item.region) for item in parts):
-            yield [replace(t, region=self._all_apart(t)) if isinstance(t, Term) else t for t in terms]
-
-    def _all_apart(self, term: Term) -> Region:
-        full = self._all_of(term.node, term.region)
-        return tuple(all_ if axes_in(index) else index for index, all_ in zip(term.region, full, strict=True))
-
-    def _lengthened(self, wholes: list[Term | Number], parts: list[Term | Number]) -> list[Term | Number]:
-        """What only repeats along a dim made as long there as its neighbour's whole."""
-        sizes: dict[tuple[int, int], int] = {}  # by place from the right and size of the part
-        pairs = [(w, p) for w, p in zip(wholes, parts, strict=True) if isinstance(w, Term)]
-        for made, part in pairs:
-            free = self.values[made.node].free
-            for back in range(1, len(made.region) + 1):
-                if len(made.region) - back not in free and isinstance(part, Term):
-                    sizes[back, length(part.region[-back])] = length(made.region[-back])
-        return [
-            replace(
-                item,
-                region=tuple(
-                    whole(sizes.get((len(item.region) - dim, length(index)), length(index)))
-                    if dim in self.values[item.node].free and length(index) > 1
-                    else index
-                    for dim, index in enumerate(item.region)
-                ),
-            )
-            if isinstance(item, Term)
-            else item
-            for item in wholes
-        ]
-
-    def _lifted(self, call: Call, parts: list[Term]) -> dict[str, Any]:
-        """The attributes that the step would have on whole operands, as far as they tell a shape."""
-        if call.step.op == "expand":
-            (part,), size = parts, list(call.types[0].shape)
-            skip, full = len(size) - len(part.region), self.values[part.node].type.shape
-            for dim, index in enumerate(part.region):
-                if dim not in self.values[part.node].free and length(index) == size[skip + dim]:
-                    size[skip + dim] = full[dim]
-            return {"size": tuple(size)}
-        if call.step.op != "view":
-            return call.given
-        shape = viewed_whole(parts[0].region, self.values[parts[0].node].type.shape, call.types[0].shape)
-        return call.given if shape is None else {"size": shape}
-
-    def _put(self, call: Call, terms: list[Term | Number], types: list[TensorType]) -> int:
-        op, given = call.step.op, call.given
-        pairs = tuple(
-            (item.node, self.spelled(item.node, item.region), item.coef)
-            if isinstance(item, Term)
-            else number(item)
-            for item in terms
-        )
-        held = [(self.values[t.node], shape_of(t.region)) if isinstance(t, Term) else None for t in terms]
-        told = {"rank": len(given["size"])} if op == "expand" else given
-        nodes: list[int] = []
-        fresh = False
-        for out, found in enumerate(types):
-            free = (
-                repeating(op, given, held, found.shape) if out == 0 and len(types) == 1 else frozenset[int]()
-            )
-            key = (op, repr(sorted(told.items())), pairs, out, len(types))
-            count = len(self.values)
-            nodes.append(self.put(Value(op, given, pairs, out, found, None, free), key))
-            fresh = fresh or nodes[-1] == count
-        if fresh:
-            for node in nodes:
-                self._equate(node)
-        return nodes[0]
-
     def _equate(self, node: int) -> None:
         """What a new value is in terms of others."""
         relation = equation(self, node)
@@ -462,69 +352,6 @@ class Logical(Pieces):
         if form is not None:
             self.equate(node, form)
         self.exponents.register(node)
-
-    def _match(
-        self, call: Call, terms: list[Term | Number]
-    ) -> tuple[int, list[Derived], tuple[int, ...]] | None:
-        """A value this op's results are parts of, by its rule; the wanted one if that is among them."""
-        if call.own:
-            return None
-        op, want = call.step.op, call.want
-        best: tuple[int, list[Derived], tuple[int, ...]] | None = None
-        orders = [tuple(range(len(terms)))]
-        if op in COMMUTATIVE and len(terms) == 2 and call.given.get("alpha", 1) == 1:
-            orders.append((1, 0))
-        for order in orders:
-            placed = [terms[at] for at in order]
-            bases = tuple((t.node, t.coef) if isinstance(t, Term) else number(t) for t in placed)
-            for node in self.candidates.get((op, *bases), ()):
-                derived = self._fits(call, placed, node)
-                if derived is None:
-                    continue
-                if want is not None and any(term.node == node for term in want.terms):
-                    return node, derived, order
-                best = best or (node, derived, order)
-        return best
-
-    def _fits(self, call: Call, terms: list[Term | Number], node: int) -> list[Derived] | None:
-        value = self.values[node]
-        parts: list[Region | None] = []
-        shapes: list[tuple[int, ...] | None] = []
-        for term, operand in zip(terms, value.operands, strict=True):
-            if not isinstance(term, Term) or not isinstance(operand, tuple) or not is_part(operand):
-                parts.append(None)
-                shapes.append(None)
-                continue
-            places = self._within(term, operand[1])
-            if places is None:
-                return None
-            parts.append(places)
-            shapes.append(shape_of(operand[1]))
-        if any(node + out >= len(self.values) for out in range(len(call.types))):
-            return None
-        outs = [self.values[node + out] for out in range(len(call.types))]
-        if any(item.op != call.step.op or item.out != out for out, item in enumerate(outs)):
-            return None
-        derived = derive(
-            call.step.op, call.given, dict(value.given), shapes, parts, [item.type.shape for item in outs]
-        )
-        if derived is None or any(
-            shape_of(part.region) != found.shape or item.type.dtype != found.dtype
-            for part, found, item in zip(derived, call.types, outs, strict=True)
-        ):
-            return None
-        return derived
-
-    def _within(self, term: Term, outer: Region) -> Region | None:
-        """Where the region a step reads stands in the one the value was made from."""
-        free = self.values[term.node].free
-        places: list[Index] = []
-        for dim, (mine, theirs) in enumerate(zip(term.region, outer, strict=True)):
-            place = free_index(mine) if dim in free else relative(mine, theirs)
-            if place is None:
-                return None
-            places.append(place)
-        return tuple(places)
 
 
 def _with(operands: list[Operand], at: int, item: Operand) -> list[Operand]:

@@ -1,0 +1,104 @@
+"""What a Plan claims of its locals, as relations to the Program's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensure.bundle import PlacedRuns, Plan, Rank, placed_runs
+from tensure.errors import RecordError
+from tensure.program import Name, Undecided, axes_in
+
+from ._contraction import TERMS, terms_of
+from ._index import Region, length, select, shape_of, whole
+from ._limit import Share, limited, share_of
+from ._logical import Logical
+from ._relation import Relation, Term, describe
+from ._values import is_part
+
+
+class Claims:
+    """The claims of one invocation, each bound once.
+
+    Args:
+        envs: what parameters and coordinates are, by rank.
+    """
+
+    def __init__(self, plan: Plan, logical: Logical, envs: Mapping[Rank, Mapping[str, int]]) -> None:
+        self._plan, self._logical, self._envs = plan, logical, envs
+        self._bound: dict[tuple[Rank, Name], PlacedRuns | None] = {}
+        self._known: dict[Any, Any] = {}
+        self._regions: dict[Region, Region] = {}
+
+    def of(self, rank: Rank, name: Name) -> PlacedRuns | None:
+        """The claim on a local, if there is one.
+
+        Raises:
+            Undecided: which value it names differs from place to place.
+        """
+        key = (rank, name)
+        if key not in self._bound:
+            local = self._plan.local(rank.track, name.base)
+            claim = None if local is None else placed_runs(local, name, self._envs[rank], self._known)
+            if claim is not None and (differing := axes_in(claim.of.index)):
+                raise Undecided(f"which {claim.of.base} {rank} has", differing)
+            self._bound[key] = claim
+        return self._bound[key]
+
+    def relation(self, claim: PlacedRuns) -> Relation:
+        """A claim as a relation.
+
+        Raises:
+            RecordError: it names what the Program does not have.
+        """
+        whole = self._logical.names.get(str(claim.of))
+        if whole is None:
+            raise RecordError(f"the program never makes {claim.of}")
+        (term,) = whole.relation.terms
+        region = list(term.region)
+        for dim, runs in claim.dims.items():
+            if dim >= len(region) or any(stop > length(region[dim]) for _, stop in runs):
+                raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
+            region[dim] = select(region[dim], runs)
+        shares: list[Share] = []
+        if claim.over is not None:
+            share = share_of(claim.over[0], self._extent(term.node, claim), claim.over[1])
+            shares = [share] if share is not None else []
+        spelled = self._logical.spelled(term.node, tuple(region))
+        spelled = self._regions.setdefault(spelled, spelled)  # of many locals: one tuple serves them all
+        coef = term.coef if claim.scale == 1 else claim.scale * term.coef
+        return Relation((Term(term.node, spelled, coef, limited(shares, ())),))
+
+    def _extent(self, node: int, claim: PlacedRuns) -> int:
+        """The size of the contracted letter an addend is cut along."""
+        value = self._logical.values[node]
+        shapes = [shape_of(item[1]) for item in value.operands if isinstance(item, tuple) and is_part(item)]
+        found = (
+            terms_of(value.op, dict(value.given), [len(shape) for shape in shapes])
+            if value.op in TERMS
+            else None
+        )
+        letter = claim.over[0] if claim.over is not None else ""
+        if found is not None and letter not in found[1]:
+            for term, shape in zip(found[0], shapes, strict=False):
+                if letter in term:
+                    return shape[term.index(letter)]
+        raise RecordError(f"an addend over {letter!r} of {claim.of}", wanted="a contracted letter of its op")
+
+    def part(self, claim: PlacedRuns) -> Region | None:
+        """The part of a value that a claim names; None where there is no such part."""
+        found = self._logical.names.get(str(claim.of))
+        if found is None:
+            return None
+        shape = found.type.shape
+        if any(
+            dim >= len(shape) or any(stop > shape[dim] for _, stop in runs)
+            for dim, runs in claim.dims.items()
+        ):
+            return None
+        return tuple(claim.dims[dim] if dim in claim.dims else whole(size) for dim, size in enumerate(shape))
+
+    def words(self, relation: Relation) -> str:
+        """A relation as people read it."""
+        shapes = {term.node: self._logical.values[term.node].type.shape for term in relation.terms}
+        return describe(relation, self._logical.labels, shapes)

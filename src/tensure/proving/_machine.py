@@ -1,0 +1,366 @@
+"""The walk of a Plan with relations for values, and how locals came to be; `_flow` tells what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from tensure.bundle import Placed, PlacedRuns, Plan, PlanMachine, Rank, sum_group
+from tensure.errors import LimitError, RecordError, TensureError
+from tensure.program import (
+    Arg,
+    Name,
+    Op,
+    Program,
+    Ref,
+    TensorType,
+    Undecided,
+    axes_in,
+    expand,
+    infer_collective,
+    infer_step,
+    state_pairs,
+    walk,
+)
+
+from ._cells import Cells, Once, Place
+from ._claims import Claims
+from ._collectives import Collectives
+from ._cone import Asked
+from ._coverage import StatePart, parts_held, states
+from ._doubt import Doubt, step_words
+from ._index import covers, shape_of
+from ._instances import Instances
+from ._logical import Logical
+from ._relation import ONE, Relation, total
+from ._steps import Held
+from ._suspects import Made, Suspect, suspect
+from ._values import NO_AXES
+from ._waiting import waiting
+
+MAX_LOCALS: Final = 1 << 20
+MAX_SUSPECTS: Final = 64
+"""Doubts whose beginnings are looked for."""
+
+
+class Relations(PlanMachine[Held]):
+    """Relations as values."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        program: Program,
+        entry: str,
+        env: Mapping[str, int],
+        logical: Logical,
+        cells: Cells,
+    ) -> None:
+        super().__init__(plan, program, entry, env, cells.ranks)
+        self.logical, self.cells = logical, cells
+        self.instances = Instances(logical)
+        self._envs = {rank: super(Relations, self).env_of(rank) for rank in cells.ranks}
+        self.claims = Claims(plan, logical, self._envs)
+        self._collectives = Collectives(logical, cells, self.instances)
+        self.doubts: list[Doubt] = []
+        self.current: dict[Rank, Op | None] = {}
+        self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
+        self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, PlacedRuns, Held]]] = {}
+        self._streams: dict[Rank, Iterator[Op]] = {}
+        self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
+        self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._sent: dict[tuple[Rank, Name], tuple[Rank, Op]] = {}
+        self.asked: list[Asked] = []
+        self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
+        self._wanted: Relation | None = None
+        self._at: tuple[Rank, Op] | None = None
+        self._once = Once()
+
+    def env_of(self, rank: Rank) -> dict[str, int]:
+        return self._envs[rank]
+
+    def claim(self, rank: Rank, name: Name) -> PlacedRuns | None:  # type: ignore[override]
+        return self.claims.of(rank, name)
+
+    # what a value is ---------------------------------------------------------------------------------
+
+    def leaf(self, rank: Rank, name: Name, claim: Placed | PlacedRuns) -> Held:
+        assert isinstance(claim, PlacedRuns)
+        self._once.add((rank, name.base), name.index)
+        relation = self.claims.relation(claim)
+        whole = self.leaves[str(claim.of)]
+        return Held(TensorType(relation.shape, whole.dtype), relation)
+
+    def find(self, rank: Rank, ref: Ref) -> Held:
+        self._once.ask((rank, ref.name.base), ref.name.index)
+        return super().find(rank, ref)
+
+    def operand(self, rank: Rank, arg: Arg) -> Any:
+        return self.logical.operand(arg, lambda ref: self.find(rank, ref))
+
+    def run(self, step: Op, operands: list[Any]) -> list[Held]:
+        types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
+        return self.logical.apply(step, operands, types, self._wanted)
+
+    def meet(self, step: Op, members: list[Held]) -> list[Held]:
+        attrs = dict(step.attrs)
+        types = infer_collective(step.op, [member.type for member in members], attrs)
+        made = self._collectives.meet(step.op, attrs, members, types)
+        return [Held(want, relation) for want, relation in zip(types, made, strict=True)]
+
+    def keep(self, rank: Rank, name: Name, value: Held) -> None:
+        if len(self._order) >= MAX_LOCALS:
+            raise LimitError(f"over {MAX_LOCALS} locals in one invocation")
+        self._order[rank, name] = (len(self._order), self.current.get(rank))
+        local = self.plan.local(rank.track, name.base)
+        claim = self.claim(rank, name) if local is not None else None
+        if local is not None and local.dtype is not None and local.dtype != value.type.dtype:
+            raise RecordError(f"{name} comes out as {value.type}", wanted=f"{local.dtype} as declared")
+        if local is None or claim is None:
+            return
+        if claim.sum:
+            key = sum_group(self.plan, rank, local, name, claim)
+            self._once.add(("sum", *key[:3], key[4]), key[3])
+            self._sums.setdefault(key, []).append((rank, name, claim, value))
+            return
+        want = self._want(rank, name, claim)
+        if want is None:
+            return
+        if not self.logical.same(value.relation, want):
+            order, _ = self._order[rank, name]
+            self.asked.append(Asked(order, rank, name, ((rank, name),), NO_AXES, want))
+            self._doubt(rank, name, want, f"it comes out as {self.claims.words(value.relation)}")
+            self._doubted[rank, name] = value.relation
+            if shape_of(want.terms[0].region) != value.type.shape:
+                return
+        if name in self.made[rank]:
+            self.made[rank][name] = Held(value.type, want)
+
+    # the walk ----------------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        self._streams = {
+            rank: self._watched(rank, expand(self.plan.blocks, self.body(rank), self.env_of(rank)))
+            for rank in self.ranks
+        }
+        walk(self._streams, self)
+
+    def compute(self, rank: Rank, step: Op) -> None:
+        self._at = (rank, step)
+        reads = tuple((rank, ref.name) for ref in step.reads())
+        self._reads.update(((rank, out), reads) for out in step.outs)
+        self._wanted = self._hint(rank, step)
+        super().compute(rank, step)
+
+    def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
+        self._at = (rank, step)
+        receiver, payload = super().send(rank, step)
+        lost = axes_in(rank.at) - axes_in(receiver.at)
+        if lost or receiver not in self.made:  # of several one, or a part of a cell, or of another
+            raise Undecided(f"who sends to {receiver}", lost or self.cells.folded)
+        self._once.add(("message", receiver), step.attr("key"))
+        self._mail.setdefault((receiver, step.attr("key")), (rank, step))
+        return receiver, payload
+
+    def _check_call(self, rank: Rank, step: Op, operands: list[Any]) -> None:
+        super()._check_call(rank, step, [item.type if isinstance(item, Held) else item for item in operands])
+
+    def recv(self, rank: Rank, step: Op, payload: Any) -> None:
+        self._at = (rank, step)
+        sender, sent = self._mail.pop((rank, step.attr("key")), (rank, step))
+        for out in step.outs:
+            self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
+            self._sent[rank, out] = (sender, sent)
+        super().recv(rank, step, payload)
+
+    def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
+        steps = [(rank, self.current.get(rank) or step) for rank in payloads]
+        reads = tuple((rank, ref.name) for rank, own in steps for ref in own.reads())
+        for rank, own in steps:
+            self._reads.update(((rank, out), reads) for out in own.outs)
+        axes: Any = step.attr("axes")
+        if self.cells.folded.isdisjoint(axes):
+            super().collective(step, payloads)
+            return
+        if differing := axes_in((step.attrs, tuple(out.index for out in step.outs))).intersection(axes):
+            raise Undecided(f"{step.op} of {', '.join(map(str, step.outs))}", differing)
+        if len(payloads) == 1:
+            ((rank, held),) = payloads.items()
+            at_once = self._collectives.summed(rank, step, held)
+            if at_once is not None:
+                self._make(rank, step, [at_once])
+                return
+        members = self._collectives.members(payloads, axes)
+        made = self.meet(step, [held for _, _, held in members])
+        results: dict[Rank, list[tuple[Place, Held]]] = {}
+        for (place, rank, _), held in zip(members, made, strict=True):
+            results.setdefault(rank, []).append((place, held))
+        for rank, rows in results.items():
+            self._make(rank, step, [self._collectives.together(rank, rows, axes)])
+
+    def _make(self, rank: Rank, step: Op, results: list[Held]) -> None:
+        for out in step.outs:
+            self._once.add((rank, out.base), out.index)
+        super()._make(rank, step, results)
+
+    def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
+        return self.cells.group(rank, step.attr("axes"))
+
+    def contribute(self, rank: Rank, step: Op) -> Any:
+        self._at = (rank, step)
+        return super().contribute(rank, step)
+
+    # what a replay asks ------------------------------------------------------------------------------
+
+    def made_by(self, rank: Rank, name: Name) -> Op | None:
+        return self._order[rank, name][1] if name in self.made[rank] else None
+
+    def sent_by(self, rank: Rank, name: Name) -> tuple[Rank, Op]:
+        return self._sent[rank, name]
+
+    def reads_of(self, rank: Rank, name: Name) -> Sequence[tuple[Rank, Name]]:
+        return self._reads.get((rank, name), ())
+
+    def in_order(self) -> Iterator[tuple[Rank, Name]]:
+        return iter(self._order)
+
+    def relation(self, rank: Rank, name: Name) -> Relation:
+        return (self.made[rank].get(name) or self.given[rank][name]).relation
+
+    # claims ------------------------------------------------------------------------------------------
+
+    def suspects(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[tuple[str, str], Suspect]:
+        """For the first doubts, the step that first went astray."""
+        if not self.doubts:
+            return {}
+        made = {
+            key: Made(self._order[key][0], step, reads)
+            for key, reads in self._reads.items()
+            if key in self._order and (step := self._order[key][1]) is not None
+        }
+        wanted = {(doubt.rank, doubt.local) for doubt in self.doubts[:MAX_SUSPECTS]}
+        derived, found = self._derived(relations), dict[tuple[str, str], Suspect]()
+        for key in made:
+            label = (str(key[0]), str(key[1]))
+            if label in wanted:
+                seen = suspect(*key, made, derived, self._is_known, self.claims.words)
+                if seen is not None:
+                    found[label] = seen
+        return found
+
+    def _derived(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[Rank, dict[Name, Relation]]:
+        """What locals came out as, before their claims were taken for granted."""
+        made = {rank: dict(table) for rank, table in relations.items()}
+        for (rank, name), relation in self._doubted.items():
+            made[rank][name] = relation
+        return made
+
+    def _is_known(self, relation: Relation) -> bool:
+        return all(term.node in self.logical.labels for term in relation.terms)
+
+    def stuck(self, error: TensureError) -> None:
+        """The walk could not end: say where, naming the message nobody sends rather than who waits for it.
+
+        Raises:
+            Undecided: what is waited for was sent to some places of a cell.
+        """
+        for receiver, awaited in self.current.items():
+            if awaited is not None and awaited.op == "recv":
+                self._once.ask(("message", receiver), awaited.attr("key"))
+        stalled = waiting(self.plan, self.current, self._streams) if "deadlock" in error.found else None
+        lost = next(iter(self._mail.values()), None) if "never received" in error.found else None
+        rank, step = stalled or lost or self._at or (Rank("no rank"), None)
+        name = step.outs[0] if step is not None and step.outs else None
+        claim = ""
+        if name is not None:
+            try:
+                bound = self.claim(rank, name)
+                claim = "" if bound is None else self.claims.words(self.claims.relation(bound))
+            except TensureError as other:
+                claim = other.found
+        label = (
+            str(name)
+            if name is not None
+            else ", ".join(str(ref.name) for ref in step.reads())
+            if step
+            else ""
+        )
+        text, source = step_words(step)
+        self.doubts.append(Doubt(len(self._order), str(rank), label, claim, text, source, error.found))
+
+    def close(self) -> None:
+        """Sums of addends, outputs and after-states, once everything is made."""
+        for members in self._sums.values():
+            rank, name, claim, _ = members[-1]  # a sum comes to be with its last addend
+            want = self._want(rank, name, claim)
+            if want is None:
+                continue
+            summed = total((ONE, relation) for relation in self._addends(members))
+            if any(self._want(r, n, c) != want for r, n, c, _ in members):
+                self._doubt(rank, name, want, "the addends claim different parts")
+            elif summed is None or not self._is_sum(summed, want):
+                found = "nothing" if summed is None else self.claims.words(summed)
+                self._doubt(rank, name, want, f"the addends sum to {found}")
+                over = self.cells.folded.intersection(claim.sum)
+                places = tuple((r, n) for r, n, _, _ in members)
+                self.asked.append(Asked(self._order[rank, name][0], rank, name, places, over, want))
+        entry = self.program.entry(self.entry)
+        outputs = [str(name.ground(self.env)) for name in entry.outputs]
+        afters = [str(after) for _, after in state_pairs(entry, self.env)]
+        # a state that is a pending sum cannot be handed in again
+        for labels, what, sums in ((outputs, "output", True), (afters, "after-state", False)):
+            held = parts_held(set(labels), self._names(), self.claims, self.cells, sums=sums)
+            for label in labels:
+                missing = covers(held.get(label, []), self.logical.names[label].type.shape)
+                if missing:
+                    why = f"{what} {label}: {missing} elements are on no rank"
+                    self.doubts.append(Doubt(len(self._order), "", label, label, "", "", why))
+
+    def _addends(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Iterator[Relation]:
+        """Of every rank that a sum runs over."""
+        for rank, _, claim, held in members:
+            axes = self.cells.folded.intersection(claim.sum)
+            for place in self.cells.places(rank, axes) if axes else ((),):
+                yield self.instances.at(held.relation, dict(place))
+
+    def states(self) -> tuple[frozenset[StatePart], frozenset[StatePart]]:
+        """Parts of before-states supplied, and parts of after-states held whole at the end."""
+        entry = self.program.entry(self.entry)
+        pairs = {str(after): str(before) for before, after in state_pairs(entry, self.env)}
+        supplied = self.given
+        return states(pairs, self._names(), lambda r, n: n in supplied[r], self.claims, self.cells)
+
+    def _names(self) -> dict[Rank, tuple[Name, ...]]:
+        return {rank: (*self.given[rank], *made) for rank, made in self.made.items()}
+
+    def _is_sum(self, summed: Relation, want: Relation) -> bool:
+        """Whether addends of several ranks come to what is claimed; a rank may add zeros."""
+        return self.logical.same(self.logical.resolve(self.logical.without_zeros(summed)), want)
+
+    def _hint(self, rank: Rank, step: Op) -> Relation | None:
+        for out in step.outs:
+            claim = self.claim(rank, out)
+            if claim is not None and str(claim.of) in self.logical.names:
+                return self.logical.names[str(claim.of)].relation
+        return None
+
+    def _want(self, rank: Rank, name: Name, claim: PlacedRuns) -> Relation | None:
+        try:
+            return self.claims.relation(claim)
+        except RecordError as error:
+            order, step = self._order[rank, name]
+            text, source = step_words(step)
+            self.doubts.append(
+                Doubt(order, str(rank), str(name), str(claim.of), text, source, f"it claims {error.found}")
+            )
+            return None
+
+    def _doubt(self, rank: Rank, name: Name, want: Relation, why: str) -> None:
+        order, step = self._order[rank, name]
+        text, source = step_words(step)
+        self.doubts.append(Doubt(order, str(rank), str(name), self.claims.words(want), text, source, why))
+
+    def _watched(self, rank: Rank, steps: Iterator[Op]) -> Iterator[Op]:
+        for step in steps:
+            self.current[rank] = step
+            yield step
+        self.current[rank] = None

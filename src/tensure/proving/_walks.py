@@ -1,0 +1,208 @@
+"""Walk every invocation of a Plan, and keep of it what verdicts need."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Final
+
+from tensure.bundle import Json, Plan, format_plan, parse_plan
+from tensure.program import (
+    For,
+    Op,
+    Program,
+    Undecided,
+    bind_entry,
+    corner_params,
+    evaluate,
+    format_program,
+    parse_program,
+)
+
+from ._completed import completed
+from ._cone import Shown, Unreplayable, shown
+from ._doubt import Doubt
+from ._flow import Flow, flow
+from ._replay import program_values
+from ._storage import Clash, clash, too_large
+from ._suspects import Suspect
+from ._tensors import Doubted
+
+MAX_INVOCATIONS: Final = 64
+"""Values of an entry's parameters that are walked one by one; beyond that only corners, and no proof."""
+MAX_RANKS: Final = 256
+"""Ranks that are walked, replayed and tagged one by one."""
+SEEDS: Final = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one walk established, in plain values: the same whichever process made it."""
+
+    entry: str
+    params: Mapping[str, int]
+    doubts: tuple[Doubt, ...]
+    claims: tuple[list[Json], list[Json]] | None
+    reads: Sequence[Json]
+    keeps: Sequence[Json]
+    clash: Clash | None
+    ended: bool
+    halted: bool
+    suspects: Mapping[tuple[str, str], Suspect]
+    folded: tuple[str, ...]
+    shown: tuple[Shown, ...] | str
+    """Of a Plan of too many ranks: claims that a replay in part shows not to hold, or why there are none."""
+    size: int
+    """How many locals were made."""
+    targets: bool
+    """Whether it holds where no class of a mean loss is the one to be ignored."""
+
+    def suspected(self, doubt: Doubted) -> Suspect | None:
+        """The step where what is doubted first went astray."""
+        return self.suspects.get((doubt.rank, doubt.local))
+
+
+def invocations_of(program: Program) -> tuple[list[tuple[str, dict[str, int]]], list[str]]:
+    """Every value of every entry's parameters, or corners where there are too many (and which those are)."""
+    found: list[tuple[str, dict[str, int]]] = []
+    open_entries: list[str] = []
+    for label, entry in program.entries.items():
+        rows: list[dict[str, int]] = [{}]
+        count = 0
+        for key, lo, hi in entry.params:
+            grown: list[dict[str, int]] = []
+            for row in rows:
+                env = {**program.axes, **row}
+                low, high = evaluate(lo, env), evaluate(hi, env)
+                grown.extend(
+                    {**row, key: value} for value in range(low, min(high, low + MAX_INVOCATIONS + 1))
+                )
+                if len(grown) > MAX_INVOCATIONS:
+                    break
+            rows = grown
+        count = len(rows)
+        if count > MAX_INVOCATIONS:
+            open_entries.append(label)
+            rows = [dict(params) for params in corner_params(program, label)]
+        found.extend((label, row) for row in rows)
+    return found, open_entries
+
+
+def walked(
+    plan: Plan,
+    program: Program,
+    invocations: Sequence[tuple[str, dict[str, int]]],
+    jobs: int,
+    folded: frozenset[str],
+) -> list[Unit]:
+    if jobs <= 1 or len(invocations) <= 1:
+        return [_unit(plan, program, entry, params, folded) for entry, params in invocations]
+    texts = (format_plan(plan), format_program(program))
+    with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
+        return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations, itertools.repeat(folded)))
+
+
+def _unit_of_text(
+    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str]
+) -> Unit:
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded)
+
+
+def _unit(
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str]
+) -> Unit:
+    env = bind_entry(program, entry, params)
+    found, targets = _flowed(plan, program, entry, env, folded)
+    clashing = None
+    if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
+        alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
+        if alone.ended:
+            clashing = clash(plan, program, entry, env, alone.types, alone.supplied)
+    return Unit(
+        entry,
+        dict(params),
+        found.doubts,
+        None if found.doubts else completed(found),
+        _plain(found.reads),
+        _plain(found.keeps),
+        clashing,
+        found.ended,
+        found.halted,
+        dict(found.suspects),
+        tuple(axis for axis in plan.mesh if axis in folded),
+        _shown(plan, program, entry, params, found),
+        sum(map(len, found.relations.values())),
+        targets,
+    )
+
+
+def _flowed(
+    plan: Plan, program: Program, entry: str, env: Mapping[str, int], folded: frozenset[str]
+) -> tuple[Flow, bool]:
+    """The walk; and whether it took that no class of a mean loss is the one to be ignored.
+
+    Doubts are told without the assumption.
+    """
+    found: Flow | None = None
+    differing: Undecided | None = None
+    try:
+        found = flow(plan, program, entry, env, folded=folded)
+    except Undecided as undecided:
+        differing = undecided
+    if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
+        try:
+            counted = flow(plan, program, entry, env, targets=True, folded=folded)
+        except Undecided:
+            counted = None
+        if counted is not None and (found is None or not counted.doubts):
+            return counted, True
+    if found is None:
+        assert differing is not None
+        raise differing
+    return found, False
+
+
+def _shown(
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], found: Flow
+) -> tuple[Shown, ...] | str:
+    """What a replay of the doubts alone shows, where all ranks would be too many."""
+    if not found.doubts or plan.num_ranks() <= MAX_RANKS:
+        return ()
+    reason = ""
+    for seed in SEEDS:
+        values = program_values(program, entry, params, seed)
+        if values is None:
+            return "too large to replay"
+        try:
+            seen = shown(found.trail, found.asked, values)
+        except Unreplayable as why:
+            reason = str(why)
+            continue
+        if seen:
+            return tuple(seen)
+        reason = "a replay shows no difference"
+    return reason
+
+
+def _has_mean_loss(program: Program) -> bool:
+    bodies = [
+        *(entry.body for entry in program.entries.values()),
+        *(block.body for block in program.blocks.values()),
+    ]
+    todo = [item for body in bodies for item in body]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, For):
+            todo.extend(item.body)
+        elif isinstance(item, Op) and item.op == "nll_loss_forward":
+            return True
+    return False
+
+
+def _plain(parts: Any) -> list[Json]:
+    rows: list[Json] = json.loads(json.dumps(sorted(parts)))
+    return rows
