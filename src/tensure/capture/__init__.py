@@ -8,6 +8,7 @@ from ._live_text import rank_from_bytes, rank_to_bytes
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
 from ._parallel import capture_parallel, plan_of
+from ._replay import replay_step
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "plan_of",
     "rank_from_bytes",
     "rank_to_bytes",
+    "replay_step",
     "same_contents",
     "without_bytes",
 ]

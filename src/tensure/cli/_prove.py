@@ -16,7 +16,7 @@ from ._options import Json, Quiet, Verbose, help_text
 from ._talk import Talk
 
 if TYPE_CHECKING:
-    from tensure.bundle import Verdict
+    from tensure.bundle import Replay, Verdict
     from tensure.proving import TensorVerdict
 
 PROVE_EXAMPLES = (
@@ -37,7 +37,8 @@ PROVE_HELP = help_text(
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
-    "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
+    "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine. A refuted "
+    "step of up to 16 ranks is run for real as well, which says whether it is confirmed.",
 )
 CHECK_EXAMPLES = ("tensure check rows.certificate --plan rows.plan.txt --program net.program.txt",)
 CHECK_HELP = help_text(
@@ -96,6 +97,13 @@ def prove_command(
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with every output's verdict.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes; the verdict is the same.")] = 1,
+    replay: Annotated[
+        bool | None,
+        typer.Option(
+            "--replay/--no-replay",
+            help="Run the step itself too, or not; else where it is refuted.",
+        ),
+    ] = None,
     accept_probable: Annotated[
         float | None, typer.Option(metavar="1E-N", help="Count `probable` up to this error bound as yes.")
     ] = None,
@@ -122,24 +130,30 @@ def prove_command(
         check_target(target, force=force)
     is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
     if script is not None or nproc is not None:
-        if script is None or nproc is None or is_step or plan is not None or program is not None:
+        if script is None or nproc is None or is_step or replay or plan is not None or program is not None:
             raise InputError("--script and --nproc with something else, or one alone", wanted=WANTED)
         result = api.prove_script(_words(script), nproc)
     elif plan is not None and program is not None:
         if is_step or keep:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
-        result = api.prove(plan, program, jobs=jobs)
+        result = api.prove(plan, program, jobs=jobs, replay=replay)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
         with talk.progress("tracing ranks") as progress:
-            result = api.prove(plan, jobs=jobs, progress=progress)
+            result = api.prove(plan, jobs=jobs, replay=replay, progress=progress)
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
         raise InputError("nothing to prove", wanted=WANTED)
     else:
         with talk.progress("tracing ranks") as progress:
             result = api.prove(
-                parallel, model, mesh=_mesh(mesh), microbatches=microbatches, jobs=jobs, progress=progress
+                parallel,
+                model,
+                mesh=_mesh(mesh),
+                microbatches=microbatches,
+                jobs=jobs,
+                replay=replay,
+                progress=progress,
             )
     proof = result.proof
     if output is not None and result.certificate is not None:
@@ -163,12 +177,15 @@ def prove_command(
             "file": file,
             "classes": [{"ranks": ranks, "reason": reason} for ranks, reason in result.classes],
             "tensors": [dataclasses.asdict(tensor) for tensor in result.tensors],
+            "replay": None if result.replay is None else _replayed(result.replay, proof.values.status),
             "kept": [str(target) for target in targets],
             "html": None if html is None else str(html),
         },
     )
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
+    if result.replay is not None:
+        talk.data(f"replay: {result.replay.words(proof.values.status)}")
     _say_tensors(talk, result.tensors)
     for ranks, reason in result.classes:
         talk.detail(f"  {ranks}: {reason}")
@@ -178,8 +195,15 @@ def prove_command(
         talk.say(f"certificate written to {file}")
     for target in targets:
         talk.say(f"written: {target}")
+    if result.replay is not None and result.replay.status == "differs" and proof.values.status == "proved":
+        talk.error("proof and replay contradict each other: one of them is wrong, please report it")
+        return 4
     codes = [_code(verdict, accept_probable) for verdict in verdicts.values()]
     return 1 if 1 in codes else max(codes)
+
+
+def _replayed(replay: Replay, verdict: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(replay), "confirms": replay.confirms(verdict)}
 
 
 def _say_tensors(talk: Talk, tensors: Sequence[TensorVerdict]) -> None:
