@@ -61,6 +61,76 @@ def test_rational_ops_agree_with_integers(
     assert (have.array == want.array).all()
 
 
+INDEX = np.array([[2, 0], [1, 1]])
+LOOKED_UP: list[tuple[str, dict[str, Any], list[Array]]] = [
+    ("embedding", {}, [np.arange(12.0).reshape(4, 3), INDEX]),
+    ("index_select", {"dim": 1}, [np.arange(24.0).reshape(2, 4, 3), np.array([3, 0])]),
+    ("gather", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX]),
+    ("scatter_add", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX, np.arange(6.0).reshape(2, 3)]),
+    (
+        "embedding_dense_backward",
+        {"num_weights": 4, "padding_idx": 1, "scale_grad_by_freq": False},
+        [np.arange(12.0).reshape(2, 2, 3), INDEX],
+    ),
+    *(
+        ("nll_loss_forward", {"reduction": how, "ignore_index": 1}, [-np.arange(12.0).reshape(4, 3), at, by])
+        for how in (0, 1, 2)
+        for at in (np.array([2, 1, 0, 2]),)
+        for by in (None, np.array([1.0, 2.0, 3.0]))
+    ),
+    *(
+        (
+            "nll_loss_backward",
+            {"reduction": how, "ignore_index": 1},
+            [
+                np.arange(1.0, 5.0) if how == 0 else np.array(6.0),
+                np.zeros((4, 3)),
+                np.array([2, 1, 0, 2]),
+                None,
+                np.array(3.0),
+            ],
+        )
+        for how in (0, 1, 2)
+    ),
+    ("full", {"size": (2, 2), "fill_value": 3}, []),
+    ("arange", {"start": 1, "end": 7, "step": 2}, []),
+]
+
+
+@pytest.mark.parametrize(("name", "attrs", "arrays"), LOOKED_UP)
+def test_lookups_are_exact_where_an_index_is_what_it_is(
+    name: str, attrs: dict[str, Any], arrays: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the true indicator for the oracle, the numbers are those of the op."""
+
+    def indicator(self: Field, indices: Array, count: int) -> Array:
+        return np.asarray(np.equal.outer(np.asarray(indices) % P, np.arange(count)), dtype=np.int64).astype(
+            object
+        )
+
+    monkeypatch.setattr(Field, "indicator", indicator)
+    step = op(name, *(None if a is None else f"v{i}" for i, a in enumerate(arrays)), out="y", **attrs)
+    made = Field(1).run(step, [None if array is None else lifted(array) for array in arrays])
+    for have, want in zip(made, evaluate_op(name, arrays, attrs), strict=True):
+        assert have.array.shape == want.shape
+        whole = lifted(np.round(want * 21))  # a mean loss is over 3 of 4 samples, or over 7 of their weights
+        assert (have.array * 21 % P == whole.array).all()
+
+
+def test_a_lookup_in_shifted_rows_is_the_same_lookup() -> None:
+    domain = Field(1)
+    table, index = (
+        domain.draw(label, TensorType(shape, "f64")) for label, shape in (("t", (4, 2)), ("i", (3,)))
+    )
+    (found,) = domain.run(op("embedding", "t", "i", out="y"), [table, index])
+    later = F(np.roll(table.array, -1, axis=0), 1)
+    (less,) = domain.run(op("sub", "i", 1, out="j"), [index, 1])
+    (rows,) = domain.run(op("embedding", "t", "j", out="y"), [domain.take(later, 0, [0, 1, 2]), less])
+    first = domain.indicator(index.array, 1) * table.array[0]
+    assert domain.difference(domain.add(rows, F(first, 2)), found) is None  # rows 1 to 3 apart from row 0
+    assert domain.difference(rows, found) is not None
+
+
 def test_division_and_mean_are_exact_fractions() -> None:
     domain = Field(1)
     x, y = (domain.draw(label, TensorType((4,), "f64")) for label in "xy")

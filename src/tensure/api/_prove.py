@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def prove(
     *,
     mesh: Mapping[str, int] | None = None,
     microbatches: int | None = None,
+    small: ModelFunction | str | None = None,
     jobs: int = 1,
     replay: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -59,6 +60,9 @@ def prove(
             `load` takes; with `mesh` a function, or `package.module:name`.
         mesh: sizes of the mesh axes, outermost first.
         microbatches: handed to the parallel function under this name.
+        small: with `mesh`, returns the same module with smaller sizes, or `package.module:name`. A fault in a
+            model of real sizes is only suspected, since nobody can run it: what is `unknown` there is tried
+            over the same mesh on the smaller module, and the result is that one's if it is `refuted`.
         jobs: processes; the result is the same for any number.
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
             the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
@@ -72,6 +76,8 @@ def prove(
     """
     from tensure.proving import prove_plan
 
+    if small is not None and mesh is None:
+        raise InputError("a smaller model without a mesh", wanted="a model, a parallel function and a mesh")
     if program is None:
         named = _named(plan, mesh, microbatches)
         return prove(
@@ -100,8 +106,21 @@ def prove(
         example = verdict.counterexample
         is_stuck = example is not None and not example.claim and verdict.method != "coverage"
         replayed = replay_step(model, parallel, traced, captured.program, is_stuck=is_stuck)
-        return dataclasses.replace(result, replay=replayed)
-    return result
+        result = replace(result, replay=replayed)
+    if small is None or result.proof.values.status != "unknown":
+        return result
+    tried = prove(parallel, _function(small, "small"), mesh=mesh, jobs=jobs, replay=replay, progress=progress)
+    return _of_both(result, tried)
+
+
+def _of_both(result: ProofResult, smaller: ProofResult) -> ProofResult:
+    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted."""
+    values, found = result.proof.values, smaller.proof.values
+    if found.status != "refuted":
+        told = replace(values, reason=f"{values.reason}; with smaller sizes it is {found.status}")
+        return replace(result, proof=replace(result.proof, values=told))
+    told = replace(found, method=f"{found.method}, with smaller sizes; with its own it is unknown")
+    return replace(smaller, proof=replace(smaller.proof, values=told))
 
 
 def _standing(mesh: Mapping[str, int], box: Sequence[tuple[int, int]]) -> str:

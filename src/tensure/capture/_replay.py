@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensure.bundle import PlacedRuns, Plan, Replay, placed_runs
-from tensure.errors import TensureError
+from tensure.errors import TensureError, UnsupportedError
 from tensure.program import Name, Program
 
 from ._beside import Beside, Talk
@@ -175,7 +174,13 @@ def _runner(way: str) -> Runner:
 
 
 def _bound_memory() -> None:
-    with open("/proc/self/statm") as file:
+    try:
+        import resource
+
+        file = open("/proc/self/statm")
+    except (ImportError, OSError):
+        raise UnsupportedError("the memory of a process cannot be bounded here", wanted="Linux") from None
+    with file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = used + MAX_GROWTH if hard == resource.RLIM_INFINITY else min(hard, used + MAX_GROWTH)

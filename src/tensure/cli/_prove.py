@@ -24,6 +24,7 @@ PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt -o rows.certificate --jobs 2",
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
+    "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --small train:tiny",
 )
 SCRIPT_EXAMPLES = ("tensure prove --script 'train.py --steps 10' --nproc 2",)
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
@@ -34,6 +35,8 @@ PROVE_HELP = help_text(
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
     "--script runs a script under torchrun as far as its call of tensure.prove_step, and shows that proof. "
+    "--small names one that returns the same module with smaller sizes: what is unknown of a model too "
+    "large to run is tried there, where a fault can be shown. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
@@ -86,6 +89,10 @@ def prove_command(
         int | None,
         typer.Option("--nproc", min=1, max=256, metavar="N", help="Its processes, on this machine."),
     ] = None,
+    small: Annotated[
+        str | None,
+        typer.Option("--small", metavar="PKG:FN", help="The model with smaller sizes, to show a fault on."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Write the traced program.txt and plan.txt there."),
@@ -128,7 +135,7 @@ def prove_command(
         *(path for path in (output, html) if path is not None),
     ]:
         check_target(target, force=force)
-    is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
+    is_step = any(option is not None for option in (model, parallel, mesh, microbatches, small))
     if script is not None or nproc is not None:
         if script is None or nproc is None or is_step or replay or plan is not None or program is not None:
             raise InputError("--script and --nproc with something else, or one alone", wanted=WANTED)
@@ -151,6 +158,7 @@ def prove_command(
                 model,
                 mesh=_mesh(mesh),
                 microbatches=microbatches,
+                small=small,
                 jobs=jobs,
                 replay=replay,
                 progress=progress,

@@ -21,6 +21,7 @@ from tensure.errors import LimitError, RecordError, TensureError, UnsupportedErr
 from tensure.program import Op, TensorType, bind_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
+from ._field_lookups import CONSTANTS, LOOKUPS, constant
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
 from ._windows import walks
 
@@ -58,7 +59,7 @@ class Field:
 
     def draw(self, label: str, want: TensorType) -> F:
         count = int(np.prod(want.shape, dtype=np.int64))
-        self._work(count)
+        self.work(count)
         drawn = [self._hash(f"draw {label} {at}".encode()) for at in range(count)]
         return F(_objects(drawn, want.shape), 1)
 
@@ -132,7 +133,7 @@ class Field:
             if op == "div":
                 if given["rounding_mode"] is not None:
                     return self._oracle(op, given, operands)
-                values[1] = self._inverse(values[1])
+                values[1] = self.inverse(values[1])
             alpha = _element(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
             return [F(made, degree)]
@@ -150,6 +151,11 @@ class Field:
             return [
                 F(_move(op, given, operands), max(item.degree for item in operands if isinstance(item, F)))
             ]
+        if op in CONSTANTS:
+            made = constant(op, given)
+            return [F(_objects([_number(x) for x in made.reshape(-1).tolist()], made.shape), 1)]
+        if op in LOOKUPS:
+            return [F(array % P, degree) for array, degree in LOOKUPS[op](self, given, operands)]
         if op in ELEMENTWISE or op in PER_CHANNEL:
             return self._oracle(op, given, operands)
         if op in REDUCTIONS and isinstance(first, F):
@@ -174,7 +180,7 @@ class Field:
             given = {name: value for name, value in given.items() if name not in (*PER_CHANNEL[op], "axis")}
         text = repr((key, sorted(given.items()))).encode()
         spread = np.broadcast_arrays(*arrays, *lists)
-        self._work(spread[0].size)
+        self.work(spread[0].size)
         self.oracles += spread[0].size
         flat = zip(*(item.reshape(-1).tolist() for item in spread), strict=True)
         made = [self._hash(text, *values) for values in flat]
@@ -185,7 +191,7 @@ class Field:
         moved = np.moveaxis(x.array, dims, range(len(dims)))
         rest = moved.shape[len(dims) :]
         sets = moved.reshape(-1, int(np.prod(rest, dtype=np.int64))).T.tolist()
-        self._work(x.array.size)
+        self.work(x.array.size)
         self.oracles += len(sets)
         ordered = op in ("argmax", "argmin")
         text = repr((op, sorted((k, v) for k, v in given.items() if k not in ("dim", "keepdim")))).encode()
@@ -207,7 +213,7 @@ class Field:
         moved = [np.moveaxis(array, dims, range(-len(dims), 0)) for array in arrays]
         width = int(np.prod([first.shape[dim] for dim in dims], dtype=np.int64))
         rows = np.concatenate([array.reshape(-1, width) for array in moved], axis=1).tolist()
-        self._work(first.size)
+        self.work(first.size)
         self.oracles += first.size
         made = [self._hash(text, at, *row) for row in rows for at in range(width)]
         back = np.moveaxis(_objects(made, moved[0].shape), range(-len(dims), 0), dims)
@@ -218,7 +224,7 @@ class Field:
         if given["ceil_mode"]:
             raise UnsupportedError("a pool with ceil_mode has no meaning in the field")
         taps = self._taps(x.array, walks(given, kernel), -1)
-        self._work(taps.size)
+        self.work(taps.size)
         self.oracles += taps[..., 0, 0].size
         flat = taps.reshape(-1, kernel[0] * kernel[1]).tolist()
         made = [self._hash(b"max_pool2d", *sorted(set(row) - {-1})) for row in flat]
@@ -250,7 +256,7 @@ class Field:
         count, channels = x.shape[0], x.shape[1] // groups
         taps = taps.reshape(count, groups, channels, *taps.shape[2:])
         kernels = weight.reshape(groups, -1, *weight.shape[1:])
-        self._work(taps.size * kernels.shape[1])
+        self.work(taps.size * kernels.shape[1])
         letters = "uvwxyz"
         outs, inner = letters[:spatial], letters[3 : 3 + spatial]
         made = np.einsum(f"ngc{outs}{inner},goc{inner}->ngo{outs}", taps, kernels) % P
@@ -274,7 +280,7 @@ class Field:
             for letter, size in zip(term, array.shape, strict=True):
                 if sizes.setdefault(letter, size) != size:
                     raise RecordError(f"letter {letter} is {sizes[letter]} and {size}")
-        self._work(int(np.prod(list(sizes.values()), dtype=np.float64)) * len(arrays))
+        self.work(int(np.prod(list(sizes.values()), dtype=np.float64)) * len(arrays))
         made, have = arrays[0], terms[0]
         for position in range(1, len(terms)):
             later = set(out).union(*terms[position + 1 :])
@@ -290,9 +296,24 @@ class Field:
         )
         return F(made, degree * max(contracted, 1))
 
-    def _inverse(self, value: Any) -> Any:
+    def indicator(self, indices: Any, count: int) -> Array:
+        """Whether an index is 0, 1, ... up to a count: an oracle of the difference; [*indices, count]."""
+        array = np.asarray(indices, dtype=object)
+        self.work(array.size * count)
+        self.oracles += array.size * count
+        made = [
+            self._hash(b"is", (at - row) % P) for at in array.reshape(-1).tolist() for row in range(count)
+        ]
+        return _objects(made, (*array.shape, count))
+
+    def inverse(self, value: Any) -> Any:
+        """One over each element.
+
+        Raises:
+            UnsupportedError: one of them is zero.
+        """
         array = np.asarray(value, dtype=object)
-        self._work(array.size)
+        self.work(array.size)
         if (array == 0).any():
             raise UnsupportedError("a denominator that is zero in the field")
         return _objects([pow(item, -1, P) for item in array.reshape(-1).tolist()], array.shape)
@@ -303,7 +324,12 @@ class Field:
             state.update(int(value).to_bytes(17, "little", signed=True))
         return int.from_bytes(state.digest(), "little") % P
 
-    def _work(self, count: int) -> None:
+    def work(self, count: int) -> None:
+        """Count operations.
+
+        Raises:
+            LimitError: too many.
+        """
         self.products += count
         if self.products > MAX_PRODUCTS:
             raise LimitError(f"over {MAX_PRODUCTS} operations in the field")
