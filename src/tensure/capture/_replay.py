@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -177,11 +178,9 @@ def _bound_memory() -> None:
     try:
         import resource
 
-        file = open("/proc/self/statm")
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except (ImportError, OSError):
         raise UnsupportedError("the memory of a process cannot be bounded here", wanted="Linux") from None
-    with file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = used + MAX_GROWTH if hard == resource.RLIM_INFINITY else min(hard, used + MAX_GROWTH)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
