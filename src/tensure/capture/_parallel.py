@@ -21,6 +21,7 @@ from ._boxes import Box
 from ._class_tracks import Class, alike, class_tracks, classes_agree, live_classes, token
 from ._classes import MAX_TRACED, RankClass, classes_of
 from ._coordinate import Reads
+from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
 from ._microbatch import MICROBATCH
 from ._model import Captured
@@ -173,6 +174,7 @@ def _tracks(
     ranks: Sequence[TracedRank], mesh: Mapping[str, int], world: Mapping[str, int]
 ) -> dict[str, Track]:
     _lack(ranks)
+    settled_exchanges(ranks, mesh, world)
     parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
     if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
         traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
@@ -187,7 +189,10 @@ def _by_class(
     """Tracks of classes of ranks."""
     boxes: list[Box] = [item.box for item in found]
     samples = [[rank.moved(rank.place) for rank in item.samples] for item in found]
-    _lack([rank for ranks in samples for rank in ranks])
+    everyone = [rank for ranks in samples for rank in ranks]
+    _lack(everyone)
+    for rank, steps in zip(everyone, even_exchanges([rank.steps for rank in everyone]), strict=True):
+        rank.steps = steps
     for ranks in samples:
         for rank in ranks:
             distances = iter(rank.distances())
