@@ -135,7 +135,7 @@ def test_even_splits_are_one_collective() -> None:
 
 
 def test_more_taken_than_given() -> None:
-    with pytest.raises(InputError, match=r"rank 0 gives rank 1 2 rows, and that takes 3"):
+    with pytest.raises(InputError, match=r"rank 0 gives rank 1 a part of 2, and that takes one of 3"):
         tensure.prove(dispatched(TWO, fault="greedy"), model(TWO), mesh={"ep": 2})
 
 
