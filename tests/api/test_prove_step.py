@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 import tensure
 from tensure.api import prove_script
+from tensure.bundle import parse_plan
+from tensure.cli import main
 from tensure.errors import InputError, RefutedError
 
 from . import live_cases
@@ -120,11 +122,44 @@ def _script(folder: Path, old: str = "", new: str = "") -> str:
     return str(path)
 
 
-def test_the_script_of_the_page_is_proved(tmp_path: Path) -> None:
-    result = prove_script([_script(tmp_path)], 2, timeout_s=200)
-    assert result.proof.values.status == "proved" and result.certificate is not None
-    assert dict(result.plan.mesh) == {"tp": 2} and len(result.tensors) == 5
-    assert tensure.api.check(result.certificate, result.plan, result.program).accepted
+def test_the_script_of_the_page_is_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command of the page; what it keeps can be checked again."""
+    kept, certificate = tmp_path / "kept", tmp_path / "certificate"
+    call = [
+        "prove",
+        "--script",
+        _script(tmp_path),
+        "--nproc",
+        "2",
+        "--keep",
+        str(kept),
+        "-o",
+        str(certificate),
+    ]
+    assert main([*call, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["verdicts"]["values"]["status"] == "proved" and len(row["tensors"]) == 5
+    assert row["replay"] is None
+    plan = parse_plan((kept / "plan.txt").read_text())
+    assert dict(plan.mesh) == {"tp": 2}
+    assert tensure.api.check(certificate, plan, kept / "program.txt").accepted
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (["--nproc", "2"], "--script and --nproc with something else, or one alone"),
+        (["--script", "train.py"], "--script and --nproc with something else, or one alone"),
+        (["--script", "nowhere.py", "--nproc", "2"], "no script nowhere.py"),
+        (["--script", "a 'b", "--nproc", "2"], "No closing quotation"),
+        (["--script", "train.py", "--nproc", "2", "--mesh", "tp=2"], "with something else"),
+    ],
+)
+def test_options_of_a_script_that_do_not_fit(
+    call: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prove", *call]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_a_wrong_script_is_refuted(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def settled_exchanges(ranks: Sequence[Traced], mesh: Mapping[str, int], world: M
         world: sizes of those that ranks are numbered along.
 
     Raises:
-        InputError: a rank gives another one more or less than that takes, in rows or, of listed tensors, elements.
+        InputError: a rank gives another one more or less than that takes: rows, of listed tensors elements.
         UnsupportedError: members of a group that say what they exchange in different ways.
     """
     met: dict[Meeting, dict[int, _Split | None]] = {}
@@ -152,8 +152,8 @@ def _check(
                 )
             if given.gives[other] != taken.takes[one]:
                 raise InputError(
-                    f"in an all-to-all rank {giver} gives rank {taker} a part of {given.gives[other]}, and that "
-                    f"takes one of {taken.takes[one]}",
+                    f"in an all-to-all rank {giver} gives rank {taker} a part of {given.gives[other]}, and "
+                    f"that takes one of {taken.takes[one]}",
                     place=taken.source or None,
                     wanted="output splits of one that are input splits of the other",
                 )

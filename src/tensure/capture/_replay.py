@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tensure.bundle import PlacedRuns, Plan, Replay, placed_runs
+from tensure.bundle import Placed, Plan, Replay, placed
 from tensure.errors import TensureError, UnsupportedError
 from tensure.program import Name, Program
 
@@ -239,14 +239,14 @@ class _Claimed:
 
     rank: str
     place: Mapping[str, int]
-    part: PlacedRuns
+    part: Placed
 
 
 def _claims(plan: Plan, label: str) -> Iterator[tuple[int, _Claimed]]:
     for rank in plan.ranks():
         local = plan.local(rank.track, label)
         env = plan.rank_env(rank, {})
-        part = None if local is None else placed_runs(local, Name(label), env)
+        part = None if local is None else placed(local, Name(label), env)
         if part is not None:
             place = {axis: env[axis] for axis in plan.mesh}
             number = 0
@@ -290,17 +290,15 @@ def _compared(
     return {"status": status, "outputs": off, "reason": reason}
 
 
-def _part(whole: Tensor, part: PlacedRuns) -> Tensor:
-    for dim, runs in part.dims.items():
-        parts = [whole.narrow(dim, lo, hi - lo) for lo, hi in runs] or [whole.narrow(dim, 0, 0)]
-        whole = torch.cat(parts, dim)
+def _part(whole: Tensor, part: Placed) -> Tensor:
+    for dim, indices in part.dims.items():
+        whole = whole.index_select(dim, torch.tensor(indices, dtype=torch.long))
     return whole * float(part.scale)
 
 
-def _indices(whole: Tensor, part: PlacedRuns) -> Any:
+def _indices(whole: Tensor, part: Placed) -> Any:
     """The elements of a tensor that a part is, as numpy takes them."""
-    runs = (part.dims.get(dim, ((0, size),)) for dim, size in enumerate(whole.shape))
-    return np.ix_(*([at for lo, hi in each for at in range(lo, hi)] for each in runs)) if whole.ndim else ()
+    return np.ix_(*(part.dims.get(dim, range(size)) for dim, size in enumerate(whole.shape)))
 
 
 def _distance(expected: Tensor, held: Tensor, whole: Tensor) -> float:

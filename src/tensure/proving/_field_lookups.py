@@ -14,13 +14,15 @@ import numpy as np
 from tensure.errors import UnsupportedError
 from tensure.program import evaluate_op
 
+from ._field_degree import CONSTANT, DRAWN, Degree
+
 if TYPE_CHECKING:
     from ._field import F, Field
 
 __all__ = ["CONSTANTS", "LOOKUPS", "constant"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Made: TypeAlias = "list[tuple[Array, int]]"
+Made: TypeAlias = "list[tuple[Array, Degree]]"
 """Arrays of integers, not yet modulo p, and their degrees."""
 
 CONSTANTS: Final = frozenset(["full", "arange"])
@@ -38,7 +40,7 @@ def constant(op: str, given: dict[str, Any]) -> Array:
 def _embedding(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     table, indices = operands
     chosen = field.indicator(indices.array, table.array.shape[0])
-    return [(_product("...r,rc->...c", field, chosen, table.array), _degree(table.array.shape[0], table))]
+    return [(_product("...r,rc->...c", field, chosen, table.array), _picked(table.array.shape[0], table))]
 
 
 def _index_select(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -47,7 +49,7 @@ def _index_select(field: Field, given: dict[str, Any], operands: list[Any]) -> M
     chosen = field.indicator(index.array, moved.shape[0])
     flat = _product("ir,rc->ic", field, chosen, moved.reshape(moved.shape[0], -1))
     made = flat.reshape(chosen.shape[0], *moved.shape[1:])
-    return [(np.moveaxis(made, 0, given["dim"]), _degree(moved.shape[0], x))]
+    return [(np.moveaxis(made, 0, given["dim"]), _picked(moved.shape[0], x))]
 
 
 def _gather(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -58,7 +60,7 @@ def _gather(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     rows = rows[tuple(slice(size) for size in spots.shape[:-1])]
     chosen = field.indicator(spots, rows.shape[-1])
     made = _product("...ir,...r->...i", field, chosen, rows)
-    return [(np.moveaxis(made, -1, dim), _degree(rows.shape[-1], x))]
+    return [(np.moveaxis(made, -1, dim), _picked(rows.shape[-1], x))]
 
 
 def _scatter_add(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -71,7 +73,7 @@ def _scatter_add(field: Field, given: dict[str, Any], operands: list[Any]) -> Ma
     made[tuple(slice(size) for size in spots.shape[:-1])] += _product(
         "...ir,...i->...r", field, chosen, values
     )
-    return [(np.moveaxis(made, -1, dim), x.degree + _degree(spots.shape[-1], src))]
+    return [(np.moveaxis(made, -1, dim), x.degree.plus(_picked(spots.shape[-1], src)))]
 
 
 def _embedding_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -80,18 +82,18 @@ def _embedding_gradient(field: Field, given: dict[str, Any], operands: list[Any]
     if 0 <= given["padding_idx"] < given["num_weights"]:
         chosen[:, given["padding_idx"]] = 0
     rows = grad.array.reshape(len(chosen), grad.array.shape[-1])
-    return [(_product("ir,ic->rc", field, chosen, rows), _degree(len(chosen), grad))]
+    return [(_product("ir,ic->rc", field, chosen, rows), _picked(len(chosen), grad))]
 
 
 def _weights(
     field: Field, given: dict[str, Any], target: F, weight: F | None, classes: int
-) -> tuple[Array, int]:
+) -> tuple[Array, Degree]:
     """What counts of every sample in every class, and its degree: h(class) times its weight, 0 if ignored."""
     chosen = field.indicator(target.array, classes)
     kept = 1 - field.indicator(target.array - given["ignore_index"], 1)
-    degree = 2
+    degree = DRAWN.times(DRAWN)
     if weight is not None:
-        chosen, degree = chosen * weight.array, degree + weight.degree
+        chosen, degree = chosen * weight.array, degree.times(weight.degree)
     return np.asarray(chosen * kept, dtype=object), degree
 
 
@@ -99,15 +101,16 @@ def _loss(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, target, weight = operands
     counts, degree = _weights(field, given, target, weight, x.array.shape[-1])
     loss = np.asarray(-(x.array * counts).sum(-1), dtype=object)
-    size = max(counts.size, 1)
+    each = degree.times(x.degree).added(x.array.shape[-1])
     zero = np.zeros((), dtype=object)
     if given["reduction"] == 0 and x.array.ndim == 2:
-        return [(loss, (degree + x.degree) * x.array.shape[-1]), (zero, 1)]
+        return [(loss, each), (zero, CONSTANT)]
     total = np.asarray(counts.sum(), dtype=object)
     summed = np.asarray(loss.sum(), dtype=object)
     if given["reduction"] == 1:
         summed = summed * field.inverse(total)
-    return [(summed, (2 * degree + x.degree) * size), (total, degree * size)]
+    sums, totals = each.added(max(loss.size, 1)), degree.added(max(counts.size, 1))
+    return [(summed, sums.times(totals.inverse()) if given["reduction"] == 1 else sums), (total, totals)]
 
 
 def _loss_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -116,7 +119,8 @@ def _loss_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> 
     by = grad.array * field.inverse(total.array) if given["reduction"] == 1 else grad.array
     by = np.asarray(by, dtype=object)
     made = -counts * (by[..., None] if by.ndim else by)
-    return [(made, degree + grad.degree + total.degree)]
+    each = degree.times(grad.degree)
+    return [(made, each.times(total.degree.inverse()) if given["reduction"] == 1 else each)]
 
 
 LOOKUPS: Final[dict[str, Callable[[Field, dict[str, Any], list[Any]], Made]]] = {
@@ -136,5 +140,5 @@ def _product(equation: str, field: Field, one: Array, other: Array) -> Array:
     return np.asarray(np.einsum(f"{left}->{out}", one, other), dtype=object)
 
 
-def _degree(rows: int, x: F) -> int:
-    return (x.degree + 1) * max(rows, 1)
+def _picked(rows: int, x: F) -> Degree:
+    return x.degree.times(DRAWN).added(rows)
