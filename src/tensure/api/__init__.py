@@ -16,6 +16,8 @@ from ._not_yet import build, guard, quantize
 from ._open import open  # noqa: A004
 from ._plan import plan
 from ._prove import check, proof_page, prove
+from ._prove_script import prove_script
+from ._prove_step import prove_step
 from ._seal import seal
 from ._verify import Verification, trusted_key_of, verify
 from ._view import page_of
@@ -28,6 +30,8 @@ __all__ = [
     "quantize",
     "plan",
     "prove",
+    "prove_script",
+    "prove_step",
     "check",
     "guard",
     "seal",

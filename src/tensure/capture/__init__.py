@@ -1,15 +1,23 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
+from ._beside import Beside
 from ._classes import RankClass
+from ._exchange import Exchange
+from ._live import LiveRank, live_mesh, same_contents, without_bytes
+from ._live_text import rank_from_bytes, rank_to_bytes
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
-from ._parallel import capture_parallel
+from ._parallel import capture_parallel, plan_of
+from ._replay import replay_step
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
 __all__ = [
     "MODELS",
     "NAMED_PLANS",
+    "Beside",
     "Captured",
+    "Exchange",
+    "LiveRank",
     "ModelFunction",
     "NamedPlan",
     "ParallelFunction",
@@ -18,5 +26,12 @@ __all__ = [
     "RankClass",
     "capture_model",
     "capture_parallel",
+    "live_mesh",
     "named_plan",
+    "plan_of",
+    "rank_from_bytes",
+    "rank_to_bytes",
+    "replay_step",
+    "same_contents",
+    "without_bytes",
 ]

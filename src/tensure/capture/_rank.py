@@ -192,34 +192,16 @@ class TracedRank:
             is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
             if label in whole or (self.tape.knows(local) and not is_trained):
                 return  # nothing on the single device depends on it
-            raise InputError(
-                f"parameter {label} of the parallel module",
-                wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
-                next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
-            )
-        if isinstance(tensor, DTensor):
-            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-            found = self._part(shape, placements, f"parameter {label}")
-        elif label in given.parameters:
-            found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif self.tape.knows(local) and not self.tape.is_drawn(local):
+            raise self._stranger(label)
+        found = self._said(label, tensor, shape, given)
+        if found is None and self.tape.knows(local) and not self.tape.is_drawn(local):
             cut = self._cut(local, label, shape)
             if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)
             if cut is not None:
                 self.standing[label] = cut
             return
-        elif tuple(tensor.shape) == shape:
-            found = whole_part(shape)
-        else:
-            raise InputError(
-                f"parameter {label} of shape {list(tensor.shape)} where the single device has {list(shape)}",
-                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
-            )
-        if found.shape != tuple(local.shape):
-            raise InputError(
-                f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
-            )
+        found = self._fitting(label, local, shape, found)
         if label in given.parameters and self._of_model(local):
             self._claim(label, local, found)  # made of the model's own before our eyes: to be shown
         self.claims[label] = (label, found)
@@ -228,6 +210,38 @@ class TracedRank:
             self.tape.write(local, Ref(Name(label)), ())
         else:
             self.tape.add(local, Ref(Name(label)))
+
+    def _stranger(self, label: str) -> InputError:
+        return InputError(
+            f"parameter {label} of the parallel module",
+            wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
+            next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
+        )
+
+    def _said(
+        self, label: str, tensor: torch.Tensor, shape: Sequence[int], given: ParallelStep
+    ) -> Part | None:
+        """Where a parameter stands by its own placements, or by those given for it."""
+        if isinstance(tensor, DTensor):
+            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
+            return self._part(shape, placements, f"parameter {label}")
+        if label in given.parameters:
+            return self._part(shape, given.parameters[label], f"parameter {label}")
+        return None
+
+    def _fitting(self, label: str, local: torch.Tensor, shape: Sequence[int], said: Part | None) -> Part:
+        """The same, whole where nothing is said; it must fit the local tensor."""
+        found = whole_part(shape) if said is None else said
+        if found.shape != tuple(local.shape):
+            if said is not None:
+                raise InputError(
+                    f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
+                )
+            raise InputError(
+                f"parameter {label} of shape {list(local.shape)} where the single device has {list(shape)}",
+                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
+            )
+        return found
 
     def _of_model(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was made of the model's parameters and buffers, and of no random numbers."""
@@ -296,7 +310,7 @@ class TracedRank:
             said, standing = given.gradients.get(label), self.standing.get(label)
             plain = said is None and not isinstance(tensor, DTensor)
             if plain and standing is not None and standing.shape == tuple(tensor.shape):
-                self._claim(f"grad.{label}", tensor, standing)
+                self._claim(f"grad.{label}", self._own(tensor), standing)
             else:
                 self._output(f"grad.{label}", tensor, said)
 
@@ -325,13 +339,17 @@ class TracedRank:
         if isinstance(tensor, DTensor) and said is None:
             said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
         found = self._part(self.captured.shapes[label], said, label)
-        local = local_of(tensor)
+        local = self._own(tensor)
         if found.shape != tuple(local.shape):
             raise InputError(
                 f"{label} of shape {list(local.shape)}",
                 wanted=f"{list(found.shape)}, as placed; ParallelStep(outputs=..., gradients=...) place it",
             )
         self._claim(label, local, found)
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part, as the tape knows it."""
+        return local_of(tensor)
 
     def _claim(self, label: str, local: torch.Tensor, found: Part) -> None:
         self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))

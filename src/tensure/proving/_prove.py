@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tensure.bundle import Counterexample, Plan, Proof, Verdict, plan_digest
+from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_digest
 from tensure.errors import LimitError, RecordError
 from tensure.program import (
     Program,
@@ -49,6 +49,8 @@ class ProofResult:
     tensors: tuple[TensorVerdict, ...] = ()
     classes: tuple[tuple[str, str], ...] = ()
     """Which ranks each text of a captured Plan stands for, and why."""
+    replay: Replay | None = None
+    """What came of running the step itself, where whoever made the Plan has done so."""
 
 
 def prove_plan(
