@@ -25,8 +25,10 @@ from tensure.program import (
 
 from ._completed import completed
 from ._cone import Shown, Unreplayable, shown
-from ._doubt import Doubt
+from ._doubt import STRANGE, Doubt
+from ._draws import Mixed
 from ._flow import Flow, flow
+from ._index import Region
 from ._replay import program_values
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
@@ -60,6 +62,10 @@ class Unit:
     """How many locals were made."""
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
+    mixed: Mixed | None
+    """Random numbers that are not what they stand for."""
+    standing: Mapping[tuple[str, str], tuple[str, Region]] | None
+    """What random numbers stand for, for a replay; None where that is not known of some."""
 
     def suspected(self, doubt: Doubted) -> Suspect | None:
         """The step where what is doubted first went astray."""
@@ -137,6 +143,8 @@ def _unit(
         _shown(plan, program, entry, params, found),
         sum(map(len, found.relations.values())),
         targets,
+        found.draws.mixed(),
+        _standing(found, plan),
     )
 
 
@@ -174,7 +182,7 @@ def _shown(
         return ()
     reason = ""
     for seed in SEEDS:
-        values = program_values(program, entry, params, seed)
+        values = program_values(program, entry, params, seed, constant=_is_strange(found))
         if values is None:
             return "too large to replay"
         try:
@@ -186,6 +194,16 @@ def _shown(
             return tuple(seen)
         reason = "a replay shows no difference"
     return reason
+
+
+def _standing(found: Flow, plan: Plan) -> Mapping[tuple[str, str], tuple[str, Region]] | None:
+    if not found.doubts or plan.num_ranks() > MAX_RANKS:
+        return {}
+    return None if _is_strange(found) else found.draws.standing()
+
+
+def _is_strange(found: Flow) -> bool:
+    return any(doubt.claim == STRANGE for doubt in found.doubts)
 
 
 def _has_mean_loss(program: Program) -> bool:
