@@ -4,6 +4,8 @@ from ._classes import RankClass
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
 from ._parallel import capture_parallel
+from ._reads import RankState, StateFunction
+from ._resharding import capture_resharding
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 
 __all__ = [
@@ -16,7 +18,10 @@ __all__ = [
     "ParallelStep",
     "Placements",
     "RankClass",
+    "RankState",
+    "StateFunction",
     "capture_model",
     "capture_parallel",
+    "capture_resharding",
     "named_plan",
 ]
