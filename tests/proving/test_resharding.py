@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import tensure
 from tensure.bundle import collect, evaluate_plan
 from tensure.capture import RankState, capture_resharding
-from tensure.errors import InputError
+from tensure.errors import InputError, UnsupportedError
 
 SHAPES = {"up.weight": (12, 8), "down.weight": (8, 12), "up.bias": (12,), "scale": ()}
 
@@ -330,4 +330,53 @@ def test_a_read_outside_of_what_was_saved() -> None:
             saved_mesh={"tp": 2},
             mesh={"tp": 2},
             load_planner=planner,
+        )
+
+
+# --- large --------------------------------------------------------------------------------------------
+
+
+def large(axis: str) -> Callable[[Any], dict[str, Any]]:
+    def state(mesh: Any) -> dict[str, Any]:
+        cuts = [Shard(0) if name == axis else Replicate() for name in mesh.mesh_dim_names]
+        return {
+            f"layers.{at}.weight": distribute_tensor(torch.empty(16384, 16384), mesh, cuts) for at in range(4)
+        }
+
+    return state
+
+
+def test_a_checkpoint_at_full_size() -> None:
+    found = tensure.prove_resharding(large("tp"), large("dp"), saved_mesh={"tp": 8}, mesh={"dp": 16})
+    assert found.proof.values.status == "proved"
+
+
+@pytest.mark.parametrize(
+    ("change", "index"),
+    [
+        (lambda items: [], (0, 0)),
+        (lambda items: [_at(items[0], storage_offsets=(1024, 0))], (0, 0)),
+        (lambda items: [_at(items[0], lengths=(768, 16384))], (768, 0)),
+    ],
+)
+def test_a_fault_in_a_large_one_is_shown_in_units(change: Any, index: tuple[int, ...]) -> None:
+    found = tensure.prove_resharding(
+        large("tp"),
+        large("dp"),
+        saved_mesh={"tp": 8},
+        mesh={"dp": 16},
+        load_planner=changed(change, "layers.2.weight", rank=6),
+    ).proof.values
+    assert found.status == "refuted" and found.counterexample is not None, found
+    assert (found.counterexample.rank, found.counterexample.index) == ("loaded_dp6", index)
+    assert found.counterexample.local == "loaded.layers.2.weight"
+
+
+def test_dtypes_must_be_one() -> None:
+    with pytest.raises(UnsupportedError, match="f32 on some ranks and bf16"):
+        tensure.prove_resharding(
+            _tensors(w=(4,)),
+            lambda mesh: {"w": torch.randn(4, dtype=torch.bfloat16)},
+            saved_mesh={"dp": 1},
+            mesh={"dp": 1},
         )

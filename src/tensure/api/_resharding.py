@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
+    from tensure.bundle import Counterexample
     from tensure.capture import StateFunction
     from tensure.proving import ProofResult
 
@@ -44,26 +46,41 @@ def prove_resharding(
     """
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
-    from tensure.capture import capture_resharding
+    from tensure.capture import capture_resharding, compacted
     from tensure.proving import prove_plan
 
-    def proved(only: str | None = None) -> ProofResult:
-        program, plan = capture_resharding(
-            saved,
-            loaded,
-            saved_mesh,
-            mesh,
-            save_planner=save_planner or DefaultSavePlanner,
-            load_planner=load_planner or DefaultLoadPlanner,
-            only=only,
-        )
-        return prove_plan(plan, program)
+    program, plan = capture_resharding(
+        saved,
+        loaded,
+        saved_mesh,
+        mesh,
+        save_planner=save_planner or DefaultSavePlanner,
+        load_planner=load_planner or DefaultLoadPlanner,
+    )
+    found = prove_plan(plan, program)
+    if found.proof.values.status != "unknown":
+        return found
+    # Too large to be replayed, perhaps, and not so in units in which all that is moved is whole.
+    small, less, units = compacted(program, plan)
+    shown = prove_plan(less, small).proof.values.counterexample
+    return found if shown is None else _refuted(found, shown, units)
 
-    found = proved()
-    if found.proof.values.status == "unknown" and len(found.tensors) > 1:
-        doubted = next((item.name for item in found.tensors if item.status == "unknown"), None)
-        if doubted is not None:  # alone it is small enough to be replayed, perhaps
-            alone = proved(doubted.removeprefix("loaded."))
-            if alone.proof.values.status == "refuted":
-                return alone
-    return found
+
+def _refuted(found: ProofResult, shown: Counterexample, units: Sequence[int]) -> ProofResult:
+    """The difference that shows in units, in elements."""
+    doubt = next((item for item in found.tensors if item.name == shown.local), None)
+    step, source = (shown.step, shown.source) if doubt is None else (doubt.step or doubt.why, doubt.source)
+    example = replace(
+        shown,
+        claim=shown.local,
+        step=step,
+        source=source,
+        index=tuple(at * unit for at, unit in zip(shown.index, units, strict=False)),
+    )
+    from tensure.bundle import Verdict
+
+    values = Verdict("refuted", "relations and a replay in units", counterexample=example)
+    tensors = tuple(
+        replace(item, status="refuted") if item.name == shown.local else item for item in found.tensors
+    )
+    return replace(found, proof=replace(found.proof, values=values), tensors=tensors)

@@ -1,6 +1,7 @@
 """A framework's parallel step as a Program and a Plan: plain PyTorch, traced on a fake process group."""
 
 from ._classes import RankClass
+from ._compact import compacted
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
 from ._parallel import capture_parallel
@@ -23,5 +24,6 @@ __all__ = [
     "capture_model",
     "capture_parallel",
     "capture_resharding",
+    "compacted",
     "named_plan",
 ]

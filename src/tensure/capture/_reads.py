@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from tensure.bundle import Local, Place, Plan, Track
-from tensure.errors import InputError
+from tensure.errors import InputError, UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Cat, Entry, Name, Op, Program, Ref, Value, digest
 
@@ -89,16 +89,11 @@ class Reads:
         source: who saved; None where a checkpoint is there and its labels are taken to be right.
         target: who loads.
         metadata: of the checkpoint.
-        only: one tensor of all.
     """
 
-    def __init__(self, source: Side | None, target: Side, metadata: Metadata, only: str | None) -> None:
+    def __init__(self, source: Side | None, target: Side, metadata: Metadata) -> None:
         self.source, self.target, self.metadata = source, target, metadata
-        self.labels = [
-            label
-            for label in dict.fromkeys(label for table in target.tensors for label in table)
-            if only in (None, label)
-        ]
+        self.labels = list(dict.fromkeys(label for table in target.tensors for label in table))
         if not self.labels:
             raise InputError("a state without tensors", wanted="something to load")
         self.shapes = {label: self._shape(label) for label in self.labels}
@@ -181,7 +176,12 @@ class Reads:
                         wanted=f"{list(part.shape)}, as it is placed, and no sum",
                     )
                 found[label] = part
-                self.dtypes.setdefault(label, dtype_word(tensor.dtype))
+                dtype = dtype_word(tensor.dtype)
+                if self.dtypes.setdefault(label, dtype) != dtype:
+                    raise UnsupportedError(
+                        f"{label} is {self.dtypes[label]} on some ranks and {dtype} on others",
+                        wanted="one dtype, saved and loaded",
+                    )
             side.placed.append(found)
 
     def _local(self, part: Part, label: str, of: str) -> Local:

@@ -38,7 +38,6 @@ def capture_resharding(
     *,
     save_planner: Callable[[], Any] = DefaultSavePlanner,
     load_planner: Callable[[], Any] = DefaultLoadPlanner,
-    only: str | None = None,
 ) -> tuple[Program, Plan]:
     """What loading a checkpoint must do, and what it does.
 
@@ -49,7 +48,6 @@ def capture_resharding(
         saved_mesh: that of `saved`, if it is a function.
         mesh: that of `loaded`.
         save_planner, load_planner: make what `torch.distributed.checkpoint` is told to plan with.
-        only: one tensor of all.
 
     Raises:
         InputError: state dicts that do not go together, or whatever functions and planners raise.
@@ -64,7 +62,7 @@ def capture_resharding(
         source = Side(saved_mesh, "saved")
         metadata = _save(source, saved, save_planner)
     _load(target, loaded, load_planner, metadata)
-    return Reads(source, target, metadata, only).made()
+    return Reads(source, target, metadata).made()
 
 
 # --- what torch plans -------------------------------------------------------------------------------
