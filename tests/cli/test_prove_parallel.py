@@ -43,6 +43,10 @@ def model():
     return Net(), (torch.randn(4, 4), torch.randn(4, 4))
 
 
+def tiny():
+    return Net(), (torch.randn(2, 4), torch.randn(2, 4))
+
+
 def tensor_parallel(net, mesh):
     parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
 

@@ -21,6 +21,8 @@ OPS: dict[str, Callable[[Any, Any], Any]] = {
     "*": operator.mul,
     "//": operator.floordiv,
     "%": operator.mod,
+    "divmod //": lambda one, other: divmod(one, other)[0],
+    "divmod %": lambda one, other: divmod(one, other)[1],
 }
 ASKED: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,

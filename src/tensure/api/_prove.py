@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def prove(
     *,
     mesh: Mapping[str, int] | None = None,
     microbatches: int | None = None,
+    small: ModelFunction | str | None = None,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
@@ -57,6 +59,9 @@ def prove(
             `load` takes; with `mesh` a function, or `package.module:name`.
         mesh: sizes of the mesh axes, outermost first.
         microbatches: handed to the parallel function under this name.
+        small: with `mesh`, returns the same module with smaller sizes, or `package.module:name`. A fault in a
+            model of real sizes is only suspected, since nobody can run it: what is `unknown` there is tried
+            over the same mesh on the smaller module, and the result is that one's if it is `refuted`.
         jobs: processes; the result is the same for any number.
         progress: told (ranks traced, ranks in all).
 
@@ -67,6 +72,8 @@ def prove(
     """
     from tensure.proving import prove_plan
 
+    if small is not None and mesh is None:
+        raise InputError("a smaller model without a mesh", wanted="a model, a parallel function and a mesh")
     if program is None:
         named = _named(plan, mesh, microbatches)
         return prove(named.parallel, named.model, mesh=named.mesh, jobs=jobs, progress=progress)
@@ -85,7 +92,21 @@ def prove(
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     if not classes:
         classes = [("every rank", "traced by itself")]
-    return prove_plan(traced, captured.program, jobs=jobs, classes=classes)
+    result = prove_plan(traced, captured.program, jobs=jobs, classes=classes)
+    if small is None or result.proof.values.status != "unknown":
+        return result
+    tried = prove(parallel, _function(small, "small"), mesh=mesh, jobs=jobs, progress=progress)
+    return _of_both(result, tried)
+
+
+def _of_both(result: ProofResult, smaller: ProofResult) -> ProofResult:
+    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted."""
+    values, found = result.proof.values, smaller.proof.values
+    if found.status != "refuted":
+        told = replace(values, reason=f"{values.reason}; with smaller sizes it is {found.status}")
+        return replace(result, proof=replace(result.proof, values=told))
+    told = replace(found, method=f"{found.method}, with smaller sizes; with its own it is unknown")
+    return replace(smaller, proof=replace(smaller.proof, values=told))
 
 
 def _standing(mesh: Mapping[str, int], box: Sequence[tuple[int, int]]) -> str:

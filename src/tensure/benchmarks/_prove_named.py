@@ -56,6 +56,7 @@ class Planted:
 FAULTS: Final = (
     Planted("llama3-405b@dp32-tp2-pp2-mb4", 2, 1, 65, 3, "pp1_dp0_tp1_mb3"),
     Planted("llama3-405b@dp64-tp2-pp2-mb16", 4, 2, 200, 11, "pp1_dp36_tp0_mb11"),
+    Planted("llama3-405b@dp64-tp8-pp16-mb16", 126, 57, 3585, 11, "pp7_dp0_tp1_mb11"),
 )
 """The first is the one of a quick run; it stands at the ends of axes, so that it cuts them once."""
 

@@ -23,6 +23,7 @@ PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt -o rows.certificate --jobs 2",
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2",
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
+    "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --small train:tiny",
 )
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
@@ -31,7 +32,8 @@ PROVE_HELP = help_text(
     (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
-    "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
+    "--small names one that returns the same module with smaller sizes: what is unknown of a model too large to "
+    "run is tried there, where a fault can be shown. NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
     "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
@@ -73,6 +75,10 @@ def prove_command(
         int | None,
         typer.Option("--microbatches", min=1, metavar="N", help="Handed to the parallel function."),
     ] = None,
+    small: Annotated[
+        str | None,
+        typer.Option("--small", metavar="PKG:FN", help="The model with smaller sizes, to show a fault on."),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Write the traced program.txt and plan.txt there."),
@@ -108,7 +114,7 @@ def prove_command(
         *(path for path in (output, html) if path is not None),
     ]:
         check_target(target, force=force)
-    is_step = any(option is not None for option in (model, parallel, mesh, microbatches))
+    is_step = any(option is not None for option in (model, parallel, mesh, microbatches, small))
     if plan is not None and program is not None:
         if is_step or keep:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
@@ -123,7 +129,13 @@ def prove_command(
     else:
         with talk.progress("tracing ranks") as progress:
             result = api.prove(
-                parallel, model, mesh=_mesh(mesh), microbatches=microbatches, jobs=jobs, progress=progress
+                parallel,
+                model,
+                mesh=_mesh(mesh),
+                microbatches=microbatches,
+                small=small,
+                jobs=jobs,
+                progress=progress,
             )
     proof = result.proof
     if output is not None and result.certificate is not None:

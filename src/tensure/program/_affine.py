@@ -127,6 +127,9 @@ class Affine:
     def __rmod__(self, other: int) -> int:
         raise Undecided(f"{other} % ({self})", self.axes)
 
+    def __rdivmod__(self, other: int) -> tuple[int, int]:
+        raise Undecided(f"{other} // ({self})", self.axes)
+
     def __abs__(self) -> Whole:
         return -self if self < 0 else self
 

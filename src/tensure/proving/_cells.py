@@ -194,7 +194,7 @@ def at_one(
     Raises:
         Undecided: it is of a value that is another at every place, and cannot be made.
     """
-    terms = [_term_at(term, place, families, instance) for term in relation.terms]
+    terms = [found for term in relation.terms for found in _term_at(term, place, families, instance)]
     if len(terms) == 1:
         return Relation((terms[0],))
     found = combined((Fraction(1), Relation((term,))) for term in terms)
@@ -208,19 +208,22 @@ def _term_at(
     place: Mapping[str, int],
     families: Mapping[int, frozenset[str]],
     instance: Callable[[int, Mapping[str, int]], Relation] | None,
-) -> Term:
+) -> list[Term]:
     apart = families.get(term.node, frozenset[str]()) & place.keys()
     if apart and (instance is None or term.limit is not None):
         raise Undecided("a value that each place makes for itself", apart)
     region = region_at(term.region, place)
     if not apart or instance is None:
         limit = None if term.limit is None else _limit_at(term.limit, place, families)
-        return Term(term.node, region, term.coef, limit)
-    whole = instance(term.node, place).single
-    if whole is None or whole.limit is not None:
-        raise Undecided("a sum that each place makes for itself", apart)
-    part = tuple(select(outer, index) for outer, index in zip(whole.region, region, strict=True))
-    return Term(whole.node, part, term.coef * whole.coef)
+        return [Term(term.node, region, term.coef, limit)]
+    whole = instance(term.node, place)
+    if whole.limited:
+        raise Undecided("an addend that each place makes for itself", apart)
+    parts = [
+        tuple(select(outer, index) for outer, index in zip(one.region, region, strict=True))
+        for one in whole.terms
+    ]
+    return [Term(one.node, part, term.coef * one.coef) for one, part in zip(whole.terms, parts, strict=True)]
 
 
 def _same_value(node: int, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> None:

@@ -8,7 +8,7 @@ what is claimed, given the parts derived on the way. Knows no rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, Protocol, TypeAlias
@@ -86,6 +86,7 @@ class Trail(Protocol):
 
     logical: Logical
     cells: Cells
+    instances: Instances
 
     def made_by(self, rank: Rank, name: Name) -> Op | None:
         """The step that made a local; None where it was supplied."""
@@ -112,28 +113,40 @@ class Unreplayable(Exception):
     """A cone that cannot be run, and why."""
 
 
-def shown(trail: Trail, asked: Sequence[Asked], values: Mapping[str, Array]) -> list[Shown]:
+def shown(
+    trail: Trail, asked: Sequence[Asked], values: Callable[[set[str]], Mapping[str, Array]]
+) -> list[Shown]:
     """The claims in doubt that do not hold.
 
     Args:
-        values: every value of the Program by name, in float64 where it has floats.
+        values: runs the Program for some of its values by name, in float64 where it has floats.
 
     Raises:
         Unreplayable: it would be too much, or a step cannot be run.
     """
     doubted = {(rank, name) for item in asked for rank, name in item.members}
-    cone = _Cone(trail, values, doubted)
-    found: list[Shown] = []
-    for item in sorted(asked, key=lambda item: item.order)[:MAX_ASKED]:
-        for place in _corners(trail.cells, item):
-            try:
-                seen = cone.compare(item, place)
-            except (TensureError, Undecided) as error:
-                raise Unreplayable(str(error)) from None
-            if seen is not None:
-                found.append(seen)
-                break
-    return found
+    cone = _Cone(trail, doubted)
+    first = sorted(asked, key=lambda item: item.order)[:MAX_ASKED]
+    try:
+        try:
+            return _compared(cone, first, values)
+        except (TensureError, Undecided, Unreplayable):
+            return _compared(cone, first[:1], values) if len(first) > 1 else []
+    except (TensureError, Undecided) as error:
+        raise Unreplayable(str(error)) from None
+
+
+def _compared(
+    cone: _Cone, asked: Sequence[Asked], values: Callable[[set[str]], Mapping[str, Array]]
+) -> list[Shown]:
+    places = [(item, place) for item in asked for place in _corners(cone.cells, item)]
+    cone.values = values(cone.labels(places))
+    found: dict[int, Shown] = {}
+    for item, place in places:
+        seen = None if item.order in found else cone.compare(item, place)
+        if seen is not None:
+            found[item.order] = seen
+    return list(found.values())
 
 
 def _corners(cells: Cells, item: Asked) -> list[dict[str, int]]:
@@ -145,9 +158,11 @@ def _corners(cells: Cells, item: Asked) -> list[dict[str, int]]:
 class _Cone:
     """Values of locals at single ranks, as far as they were asked for."""
 
-    def __init__(self, trail: Trail, values: Mapping[str, Array], doubted: set[tuple[Rank, Name]]) -> None:
-        self._trail, self._values = trail, values
-        self._instances = Instances(trail.logical)
+    def __init__(self, trail: Trail, doubted: set[tuple[Rank, Name]]) -> None:
+        self._trail, self.cells = trail, trail.cells
+        self.values: Mapping[str, Array] = {}
+        """The Program's values, as far as `labels` asked for them."""
+        self._instances = trail.instances
         self._made: dict[Spot, Array] = {}
         self._elements = 0
         self._tainted = set(doubted)
@@ -155,14 +170,51 @@ class _Cone:
             if not self._tainted.isdisjoint(trail.reads_of(*local)):
                 self._tainted.add(local)
 
+    def labels(self, places: Sequence[tuple[Asked, Mapping[str, int]]]) -> set[str]:
+        """The values of the Program that comparisons take."""
+        found: set[str] = set()
+        seen: set[Spot] = set()
+        for item, place in places:
+            self._note(self._instances.at(item.want, place), found)
+            todo = list(self._spots(item, place))
+            while todo:
+                spot = todo.pop()
+                if spot in seen:
+                    continue
+                seen.add(spot)
+                if len(seen) > MAX_KEYS:
+                    raise Unreplayable(f"over {MAX_KEYS} locals to replay")
+                taken = self._derived(spot)
+                if taken is None:
+                    todo.extend(self._needs(spot))
+                else:
+                    self._note(taken, found)
+        return found
+
+    def _note(self, relation: Relation, found: set[str]) -> None:
+        for term in relation.terms:
+            known = self._trail.logical.labels.get(term.node)
+            if known is None:
+                raise Unreplayable("a claim of what the program does not name")
+            if term.limit is None:
+                found.add(known[0])
+                continue
+            for item in self._trail.logical.values[term.node].operands:
+                if isinstance(item, tuple) and is_part(item):
+                    self._note(Relation((Term(item[0], item[1], item[2]),)), found)
+
+    def _spots(self, item: Asked, place: Mapping[str, int]) -> Iterator[Spot]:
+        for rank, name in item.members:
+            for spot in self.cells.places(rank, item.over) if item.over else ((),):
+                yield rank, self._place(rank, {**place, **dict(spot)}), name
+
     def compare(self, item: Asked, place: Mapping[str, int]) -> Shown | None:
         """Hold the members of a claim against it where the other folded axes stand at one place."""
         cells = self._trail.cells
         total: Array | None = None
-        for rank, name in item.members:
-            for spot in cells.places(rank, item.over) if item.over else ((),):
-                value = self._value((rank, self._place(rank, {**place, **dict(spot)}), name))
-                total = value if total is None else total + value
+        for spot in self._spots(item, place):
+            value = self._value(spot)
+            total = value if total is None else total + value
         want = self._of(self._instances.at(item.want, place))
         assert total is not None
         index = _difference(total, want)
@@ -187,6 +239,13 @@ class _Cone:
                 raise Unreplayable(f"{rank} is not where it was looked for along {axis}")
             found.append((axis, at))
         return tuple(found)
+
+    def _beside(self, sender: Rank, at: Mapping[str, int]) -> Place:
+        """Where a sender stands: a message stays at its place along axes of which its cell has several."""
+        boxes = self.cells.boxes(sender, self.cells.folded)
+        return self._place(
+            sender, {axis: lo if hi - lo == 1 else at[axis] for axis, (lo, hi) in boxes.items()}
+        )
 
     def _value(self, wanted: Spot) -> Array:
         todo = [wanted]
@@ -214,6 +273,11 @@ class _Cone:
 
     def _taken(self, spot: Spot) -> Array | None:
         """From the Program's run, where that is what a local was derived to be."""
+        relation = self._derived(spot)
+        return None if relation is None else self._of(relation)
+
+    def _derived(self, spot: Spot) -> Relation | None:
+        """What a local is of the values that the Program names; None where it has to be made."""
         rank, place, name = spot
         if (rank, name) in self._tainted:
             return None
@@ -221,7 +285,7 @@ class _Cone:
         labels = self._trail.logical.labels
         if any(term.limit is not None or term.node not in labels for term in relation.terms):
             return None
-        return self._of(self._instances.at(relation, dict(place)))
+        return self._instances.at(relation, dict(place))
 
     def _of(self, relation: Relation) -> Array:
         total: Array | None = None
@@ -230,12 +294,14 @@ class _Cone:
             if known is None:
                 raise Unreplayable("a claim of what the program does not name")
             label, by = known
-            array = self._values[label] if term.limit is None else self._addend(term.node, term.limit, by)
+            array = self.values[label] if term.limit is None else self._addend(term.node, term.limit, by)
             free = self._trail.logical.values[term.node].free
             region = region_at(term.region, {})
             spots = [np.asarray(members(index), np.intp) for index in region]
             # Where it only repeats, the Program's may have fewer: any one is as good as another.
             spots = [at * 0 if dim in free else at for dim, at in enumerate(spots)]
+            if any(at.size and not size for at, size in zip(spots, array.shape, strict=True)):
+                raise Unreplayable("a part of what the program has none of")
             part = array[np.ix_(*spots)]
             coef = term.coef / by
             part = part if coef == 1 else part * float(coef)
@@ -268,7 +334,8 @@ class _Cone:
         at = dict(place)
         if step.op == "recv":
             sender, sent = self._trail.sent_by(rank, name)
-            return [(sender, self._place(sender, at), ref.name) for ref in sent.reads()]
+            where = self._beside(sender, at)
+            return [(sender, where, ref.name) for ref in sent.reads()]
         if step.op in COLLECTIVES:
             return [
                 (member, where, ref.name)
@@ -301,7 +368,7 @@ class _Cone:
         at = dict(place)
         if step.op == "recv":
             sender, sent = self._trail.sent_by(rank, name)
-            payload: Array = self._operand(sent.args[0], sender, self._place(sender, at))
+            payload: Array = self._operand(sent.args[0], sender, self._beside(sender, at))
             return payload
         if step.op in COLLECTIVES:
             taking = self._members(rank, step, at, name)

@@ -73,19 +73,21 @@ def flow(
     *,
     targets: bool = False,
     folded: frozenset[str] = NO_AXES,
+    listed: bool = False,
 ) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
 
     Args:
         targets: assume that no class of a mean loss is the one to be ignored.
         folded: mesh axes along which ranks are taken together.
+        listed: keep place by place what is no expression of the coordinates, rather than take axes apart.
 
     Raises:
         TensureError: the Program itself cannot be expanded or typed.
         Undecided: ranks taken together would have to be taken apart; says along which axes.
     """
     logical = Logical(program, entry, env, targets=targets)
-    machine = Relations(plan, program, entry, env, logical, Cells(plan, folded))
+    machine = Relations(plan, program, entry, env, logical, Cells(plan, folded), listed=listed)
     ended, halted = True, False
     try:
         machine.go()

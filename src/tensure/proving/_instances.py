@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tensure.program import Op, TensorType, Undecided, axes_in, lookup
 
-from ._cells import Place, as_one, at_one
+from ._cells import Place, as_one, at_one, family_axes
 from ._index import select, shape_of, whole_region
 from ._relation import Relation, Term, combined, plain
 from ._steps import Call, Held, Operand
@@ -22,10 +22,17 @@ Boxes: TypeAlias = Mapping[str, tuple[int, int]]
 
 
 class Instances:
-    """Values at places, each made once."""
+    """Values at places, each made once.
 
-    def __init__(self, logical: Logical) -> None:
+    Args:
+        listed: what is no expression of the coordinates is kept place by place, as a value that nothing else
+            is known of; otherwise it is refused.
+    """
+
+    def __init__(self, logical: Logical, *, listed: bool = False) -> None:
         self._logical = logical
+        self._listed = listed
+        self._rows: dict[int, dict[Place, Relation]] = {}
         self._made: dict[tuple[int, tuple[tuple[str, int], ...]], Relation] = {}
 
     def at(self, relation: Relation, place: Mapping[str, int]) -> Relation:
@@ -34,7 +41,17 @@ class Instances:
         Raises:
             Undecided: it is of a value that cannot be made anew.
         """
-        return at_one(relation, place, self._logical.families, self.value)
+        try:
+            return at_one(relation, place, self._logical.families, self.value)
+        except Undecided:
+            if not self._listed:
+                raise
+            return self._unknown(("at", relation.terms, tuple(sorted(place.items()))), relation)
+
+    def _unknown(self, key: tuple[object, ...], like: Relation) -> Relation:
+        """A value of the same type, of which nothing is known."""
+        dtype = self._logical.values[like.terms[0].node].type.dtype
+        return self._logical.ghost(key, TensorType(like.shape, dtype))
 
     def value(self, node: int, place: Mapping[str, int]) -> Relation:
         """All of a value, at a place."""
@@ -53,9 +70,36 @@ class Instances:
         try:
             return as_one(rows, boxes)
         except Undecided:
-            singles = [(place, found.single) for place, found in rows]
-            if any(term is None or term.limit is not None for _, term in singles):
-                raise
+            try:
+                return self._alike(rows, boxes)
+            except Undecided:
+                if not self._listed:
+                    raise
+                return self._list(rows, boxes)
+
+    def _list(self, rows: Sequence[tuple[Place, Relation]], boxes: Boxes) -> Relation:
+        """A value of which is only known what it is at each place."""
+        logical = self._logical
+        first = rows[0][1]
+        rows = [(place, self._alone(found)) for place, found in rows]
+        relation = self._unknown(("list", tuple((place, found.terms) for place, found in rows)), first)
+        node = relation.terms[0].node
+        self._rows[node] = dict(rows)
+        axes = frozenset(boxes) | family_axes([found.terms for _, found in rows], logical.families)
+        logical.families[node] = axes
+        return relation
+
+    def _alone(self, found: Relation) -> Relation:
+        """One term without a limit: of what is none, nothing is known but that."""
+        if found.single is not None and found.single.limit is None:
+            return found
+        return self._unknown(("sum", found.terms), found)
+
+    def _alike(self, rows: Sequence[tuple[Place, Relation]], boxes: Boxes) -> Relation:
+        """Parts of a value that every place makes for itself, in the same way."""
+        singles = [(place, found.single) for place, found in rows]
+        if any(term is None or term.limit is not None for _, term in singles):
+            raise Undecided("what comes out at each place", frozenset(boxes))
         terms = [(place, term) for place, term in singles if term is not None]
         if len({term.coef for _, term in terms}) > 1:
             raise Undecided("what comes out at each place", frozenset(boxes))
@@ -90,7 +134,7 @@ class Instances:
         given = dict(first.given)
         step = Op(first.op, (), (), tuple(given.items()))
         made = logical.made(Call(step, given, operands, [first.type], None, False))[0].relation
-        for place, node in rows:
+        for place, node in rows if not self._listed else ():  # the checker could not follow another spelling
             want = plain(node, logical.spelled(node, whole_region(first.type.shape)))
             if not logical.same(self.at(made, dict(place)), want):
                 raise Undecided("what comes out at each place", frozenset(boxes))
@@ -103,11 +147,20 @@ class Instances:
         value = logical.values[node]
         if not place:
             return plain(node, whole_region(value.type.shape))
+        if node in self._rows:
+            row = next(
+                (found for at, found in self._rows[node].items() if dict(at).items() <= place.items()), None
+            )
+            if row is None:
+                raise Undecided("a value that is listed along other axes", frozenset(place))
+            return self.at(row, place)
         if value.form is not None:
             summed = combined((coef, self.value(part, place)) for part, coef in value.form.items())
             if summed is None:
                 raise Undecided("a sum that cancels at some place", frozenset(place))
             return logical.sum_of(summed, value.type)
+        if value.op == "ghost" and self._listed:
+            return logical.ghost(("at", node, tuple(sorted(place.items()))), value.type)
         if value.op in ("ghost", "leaf") or lookup(value.op).num_outs != 1:
             raise Undecided("a value that each place makes for itself", frozenset(place))
         if axes_in((value.given, value.type.shape)):

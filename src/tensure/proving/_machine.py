@@ -56,10 +56,13 @@ class Relations(PlanMachine[Held]):
         env: Mapping[str, int],
         logical: Logical,
         cells: Cells,
+        *,
+        listed: bool = False,
     ) -> None:
         super().__init__(plan, program, entry, env, cells.ranks)
         self.logical, self.cells = logical, cells
-        self.instances = Instances(logical)
+        self._listed = listed
+        self.instances = Instances(logical, listed=listed)
         self._envs = {rank: super(Relations, self).env_of(rank) for rank in cells.ranks}
         self.claims = Claims(plan, logical, self._envs)
         self._collectives = Collectives(logical, cells, self.instances)
@@ -102,9 +105,20 @@ class Relations(PlanMachine[Held]):
 
     def run(self, step: Op, operands: list[Any]) -> list[Held]:
         types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
-        if step.op == "draw":
-            return [Held(types[0], self._drawn(step, operands[0], types[0]))]
-        return self.logical.apply(step, operands, types, self._wanted)
+        try:
+            if step.op == "draw":
+                return [Held(types[0], self._drawn(step, operands[0], types[0]))]
+            return self.logical.apply(step, operands, types, self._wanted)
+        except Undecided:
+            if not self._listed:
+                raise
+            return [self._unknown(found) for found in types]
+
+    def _unknown(self, found: TensorType) -> Held:
+        """A result of which nothing is known, at no place of these ranks."""
+        relation = self.logical.ghost(("step", len(self._order), len(self.logical.values)), found)
+        self.logical.families[relation.terms[0].node] = self.cells.folded
+        return Held(found, relation)
 
     def _drawn(self, step: Op, like: Any, found: TensorType) -> Relation:
         """Random numbers as the model's that they stand for, or as numbers of the rank's own."""

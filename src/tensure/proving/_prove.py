@@ -98,7 +98,7 @@ def _proved(
         raise RecordError(f"fold along {unknown[0]!r}", wanted=f"axes of the mesh: {', '.join(plan.mesh)}")
     invocations, open_entries = invocations_of(program)
     wrong: set[str] = set()
-    units, certificate = list[Unit](), None
+    units, certificate, looked = list[Unit](), None, False
     values = Verdict("unknown", "relations", reason="no way to walk it was found")
     for folded in unfolding(plan, fold):
         if units and _much_dearer(plan, units, folded):
@@ -108,6 +108,11 @@ def _proved(
         except Undecided as undecided:
             reason = f"ranks taken together differ: {undecided}"
             values = values if units else Verdict("unknown", "relations", reason=reason)
+            faulty = None if looked else _faulty(plan, program, invocations, jobs, folded, accept, wrong)
+            looked = True
+            if faulty is not None:
+                values, units = faulty
+                break
             continue
         values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes)
         if values.status in ("proved", "refuted"):
@@ -122,6 +127,29 @@ def _proved(
         tensor_verdicts(plan, program, units, values, wrong),
         classes,
     )
+
+
+def _faulty(
+    plan: Plan,
+    program: Program,
+    invocations: Sequence[tuple[str, dict[str, int]]],
+    jobs: int,
+    folded: frozenset[str],
+    accept: float,
+    wrong: set[str],
+) -> tuple[Verdict, list[Unit]] | None:
+    """A refutation where ranks taken together differ: of those that are right, most do not."""
+    if plan.num_ranks() <= MAX_RANKS:
+        return None
+    try:
+        units = walked(plan, program, invocations, jobs, folded, listed=True)
+    except Undecided:
+        return None
+    for unit in units:
+        verdict = decided(plan, program, unit, accept, wrong) if unit.doubts else None
+        if verdict is not None and verdict.status == "refuted":
+            return verdict, units
+    return None
 
 
 def _much_dearer(plan: Plan, units: Sequence[Unit], folded: frozenset[str]) -> bool:

@@ -6,7 +6,7 @@ and not of rounding. Knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -37,7 +37,8 @@ from ._compare import Comparison, Standing, compare
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NARROW: Final = frozenset({"f32", "f16", "bf16"})
 MAX_ELEMENTS: Final = 1 << 26
-_INDEX_DRAWS: Final = (4, 2, 1)
+DRAWS: Final = (4, 2, 1)
+"""Below what indices are drawn, the first that the Program takes."""
 LEVELS: Final = (7 / 8, 1 / 8)
 """What all random numbers are where nobody knows which are which."""
 
@@ -63,38 +64,12 @@ def replay(
     types = infer_program(wide_program, entry=entry, params=params)
     if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
         return None
-    for most in _INDEX_DRAWS:
+    for most in DRAWS:
         try:
             return compare(wide_plan, wide_program, entry, env, Real(seed, most), standing)
         except LimitError:
             return None
         except RecordError:
-            continue
-    return None
-
-
-def program_values(
-    program: Program, entry: str, params: Mapping[str, int], seed: int, *, constant: bool = False
-) -> Mapping[str, Array] | None:
-    """Every value of a Program's run by name; None when it is too large or refuses drawn values.
-
-    Args:
-        constant: all random numbers are one, as `constant_step` has them.
-    """
-    wide = widened_program(constant_program(program, LEVELS[1]) if constant else program)
-    env = bind_entry(wide, entry, params)
-    types = infer_program(wide, entry=entry, params=params)
-    if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
-        return None
-    for most in _INDEX_DRAWS:
-        real = Real(seed, most)
-        drawn = {label: real.draw(label, want) for label, want, _ in leaves(wide, entry, env)}
-        try:
-            with np.errstate(all="ignore"):
-                return evaluate_program(wide, drawn, entry=entry, params=params).values
-        except LimitError:
-            return None
-        except TensureError:
             continue
     return None
 
@@ -129,7 +104,7 @@ def storage_replay(
 class Real:
     """numpy values."""
 
-    def __init__(self, seed: int, most: int) -> None:
+    def __init__(self, seed: int | Sequence[int], most: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.most = most
 

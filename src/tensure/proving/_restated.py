@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from tensure.program import Undecided
+
 from ._index import Index, Region, length, select, shape_of
 from ._movement import regrouped
 from ._relation import Term
@@ -43,10 +45,13 @@ def _repeats(values: Values, term: Term) -> bool:
 def _standing(values: Values, term: Term, dim: int, place: Index) -> Term | None:
     """The same numbers at another place of one dim, if they are the same."""
     region = (*term.region[:dim], place, *term.region[dim + 1 :])
-    if any(stop > values.values[term.node].type.shape[dim] for _, stop in place):
+    try:
+        if any(stop > values.values[term.node].type.shape[dim] for _, stop in place):
+            return None
+        one, other = (_origin(values, term.node, part) for part in (term.region, region))
+        return replace(term, region=region) if one is not None and one == other else None
+    except Undecided:  # this is a guess: not the same everywhere
         return None
-    one, other = (_origin(values, term.node, part) for part in (term.region, region))
-    return replace(term, region=region) if one is not None and one == other else None
 
 
 def _origin(values: Values, node: int, region: Region) -> tuple[int, Region] | None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Final
 
@@ -29,7 +30,8 @@ from ._doubt import STRANGE, Doubt
 from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
-from ._replay import program_values
+from ._kept import kept_values
+from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
 from ._tensors import Doubted
@@ -104,25 +106,50 @@ def walked(
     invocations: Sequence[tuple[str, dict[str, int]]],
     jobs: int,
     folded: frozenset[str],
+    *,
+    listed: bool = False,
 ) -> list[Unit]:
+    """Every invocation's walk, in the order given.
+
+    Args:
+        jobs: processes.
+        folded: mesh axes along which ranks are taken together.
+        listed: look for what is wrong, not for a proof: keep place by place what is no expression of the
+            coordinates, and take it that no class of a mean loss is the one to be ignored.
+
+    Raises:
+        Undecided: ranks taken together would have to be taken apart.
+    """
     if jobs <= 1 or len(invocations) <= 1:
-        return [_unit(plan, program, entry, params, folded) for entry, params in invocations]
+        return [_unit(plan, program, entry, params, folded, listed) for entry, params in invocations]
     texts = (format_plan(plan), format_program(program))
     with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
-        return list(pool.map(_unit_of_text, itertools.repeat(texts), invocations, itertools.repeat(folded)))
+        return list(
+            pool.map(
+                _unit_of_text,
+                itertools.repeat(texts),
+                invocations,
+                itertools.repeat(folded),
+                itertools.repeat(listed),
+            )
+        )
 
 
 def _unit_of_text(
-    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str]
+    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str], listed: bool
 ) -> Unit:
-    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded)
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, listed)
 
 
 def _unit(
-    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str]
+    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str], listed: bool
 ) -> Unit:
     env = bind_entry(program, entry, params)
-    found, targets = _flowed(plan, program, entry, env, folded)
+    if listed:
+        targets = _has_mean_loss(program)
+        found = flow(plan, program, entry, env, targets=targets, folded=folded, listed=True)
+    else:
+        found, targets = _flowed(plan, program, entry, env, folded)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
@@ -181,12 +208,11 @@ def _shown(
     if not found.doubts or plan.num_ranks() <= MAX_RANKS:
         return ()
     reason = ""
+    if _is_strange(found):
+        program = constant_program(program, LEVELS[1])
     for seed in SEEDS:
-        values = program_values(program, entry, params, seed, constant=_is_strange(found))
-        if values is None:
-            return "too large to replay"
         try:
-            seen = shown(found.trail, found.asked, values)
+            seen = shown(found.trail, found.asked, partial(kept_values, program, entry, params, seed))
         except Unreplayable as why:
             reason = str(why)
             continue
