@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def lifted(array: Array) -> F:
     flat = np.empty(array.size, object)
     flat[:] = [int(x) % P for x in array.reshape(-1)]
-    return F(flat.reshape(array.shape), 1)
+    return F(flat.reshape(array.shape))
 
 
 EXACT: list[tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = [
@@ -45,6 +45,17 @@ EXACT: list[tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = [
     ("slice_scatter", {"dim": 0, "start": 1, "end": 2}, ((3, 2), (1, 2))),
     ("expand", {"size": (4, 3)}, ((1, 3),)),
     ("select", {"dim": 1, "index": -1}, ((2, 3),)),
+    ("addmm", {"beta": 2, "alpha": 3}, ((4,), (2, 3), (3, 4))),
+    ("baddbmm", {"beta": -1}, ((2, 2, 4), (2, 2, 3), (2, 3, 4))),
+    ("addcmul", {"value": 3}, ((2, 3), (3,), (2, 1))),
+    ("sigmoid_backward", {}, ((2, 3), (2, 3))),
+    ("tanh_backward", {}, ((2, 3), (2, 3))),
+    ("_softmax_backward_data", {"dim": 1, "input_dtype": "f64"}, ((2, 3), (2, 3))),
+    ("constant_pad_nd", {"pad": (1, 2, -1, 0), "value": 7}, ((3, 2),)),
+    ("slice_backward", {"input_sizes": (4, 3), "dim": 0, "start": 1, "end": 4, "step": 2}, ((2, 3),)),
+    ("select_backward", {"input_sizes": (4, 3), "dim": 1, "index": 2}, ((4,),)),
+    ("tril", {"diagonal": -1}, ((3, 3),)),
+    ("_to_copy", {"dtype": "f32"}, ((2,),)),
 ]
 
 
@@ -59,6 +70,182 @@ def test_rational_ops_agree_with_integers(
     (have,) = Field(1).run(step, [lifted(array) for array in arrays])
     assert have.array.shape == want.array.shape
     assert (have.array == want.array).all()
+
+
+INDEX = np.array([[2, 0], [1, 1]])
+LOOKED_UP: list[tuple[str, dict[str, Any], list[Any]]] = [
+    ("embedding", {}, [np.arange(12.0).reshape(4, 3), INDEX]),
+    ("index_select", {"dim": 1}, [np.arange(24.0).reshape(2, 4, 3), np.array([3, 0])]),
+    ("gather", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX]),
+    ("scatter_add", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX, np.arange(6.0).reshape(2, 3)]),
+    (
+        "embedding_dense_backward",
+        {"num_weights": 4, "padding_idx": 1, "scale_grad_by_freq": False},
+        [np.arange(12.0).reshape(2, 2, 3), INDEX],
+    ),
+    *(
+        ("nll_loss_forward", {"reduction": how, "ignore_index": 1}, [-np.arange(12.0).reshape(4, 3), at, by])
+        for how in (0, 1, 2)
+        for at in (np.array([2, 1, 0, 2]),)
+        for by in (None, np.array([1.0, 2.0, 3.0]))
+    ),
+    *(
+        (
+            "nll_loss_backward",
+            {"reduction": how, "ignore_index": 1},
+            [
+                np.arange(1.0, 5.0) if how == 0 else np.array(6.0),
+                np.zeros((4, 3)),
+                np.array([2, 1, 0, 2]),
+                None,
+                np.array(3.0),
+            ],
+        )
+        for how in (0, 1, 2)
+    ),
+    ("full", {"size": (2, 2), "fill_value": 3}, []),
+    ("arange", {"start": 1, "end": 7, "step": 2}, []),
+]
+
+
+@pytest.mark.parametrize(("name", "attrs", "arrays"), LOOKED_UP)
+def test_lookups_are_exact_where_an_index_is_what_it_is(
+    name: str, attrs: dict[str, Any], arrays: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the true indicator for the oracle, the numbers are those of the op."""
+
+    def indicator(self: Field, indices: Array, count: int) -> Array:
+        return np.asarray(np.equal.outer(np.asarray(indices) % P, np.arange(count)), dtype=np.int64).astype(
+            object
+        )
+
+    monkeypatch.setattr(Field, "indicator", indicator)
+    step = op(name, *(None if a is None else f"v{i}" for i, a in enumerate(arrays)), out="y", **attrs)
+    made = Field(1).run(step, [None if array is None else lifted(array) for array in arrays])
+    for have, want in zip(made, evaluate_op(name, arrays, attrs), strict=True):
+        assert have.array.shape == want.shape
+        whole = lifted(np.round(want * 21))  # a mean loss is over 3 of 4 samples, or over 7 of their weights
+        assert (have.array * 21 % P == whole.array).all()
+
+
+def test_a_lookup_in_shifted_rows_is_the_same_lookup() -> None:
+    domain = Field(1)
+    table, index = (
+        domain.draw(label, TensorType(shape, "f64")) for label, shape in (("t", (4, 2)), ("i", (3,)))
+    )
+    (found,) = domain.run(op("embedding", "t", "i", out="y"), [table, index])
+    later = F(np.roll(table.array, -1, axis=0))
+    (less,) = domain.run(op("sub", "i", 1, out="j"), [index, 1])
+    (rows,) = domain.run(op("embedding", "t", "j", out="y"), [domain.take(later, 0, [0, 1, 2]), less])
+    first = domain.indicator(index.array, 1) * table.array[0]
+    assert domain.difference(domain.add(rows, F(first)), found) is None  # rows 1 to 3 apart from row 0
+    assert domain.difference(rows, found) is not None
+
+
+@pytest.mark.parametrize("mask", [(True, True, True), (False, True, False), (True, False, False)])
+@pytest.mark.parametrize(
+    ("attrs", "x", "weight", "out"),
+    [
+        ({"stride": (2, 1), "padding": (1, 0), "groups": 2}, (2, 4, 5, 4), (2, 2, 3, 2), (2, 2, 3, 3)),
+        ({"dilation": (2,), "padding": (2,)}, (2, 3, 6), (4, 3, 3), (2, 4, 6)),
+    ],
+)
+def test_gradients_of_a_convolution(
+    attrs: dict[str, Any],
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    out: tuple[int, ...],
+    mask: tuple[bool, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-5, 6, shape).astype(np.float64) for shape in (out, x, weight)]
+    spatial = len(x) - 2
+    given = {
+        "bias_sizes": weight[:1], "stride": (1,) * spatial, "padding": (0,) * spatial, "groups": 1,
+        "dilation": (1,) * spatial, "transposed": False, "output_padding": (0,) * spatial,
+        "output_mask": mask, **attrs,
+    }  # fmt: skip
+    step = op("convolution_backward", "g", "x", "w", out=("a", "b", "c"), **given)
+    made = Field(1).run(step, [lifted(array) for array in arrays])
+    for have, want in zip(made, evaluate_op("convolution_backward", arrays, given), strict=True):
+        assert have.array.shape == want.shape and (have.array == lifted(want).array).all()
+
+
+def drawn(domain: Field, *shapes: tuple[int, ...]) -> list[F]:
+    return [domain.draw(f"x{at}", TensorType(shape, "f64")) for at, shape in enumerate(shapes)]
+
+
+def run(domain: Field, name: str, *operands: Any, **attrs: Any) -> F:
+    names = [f"v{at}" if isinstance(item, F) else item for at, item in enumerate(operands)]
+    return domain.run(op(name, *names, out="y", **attrs), list(operands))[0]
+
+
+def test_softmaxes_are_what_they_are_made_of() -> None:
+    domain = Field(1)
+    x, grad = drawn(domain, (2, 3), (2, 3))
+    powers = run(domain, "exp", x)
+    total = run(domain, "sum", powers, dim=[1], keepdim=True)
+    assert domain.difference(run(domain, "softmax", x, dim=1), run(domain, "div", powers, total)) is None
+    less = run(domain, "sub", x, run(domain, "log", total))
+    found = run(domain, "_log_softmax", x, dim=1, half_to_float=False)
+    assert domain.difference(found, less) is None
+    assert domain.difference(found, run(domain, "log_softmax", x, dim=0)) is not None
+    by = run(domain, "mul", run(domain, "exp", less), run(domain, "sum", grad, dim=[1], keepdim=True))
+    back = run(domain, "_log_softmax_backward_data", grad, less, dim=1, input_dtype="f64")
+    assert domain.difference(back, run(domain, "sub", grad, by)) is None
+
+
+def test_powers_and_quotients() -> None:
+    domain = Field(1)
+    x, one, other = drawn(domain, (3,), (3,), (3,))
+    assert (
+        domain.difference(run(domain, "pow", x, 3), run(domain, "mul", x, run(domain, "square", x))) is None
+    )
+    assert domain.difference(run(domain, "pow", x, -1), run(domain, "reciprocal", x)) is None
+    assert domain.difference(run(domain, "pow", x, 0.5), run(domain, "sqrt", x)) is not None  # an oracle
+    half = run(domain, "mul", run(domain, "div", one, other), 0.5)
+    assert (
+        domain.difference(run(domain, "addcdiv", x, one, other, value=0.5), run(domain, "add", x, half))
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs"),
+    [
+        ("silu_backward", {}),
+        ("gelu_backward", {}),
+        ("hardtanh_backward", {"min_val": -1, "max_val": 1}),
+        ("threshold_backward", {"threshold": 0}),
+    ],
+)
+def test_gradients_are_linear_in_what_comes_in(name: str, attrs: dict[str, Any]) -> None:
+    domain = Field(1)
+    one, other, x = drawn(domain, (3,), (3,), (3,))
+    whole = run(domain, name, domain.add(one, other), x, **attrs)
+    parts = domain.add(run(domain, name, one, x, **attrs), run(domain, name, other, x, **attrs))
+    assert domain.difference(whole, parts) is None
+    assert domain.difference(whole, run(domain, name, other, x, **attrs)) is not None
+    assert (
+        domain.difference(run(domain, name, x, one, **attrs), run(domain, name, x, other, **attrs))
+        is not None
+    )
+
+
+def test_a_choice_takes_one_or_the_other() -> None:
+    domain = Field(1)
+    condition, a, b = drawn(domain, (3,), (3,), (3,))
+    ab, ba = (run(domain, "where", condition, *pair) for pair in ((a, b), (b, a)))
+    assert domain.difference(domain.add(ab, ba), domain.add(a, b)) is None
+    assert domain.difference(ab, ba) is not None
+    assert domain.difference(run(domain, "where", condition, a, a), a) is None
+    assert (
+        domain.difference(
+            run(domain, "masked_fill", b, condition, 0.0), run(domain, "where", condition, 0.0, b)
+        )
+        is None
+    )
+    run(domain, "masked_fill", b, condition, float("-inf"))  # no number of the field: an oracle as a whole
 
 
 def test_division_and_mean_are_exact_fractions() -> None:

@@ -331,6 +331,20 @@ def test_probable_comes_with_its_bound() -> None:
     assert values_of(prove_plan(plan, program, accept=1e-60)).status == "unknown"
 
 
+def test_lookups_can_be_probable() -> None:
+    powers = tuple(op("square", base, out=out) for base, out in ("ea", "ab", "bc"))
+    looked = op("embedding", "T", "i", out="e")
+    types = {"T": (4, 3), "i": (5,)}
+    program = program_of(types, (looked, *powers, op("square", "c", out="y")), ("y",))
+    program = replace(program, values={**program.values, "i": Value((5,), "i64")})
+    body = (looked, *powers, op("mul", "c", "c", out="y"))
+    plan = one_rank(program, {key: whole(key) for key in ("T", "i", "y")}, body)
+    assert values_of(prove_plan(plan, program)).status == "probable"
+    shifted = (op("add", "i", 0, out="j"), op("embedding", "T", "i", out="e"), *body[1:-1])
+    wrong = (*shifted, op("mul", "c", "b", out="y"))
+    refuted(prove_plan(one_rank(program, plan.locals, wrong), program), "y")
+
+
 def test_true_only_of_the_real_function_is_unknown() -> None:
     """sin(2a) = 2 sin(a) cos(a): no replay refutes it and the field does not know sin."""
     program = program_of({"a": (3,)}, (op("mul", "a", 2, out="s"), op("sin", "s", out="y")), ("y",))

@@ -1,4 +1,5 @@
 from ._atomic import write_directory, write_file_atomic, write_files_atomic
+from ._bound import BoundClaims
 from ._claims import (
     Audit,
     Audits,
@@ -65,7 +66,6 @@ from ._plan import (
     coordinates,
     device_of,
     placed,
-    placed_runs,
     sum_group,
     whole,
 )
@@ -89,6 +89,7 @@ __all__ = [
     "Audit",
     "Audits",
     "Basis",
+    "BoundClaims",
     "Bundle",
     "ChainLink",
     "Claimed",
@@ -169,7 +170,6 @@ __all__ = [
     "parse_receipt",
     "parse_statement",
     "placed",
-    "placed_runs",
     "PlacedRuns",
     "plan_digest",
     "proof_digest",

@@ -32,8 +32,9 @@ PROVE_HELP = help_text(
     (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
-    "--small names one that returns the same module with smaller sizes: what is unknown of a model too large to "
-    "run is tried there, where a fault can be shown. NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
+    "--small names one that returns the same module with smaller sizes: what is unknown of a model too "
+    "large to run is tried there, where a fault can be shown. "
+    "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
     "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",

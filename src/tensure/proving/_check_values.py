@@ -22,9 +22,8 @@ from ._check_draws import CheckDraws
 from ._check_linear import every, single, value
 from ._check_moves import MOVES
 from ._check_ops import FLOATS, clean, dtype_of, repeats, shapes_of
-from ._check_piece import Reg, Shape, is_part, whole
+from ._check_piece import ONE, Reg, Shape, is_part, whole
 from ._check_sums import (
-    ONE,
     Def,
     Rel,
     Term,

@@ -100,7 +100,10 @@ class Collectives:
         for axis, (lo, hi) in boxes.items():
             at = at * (hi - lo) + (self._cells.along(rank, axis) - lo)
         size = found.shape[dim]
-        return self._logical.piece(Held(held.type, whole), dim, at * size, at * size + size)
+        try:
+            return self._logical.piece(Held(held.type, whole), dim, at * size, at * size + size)
+        except Undecided:  # of what was joined: each place takes its own
+            return None
 
     def members(self, payloads: Mapping[Rank, Held], axes: Any) -> list[tuple[Place, Rank, Held]]:
         """Every member's own, in mesh order."""

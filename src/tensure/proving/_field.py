@@ -11,7 +11,7 @@ not may still be an identity of the real functions, so a mismatch refutes nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +21,12 @@ from tensure.errors import LimitError, RecordError, TensureError, UnsupportedErr
 from tensure.program import Op, TensorType, bind_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
+from ._field_convolution import convolution, gradients, taps
+from ._field_degree import CONSTANT, DRAWN, Degree, widest
+from ._field_lookups import CONSTANTS, LOOKUPS, constant
+from ._field_products import PRODUCTS
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
+from ._values import FLOATS
 from ._windows import walks
 
 P: Final = (1 << 127) - 1
@@ -30,15 +35,17 @@ MOVES: Final = frozenset(
     "view reshape flatten permute transpose t unsqueeze squeeze select expand cat stack slice slice_scatter "
     "select_scatter flip roll repeat".split()
 )
+PADDING: Final = frozenset("constant_pad_nd slice_backward select_backward tril triu".split())
+"""Moves that put a number beside the elements."""
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class F:
-    """An array of field elements; `degree` bounds numerator plus denominator as formal polynomials."""
+    """An array of field elements, and a bound on their degrees."""
 
     __slots__ = ("array", "degree")
 
-    def __init__(self, array: Any, degree: int) -> None:
+    def __init__(self, array: Any, degree: Degree = DRAWN) -> None:
         # numpy turns a result without dims into a Python int
         self.array, self.degree = np.asarray(array, dtype=object), degree
 
@@ -58,9 +65,9 @@ class Field:
 
     def draw(self, label: str, want: TensorType) -> F:
         count = int(np.prod(want.shape, dtype=np.int64))
-        self._work(count)
+        self.work(count)
         drawn = [self._hash(f"draw {label} {at}".encode()) for at in range(count)]
-        return F(_objects(drawn, want.shape), 1)
+        return F(_objects(drawn, want.shape))
 
     def run(self, step: Op, operands: list[Any]) -> list[F]:
         given = bind_op(lookup(step.op), [_typed(item) for item in operands], dict(step.attrs))
@@ -69,13 +76,13 @@ class Field:
         except (ValueError, IndexError, KeyError) as error:
             raise RecordError(f"{step.op} cannot take these operands: {error}") from error
         for item in made:
-            self.degree = max(self.degree, item.degree)
+            self.degree = max(self.degree, item.degree.both)
         return made
 
     def meet(self, step: Op, members: list[F]) -> list[F]:
         attrs: dict[str, Any] = dict(step.attrs)
         arrays = [member.array for member in members]
-        degree = sum(member.degree for member in members)
+        degree = members[0].degree.plus(*(member.degree for member in members[1:]))
         if attrs.get("reduce", "sum") != "sum":
             raise UnsupportedError(f"{step.op} with reduce={attrs['reduce']!r} in the field")
         try:
@@ -102,21 +109,22 @@ class Field:
 
     def join(self, dim: int, values: list[F]) -> F:
         return F(
-            np.concatenate([value.array for value in values], axis=dim), max(value.degree for value in values)
+            np.concatenate([value.array for value in values], axis=dim),
+            widest(value.degree for value in values),
         )
 
     def shape(self, value: F) -> tuple[int, ...]:
         return tuple(value.array.shape)
 
     def add(self, one: F, other: F) -> F:
-        return F((one.array + other.array) % P, one.degree + other.degree)
+        return F((one.array + other.array) % P, one.degree.plus(other.degree))
 
     def scale(self, value: F, by: Fraction) -> F:
         return F(value.array * _element(by) % P, value.degree)
 
     def difference(self, have: F, want: F) -> tuple[int, ...] | None:
         self.compared += 1
-        self.degree = max(self.degree, have.degree + want.degree)
+        self.degree = max(self.degree, have.degree.both + want.degree.both)
         found = np.argwhere(np.asarray(have.array != want.array, dtype=np.bool_))
         return tuple(int(part) for part in found[0]) if len(found) else None
 
@@ -124,42 +132,59 @@ class Field:
 
     def _run(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
         first = operands[0] if operands else None
-        degree = sum(item.degree for item in operands if isinstance(item, F))
-        if op == "copy" and isinstance(first, F):
-            return [first]
+        degrees = [item.degree for item in operands if isinstance(item, F)]
+        if isinstance(first, F) and (
+            op == "copy" or (op == "_to_copy" and given["dtype"] in (None, *FLOATS))
+        ):
+            return [first]  # equality is over the real numbers
         if op in _RATIONAL:
             values = [item.array if isinstance(item, F) else _number(item) for item in operands]
             if op == "div":
                 if given["rounding_mode"] is not None:
-                    return self._oracle(op, given, operands)
-                values[1] = self._inverse(values[1])
+                    return [self.oracle(op, given, operands)]
+                values[1] = self.inverse(values[1])
             alpha = _element(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
-            return [F(made, degree)]
+            return [F(made, _combined(op, operands))]
         if op in TERMS:
-            return [self._contract(op, given, [item for item in operands if item is not None], degree)]
+            return [self._contract(op, given, [item for item in operands if item is not None])]
         if op in ("sum", "mean") and isinstance(first, F):
             dims = reduced_dims(given["dim"], first.array.ndim)
             made = np.asarray(np.add.reduce(first.array, axis=dims, keepdims=given["keepdim"]), dtype=object)
             count = first.array.size // max(made.size, 1)
             by = pow(count, -1, P) if op == "mean" and count else 1
-            return [F(made * by % P, first.degree * max(count, 1))]
+            return [F(made * by % P, first.degree.added(count))]
         if op in ("convolution", "integer_convolution") and not given.get("transposed"):
-            return [self._convolve(given, operands, degree)]
-        if op in MOVES:
+            array, grown = convolution(self, given, operands)
+            return [F(np.asarray(array % P, dtype=object), grown)]
+        if op == "convolution_backward":
             return [
-                F(_move(op, given, operands), max(item.degree for item in operands if isinstance(item, F)))
+                F(np.asarray(array % P, dtype=object), at) for array, at in gradients(self, given, operands)
             ]
+        if op in PADDING and isinstance(first, F):
+            return [F(_padded(op, given, first.array), first.degree)]
+        if op in MOVES:
+            return [F(_move(op, given, operands), widest(degrees))]
+        if op in CONSTANTS:
+            made = constant(op, given)
+            numbers = _objects([_number(x) for x in made.reshape(-1).tolist()], made.shape)
+            return [F(numbers, CONSTANT)]
+        if op in LOOKUPS:
+            return [F(array % P, degree) for array, degree in LOOKUPS[op](self, given, operands)]
+        product = PRODUCTS[op](self, given, operands) if op in PRODUCTS else None
+        if product is not None:
+            array, grown = product
+            return [F(np.asarray(array % P, dtype=object), grown)]
         if op in ELEMENTWISE or op in PER_CHANNEL:
-            return self._oracle(op, given, operands)
+            return [self.oracle(op, given, operands)]
         if op in REDUCTIONS and isinstance(first, F):
             return [self._along(op, given, first, reduced_dims(given["dim"], first.array.ndim))]
         if op in ROWS or op in NORMS or op == "max_pool2d":
             return self._rows(op, given, operands)
         raise UnsupportedError(f"op {op!r} has no meaning in the field")
 
-    def _oracle(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
-        """Element by element; broadcasting as numpy's."""
+    def oracle(self, op: str, given: dict[str, Any], operands: list[Any]) -> F:
+        """A function of which nothing is known, element by element; broadcasting as numpy's."""
         arrays = [item.array for item in operands if isinstance(item, F)]
         key = [op, *(item for item in operands if not isinstance(item, F))]
         lists: list[Array] = []
@@ -174,23 +199,31 @@ class Field:
             given = {name: value for name, value in given.items() if name not in (*PER_CHANNEL[op], "axis")}
         text = repr((key, sorted(given.items()))).encode()
         spread = np.broadcast_arrays(*arrays, *lists)
-        self._work(spread[0].size)
+        self.work(spread[0].size)
         self.oracles += spread[0].size
         flat = zip(*(item.reshape(-1).tolist() for item in spread), strict=True)
         made = [self._hash(text, *values) for values in flat]
-        return [F(_objects(made, spread[0].shape), 1)]
+        return F(_objects(made, spread[0].shape))
+
+    def like(self, array: Array) -> F:
+        """Integers as field elements."""
+        return F(array % P)
+
+    def element(self, value: Fraction) -> int:
+        """A fraction as the field element it stands for."""
+        return _element(value)
 
     def _along(self, op: str, given: dict[str, Any], x: F, dims: tuple[int, ...]) -> F:
         """One oracle for each set of reduced elements; order counts only for the positions of extrema."""
         moved = np.moveaxis(x.array, dims, range(len(dims)))
         rest = moved.shape[len(dims) :]
         sets = moved.reshape(-1, int(np.prod(rest, dtype=np.int64))).T.tolist()
-        self._work(x.array.size)
+        self.work(x.array.size)
         self.oracles += len(sets)
         ordered = op in ("argmax", "argmin")
         text = repr((op, sorted((k, v) for k, v in given.items() if k not in ("dim", "keepdim")))).encode()
         made = _objects([self._hash(text, *(row if ordered else sorted(row))) for row in sets], rest)
-        return F(np.expand_dims(made, dims) if given.get("keepdim") else made, 1)
+        return F(np.expand_dims(made, dims) if given.get("keepdim") else made)
 
     def _rows(self, op: str, given: dict[str, Any], operands: list[Any]) -> list[F]:
         first = operands[0].array
@@ -207,59 +240,24 @@ class Field:
         moved = [np.moveaxis(array, dims, range(-len(dims), 0)) for array in arrays]
         width = int(np.prod([first.shape[dim] for dim in dims], dtype=np.int64))
         rows = np.concatenate([array.reshape(-1, width) for array in moved], axis=1).tolist()
-        self._work(first.size)
+        self.work(first.size)
         self.oracles += first.size
         made = [self._hash(text, at, *row) for row in rows for at in range(width)]
         back = np.moveaxis(_objects(made, moved[0].shape), range(-len(dims), 0), dims)
-        return [F(back, 1)]
+        return [F(back)]
 
     def _pool(self, given: dict[str, Any], x: F) -> F:
         kernel = given["kernel_size"] if len(given["kernel_size"]) == 2 else given["kernel_size"] * 2
         if given["ceil_mode"]:
             raise UnsupportedError("a pool with ceil_mode has no meaning in the field")
-        taps = self._taps(x.array, walks(given, kernel), -1)
-        self._work(taps.size)
-        self.oracles += taps[..., 0, 0].size
-        flat = taps.reshape(-1, kernel[0] * kernel[1]).tolist()
+        windows = taps(x.array, walks(given, kernel), -1)
+        self.work(windows.size)
+        self.oracles += windows[..., 0, 0].size
+        flat = windows.reshape(-1, kernel[0] * kernel[1]).tolist()
         made = [self._hash(b"max_pool2d", *sorted(set(row) - {-1})) for row in flat]
-        return F(_objects(made, taps.shape[:-2]), 1)
+        return F(_objects(made, windows.shape[:-2]))
 
-    def _taps(self, x: Array, dims: Sequence[Any], fill: int) -> Array:
-        """Every output position's window: [..., *outputs, *kernel]."""
-        lead = x.ndim - len(dims)
-        shape = list(x.shape)
-        for at, walk in enumerate(dims):
-            shape[lead + at] += walk.before + walk.after
-        # not np.pad: its zeros are int64 scalars, which overflow beside long integers
-        full = np.full(shape, fill, dtype=object)
-        inside = [slice(walk.before, walk.before + x.shape[lead + at]) for at, walk in enumerate(dims)]
-        full[(slice(None),) * lead + tuple(inside)] = x
-        for at, walk in enumerate(dims):
-            rows = np.arange(walk.count(x.shape[lead + at]))[:, None] * walk.stride
-            places = rows + np.arange(walk.kernel)[None, :] * walk.dilation
-            full = full.take(places.reshape(-1), axis=lead + at)
-            split = (*full.shape[: lead + at], *places.shape, *full.shape[lead + at + 1 :])
-            full = np.moveaxis(full.reshape(split), lead + at + 1, -1)
-        return full
-
-    def _convolve(self, given: dict[str, Any], operands: list[Any], degree: int) -> F:
-        x, weight = operands[0].array, operands[1].array
-        groups, spatial = given["groups"], weight.ndim - 2
-        zero = given.get("input_zero_point", 0)
-        taps = self._taps((x - zero) % P, walks(given, weight.shape[2:]), 0)
-        count, channels = x.shape[0], x.shape[1] // groups
-        taps = taps.reshape(count, groups, channels, *taps.shape[2:])
-        kernels = weight.reshape(groups, -1, *weight.shape[1:])
-        self._work(taps.size * kernels.shape[1])
-        letters = "uvwxyz"
-        outs, inner = letters[:spatial], letters[3 : 3 + spatial]
-        made = np.einsum(f"ngc{outs}{inner},goc{inner}->ngo{outs}", taps, kernels) % P
-        made = made.reshape(count, -1, *made.shape[3:])
-        if len(operands) > 2 and operands[2] is not None:
-            made = (made + operands[2].array.reshape(1, -1, *[1] * spatial)) % P
-        return F(made, degree * max(int(np.prod(weight.shape[1:])), 1))
-
-    def _contract(self, op: str, given: dict[str, Any], operands: list[F], degree: int) -> F:
+    def _contract(self, op: str, given: dict[str, Any], operands: list[F]) -> F:
         arrays = [item.array for item in operands]
         found = terms_of(op, given, [array.ndim for array in arrays])
         if found is None:
@@ -274,7 +272,7 @@ class Field:
             for letter, size in zip(term, array.shape, strict=True):
                 if sizes.setdefault(letter, size) != size:
                     raise RecordError(f"letter {letter} is {sizes[letter]} and {size}")
-        self._work(int(np.prod(list(sizes.values()), dtype=np.float64)) * len(arrays))
+        self.work(int(np.prod(list(sizes.values()), dtype=np.float64)) * len(arrays))
         made, have = arrays[0], terms[0]
         for position in range(1, len(terms)):
             later = set(out).union(*terms[position + 1 :])
@@ -288,11 +286,29 @@ class Field:
         contracted = int(
             np.prod([size for letter, size in sizes.items() if letter not in out], dtype=np.float64)
         )
-        return F(made, degree * max(contracted, 1))
+        degree = (
+            operands[0].degree.times(*(item.degree for item in operands[1 : len(arrays)])).added(contracted)
+        )
+        return F(made, degree if bias is None else degree.plus(operands[-1].degree))
 
-    def _inverse(self, value: Any) -> Any:
+    def indicator(self, indices: Any, count: int) -> Array:
+        """Whether an index is 0, 1, ... up to a count: an oracle of the difference; [*indices, count]."""
+        array = np.asarray(indices, dtype=object)
+        self.work(array.size * count)
+        self.oracles += array.size * count
+        made = [
+            self._hash(b"is", (at - row) % P) for at in array.reshape(-1).tolist() for row in range(count)
+        ]
+        return _objects(made, (*array.shape, count))
+
+    def inverse(self, value: Any) -> Any:
+        """One over each element.
+
+        Raises:
+            UnsupportedError: one of them is zero.
+        """
         array = np.asarray(value, dtype=object)
-        self._work(array.size)
+        self.work(array.size)
         if (array == 0).any():
             raise UnsupportedError("a denominator that is zero in the field")
         return _objects([pow(item, -1, P) for item in array.reshape(-1).tolist()], array.shape)
@@ -303,7 +319,12 @@ class Field:
             state.update(int(value).to_bytes(17, "little", signed=True))
         return int.from_bytes(state.digest(), "little") % P
 
-    def _work(self, count: int) -> None:
+    def work(self, count: int) -> None:
+        """Count operations.
+
+        Raises:
+            LimitError: too many.
+        """
         self.products += count
         if self.products > MAX_PRODUCTS:
             raise LimitError(f"over {MAX_PRODUCTS} operations in the field")
@@ -319,6 +340,16 @@ _RATIONAL: Final[dict[str, Callable[[list[Any], int], Any]]] = {
     "square": lambda v, _: v[0] * v[0],
     "add_n": lambda v, _: sum(v[1:], v[0]),
 }
+
+
+def _combined(op: str, operands: list[Any]) -> Degree:
+    """Of a sum, a product or a quotient."""
+    items = [item.degree if isinstance(item, F) else CONSTANT for item in operands]
+    if op == "div":
+        items[1] = items[1].inverse()
+    if op in ("mul", "div"):
+        return items[0].times(*items[1:])
+    return items[0].times(items[0]) if op == "square" else items[0].plus(*items[1:])
 
 
 def hash_number(value: float) -> int:
@@ -342,6 +373,17 @@ def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
         raise RecordError(str(error)) from error
     flat = np.concatenate([array.reshape(-1) for array in arrays])
     return np.asarray(flat[places], dtype=object)
+
+
+def _padded(op: str, given: dict[str, Any], array: Array) -> Array:
+    """A move of elements among which a number is put."""
+    from tensure.program import evaluate_op
+
+    spots = np.arange(1, array.size + 1, dtype=np.float64).reshape(array.shape)
+    attrs = {key: value for key, value in given.items() if value is not None}
+    (places,) = evaluate_op(op, [spots], {**attrs, "value": 0} if "value" in attrs else attrs)
+    flat = np.concatenate([_objects([_number(given.get("value", 0))], (1,)), array.reshape(-1)])
+    return np.asarray(flat[places.astype(np.intp)], dtype=object)
 
 
 def _typed(item: Any) -> Any:

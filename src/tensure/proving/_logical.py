@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from tensure.program import (
     Affine,
@@ -119,10 +119,20 @@ class Logical(Matching):
     # steps -------------------------------------------------------------------------------------------
 
     def apply(
-        self, step: Op, operands: list[Operand], types: list[TensorType], want: Relation | None = None
+        self,
+        step: Op,
+        operands: list[Operand],
+        types: list[TensorType],
+        want: Relation | None = None,
+        given: dict[str, Any] | None = None,
     ) -> list[Held]:
-        """What a step's results are in logical values; `want` chooses where several answers are right."""
-        return self.made(Call(step, bound(step, operands), operands, types, want, False))
+        """What a step's results are in logical values; `want` chooses where several answers are right.
+
+        Args:
+            given: its attributes with their defaults, if they are known; they are not changed.
+        """
+        given = bound(step, operands) if given is None else given
+        return self.made(Call(step, given, operands, types, want, False))
 
     def made(self, call: Call) -> list[Held]:
         """What a step makes; another's names for it where it equals an earlier value in another spelling."""

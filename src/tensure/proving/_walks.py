@@ -154,7 +154,7 @@ def _unit(
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
         if alone.ended:
-            clashing = clash(plan, program, entry, env, alone.types, alone.supplied)
+            clashing = clash(plan, program, entry, env, alone.types(), alone.supplied)
     return Unit(
         entry,
         dict(params),
