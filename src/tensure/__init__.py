@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         open,  # noqa: A004
         plan,
         prove,
+        prove_resharding,
         prove_step,
         quantize,
         seal,
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "prove",
     "prove_step",
+    "prove_resharding",
     "guard",
     "seal",
     "open",
@@ -63,7 +65,7 @@ __all__ = [
 
 _HOMES: Final[dict[str, str]] = {
     **dict.fromkeys(("load", "inspect", "watch", "diff", "quantize", "plan", "prove"), "tensure.api"),
-    "prove_step": "tensure.api",
+    **dict.fromkeys(("prove_step", "prove_resharding"), "tensure.api"),
     **dict.fromkeys(("guard", "seal", "open", "verify", "build"), "tensure.api"),
     "bench": "tensure.benchmarks",
     **dict.fromkeys(("Model", "Program"), "tensure.program"),

@@ -28,6 +28,7 @@ from tensure.program import Name, Ref
 
 from ._classes import MAX_TRACED
 from ._collectives import Collectives
+from ._generators import Generators
 from ._given import as_step, gradients, leaves, local_of, returned_by
 from ._rank import TracedRank
 from ._shadows import Shadows
@@ -87,7 +88,11 @@ class LiveRank(TracedRank):
             local = self._live_inputs(inputs, given)
             begun = len(self.tape.steps)
             sources = Sources(module)
-            tracer = Tracer(self.tape, sources, ranks, shadows=shadows)
+            # what a live generator has drawn since it was seeded is not known
+            generators = Generators(
+                refusal="a step of a live process that draws none (eval(), or dropout of 0)"
+            )
+            tracer = Tracer(self.tape, sources, ranks, generators, shadows=shadows)
             with their_errors(f"the step of rank {self.rank}"), sources.watching(), tracer:
                 returned = returned_by(given.step(*local))
             self._checked_gradients(module, local)

@@ -175,11 +175,12 @@ def _tracks(
 ) -> dict[str, Track]:
     _lack(ranks)
     settled_exchanges(ranks, mesh, world)
-    parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
-    if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
-        traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
-    else:
-        traces = [rank.traced(rank.steps) for rank in ranks]
+    traces = [rank.traced(rank.steps) for rank in ranks]
+    for padded in _orders(ranks):
+        parts = [apart(rank.steps, rank.leaf_types(), mesh, rank.place if padded else None) for rank in ranks]
+        if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
+            traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
+            break
     return tracks_of(live_steps(traces), mesh, world)
 
 
@@ -207,13 +208,28 @@ def _by_class(
         ]
         return live_classes(made, mesh)
 
-    parts = [[apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks] for ranks in samples]
-    is_one = all(met == each[0][1] for each in parts for _, met in each)
-    if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
-        made = live([[steps for steps, _ in each] for each in parts])
-        if alike(made):
-            return class_tracks(made, mesh, world)
+    for padded in _orders([rank for ranks in samples for rank in ranks]):
+        parts = [
+            [apart(rank.steps, rank.leaf_types(), mesh, rank.place if padded else None) for rank in ranks]
+            for ranks in samples
+        ]
+        is_one = all(met == each[0][1] for each in parts for _, met in each)
+        if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
+            made = live([[steps for steps, _ in each] for each in parts])
+            if alike(made):
+                return class_tracks(made, mesh, world)
     return class_tracks(live([[rank.steps for rank in ranks] for ranks in samples]), mesh, world)
+
+
+def _orders(ranks: Sequence[TracedRank]) -> tuple[bool, bool]:
+    """Whether to look for padding first, when flat memory is taken apart: if shards are of several sizes."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for rank in ranks:
+        for label, part in rank.standing.items():
+            if label not in rank.captured.inputs:
+                shapes.setdefault(label, set()).add(part.shape)
+    is_uneven = any(len(found) > 1 for found in shapes.values())
+    return is_uneven, not is_uneven
 
 
 def _lack(ranks: Sequence[TracedRank]) -> None:

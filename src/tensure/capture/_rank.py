@@ -20,6 +20,7 @@ from tensure.program import Name, Op, Ref, TensorType
 
 from ._collectives import Collectives
 from ._coordinate import Reads
+from ._generators import Generators, counted_draws, own_generators
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._microbatch import MICROBATCH, Microbatch, checked_count
 from ._model import Captured
@@ -81,14 +82,16 @@ class TracedRank:
         self.mesh = dict(self.world)
         self.place = dict(zip(self.world, ranks.place(self.rank), strict=True))
         watch = nullcontext() if self.reads is None else watched(self.reads, ranks)
-        with fake_rank(self.world, self.rank) as mesh, watch:
-            net, inputs = built(model)
+        generators = Generators()
+        with own_generators(generators), fake_rank(self.world, self.rank) as mesh, watch:
+            with counted_draws(generators):
+                net, inputs = built(model)
             whole = dict(leaves(net))
             for label, tensor in whole.items():
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
                     self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            building = Tracer(self.tape, Sources(net), ranks, building=True)
+            building = Tracer(self.tape, Sources(net), ranks, generators, building=True)
             with their_errors("the parallel function"), building:
                 found = parallel(net, mesh)
             given = as_step(found, net)
@@ -102,7 +105,9 @@ class TracedRank:
             begun = len(self.tape.steps)
             sources = Sources(module)
             step = f"the step of rank {self.rank}"
-            tracer = Tracer(self.tape, sources, ranks)
+            tracer = Tracer(self.tape, sources, ranks, generators)
+            if given.microbatch is not None:
+                generators.refusal = "a step that loops over its micro-batches itself"
             with their_errors(step), sources.watching():
                 if given.microbatch is None:
                     with tracer:

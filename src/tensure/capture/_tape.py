@@ -97,6 +97,7 @@ class Tape:
     _there: dict[_Memory, _Seen] = field(default_factory=dict[_Memory, _Seen])
     _names: dict[str, int] = field(default_factory=dict[str, int])
     _makers: dict[Name, Op] = field(default_factory=dict[Name, Op])
+    _likes: dict[Name, Ref] = field(default_factory=dict[Name, Ref])
     meeting: str = "met"
     """What results of collectives are called; those of another name take turns of their own."""
     aside: str = ""
@@ -289,6 +290,16 @@ class Tape:
         fill: Any = _UNSET if dtype[0] in "fb" else 255 if dtype == "u8" else -1
         fill = False if dtype == "bool" else fill
         self.add(tensor, self.step("full", (), note, size=shape, fill_value=fill, dtype=dtype))
+
+    def liken(self, tensor: torch.Tensor, other: torch.Tensor, note: Attrs) -> None:
+        """A tensor that was made with a place for each element of another; it holds nothing of its own."""
+        if self.knows(other):
+            self._likes[self.read(tensor, note).name] = self.likeness(other, note)
+
+    def likeness(self, tensor: torch.Tensor, note: Attrs) -> Ref:
+        """The value whose elements a tensor has places for."""
+        value = self.read(tensor, note)
+        return self._likes.get(value.name, value)
 
     def _known(self, tensor: torch.Tensor) -> _Seen:
         seen = self._found(tensor)

@@ -1,7 +1,7 @@
 """See every ATen call of one rank's step, below autograd and distributed tensors, and put it on the tape.
 
-Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value (there
-are none here) or on a random number is refused.
+Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value is
+refused: there are none here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from tensure.program import Attrs, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
+from ._generators import Generators
 from ._group_calls import call_group
 from ._literal import written_down
+from ._random import drawn
 from ._shadows import Shadows
 from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
@@ -39,6 +41,8 @@ _WRAPPERS: Final = (DTensor, AsyncCollectiveTensor)
 _UNSET: Final = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 )
+_LIKE: Final = frozenset({"empty_like", "zeros_like", "ones_like", "full_like"})
+"""Makes memory for each element of another tensor."""
 _KNOWN: Final = _UNSET | {"as_strided"}
 _SILENT: Final = frozenset({"prim::device", "aten::_assert_async", "aten::_assert_scalar", "aten::sym_size"})
 _FILLS: Final = {"zero": 0, "fill": None}
@@ -51,7 +55,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape: where the steps go.
         sources: says where a call comes from.
         collectives: what a call among ranks is; None where there is one device.
-        building: modules are being made, so random numbers may be drawn for parameters.
+        generators: where random numbers come from.
+        building: modules are being made: random numbers are drawn for parameters, and told apart by nothing.
         shadows: in a live process, what stands for tensors that have bytes.
     """
 
@@ -60,13 +65,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape: Tape,
         sources: Sources,
         collectives: Collectives | None,
+        generators: Generators,
         *,
         building: bool = False,
         shadows: Shadows | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.sources, self.collectives, self.building = tape, sources, collectives, building
-        self.shadows = shadows
+        self.generators, self.shadows = generators, shadows
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -127,11 +133,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
             for item in result if isinstance(result, (tuple, list)) else (result,):
                 self.tape.draw(item, note)
+                self.generators.take(word, item.numel(), kwargs.get("generator"))
             return result
         if is_random:
-            raise UnsupportedError(
-                f"aten.{word} draws random numbers", wanted="a step without dropout or noise"
-            )
+            return drawn(self, func, args, kwargs, note)
         if word == "_local_scalar_dense":
             raise UnsupportedError(
                 "the step reads a value (item)", wanted="a step whose course does not depend on values"
@@ -172,6 +177,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
         if word in _UNSET:
             tape.unset(result, note)
+            if word in _LIKE:
+                tape.liken(result, bound["self"], note)
             return
         if word == "as_strided":
             tape.add_window(result, bound["self"], note)
@@ -226,6 +233,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             for tensor, value in zip(tensors, made, strict=True):
                 tape.add(tensor, value)
+            if word in _LIKE:
+                tape.liken(result, bound["self"], note)
 
     def _foreach(
         self, func: Any, plain: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool

@@ -27,7 +27,7 @@ from tensure.program import (
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
-from ._decide import at_params, decided
+from ._decide import at_params, decided, mixed_up
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -180,14 +180,17 @@ def _values(
     error = 0.0
     reason = ""
     for unit in units:
-        if not unit.doubts:
-            continue
-        verdict = decided(plan, program, unit, accept, wrong)
-        if verdict.status == "refuted":
-            return verdict, None
-        if verdict.status == "unknown":
-            reason = reason or verdict.reason
-        error += verdict.error or 0.0
+        mixed = mixed_up(unit)
+        if mixed is not None and mixed.status == "refuted":
+            return mixed, None
+        if unit.doubts:
+            verdict = decided(plan, program, unit, accept, wrong)
+            if verdict.status == "refuted":
+                return verdict, None
+            if verdict.status == "unknown":
+                reason = reason or verdict.reason
+            error += verdict.error or 0.0
+        reason = reason or ("" if mixed is None else mixed.reason)
     lost = _lost_states(program, units)
     if open_entries:
         reason = reason or (
