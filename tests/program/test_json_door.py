@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensure.errors import FormatError, LimitError
 from tensure.program import parse_json
+from tensure.program._json_door import _check_depth, _find_depth
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(),
@@ -66,3 +68,18 @@ def test_items_are_counted_before_parsing(data: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert parse(data, max_items=2000)
+
+
+@settings(max_examples=2000)
+@given(st.binary(max_size=24), st.lists(st.sampled_from(b'[]{}"\\a,'), max_size=24), st.integers(0, 3))
+def test_depth_is_told_as_byte_by_byte(noise: bytes, marks: list[int], most: int) -> None:
+    for data in (noise, bytes(marks)):
+        assert _said(_check_depth, data, most) == _said(_find_depth, data, most)
+
+
+def _said(check: Callable[[bytes, int, int], None], data: bytes, most: int) -> str:
+    try:
+        check(data, most, 7)
+    except LimitError as error:
+        return f"{error.found} {error.place}"
+    return ""

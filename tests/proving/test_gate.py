@@ -12,7 +12,8 @@ from tensure.benchmarks._prove_gate_plot import scale_chart
 from tensure.bundle import validate_plan
 from tensure.proving import ProofResult, prove_plan
 from tensure.proving._check_index import Index
-from tensure.proving._check_sums import ONE, of_one_part
+from tensure.proving._check_piece import ONE
+from tensure.proving._check_sums import of_one_part
 
 SMALL = Shape(3, 2, 2, 2, 3)
 """Stages of two layers and of one, so that a wrong stage shows."""
@@ -56,6 +57,17 @@ def test_a_fault_of_512_ranks_is_refuted_with_its_place(fault: str) -> None:
     assert wrong is not None, values.reason
     found = {"status": values.status, "where": f"{wrong.rank}: {wrong.local}: {wrong.step}"}
     assert judged(REPLAYED, fault, found) == "refuted"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_8192_ranks_is_refuted_with_its_place(fault: str) -> None:
+    """A layer a stage; without norms its values overflow as they are drawn first."""
+    shape = Shape(16, 64, 8, 16, 2)
+    values = proof_of(shape, fault).proof.values
+    wrong = values.counterexample
+    assert shape.ranks == 8192 and wrong is not None, values.reason
+    found = {"status": values.status, "where": f"{wrong.rank}: {wrong.local}: {wrong.step}"}
+    assert judged(shape, fault, found) == "refuted"
 
 
 @pytest.mark.parametrize("fault", FAULTS)

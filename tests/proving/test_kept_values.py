@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tensure.errors import LimitError
-from tensure.program import evaluate_program, leaves
+from tensure.program import Program, TensorType, evaluate_program, leaves, parse_program
 from tensure.proving import _kept
 from tensure.proving._kept import kept_values
 from tensure.proving._replay import DRAWS, Real, widened_program
@@ -18,6 +18,7 @@ from tests.golden.tp_block import golden
 CASE = golden()
 PROGRAM = CASE.program
 ENTRY = next(iter(PROGRAM.entries))
+X = TensorType((32,), "f64")
 
 
 def whole_run(seed: int) -> Mapping[str, Any]:
@@ -78,3 +79,40 @@ def test_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kept, "MAX_WORK", 10)
     with pytest.raises(LimitError, match="are made"):
         kept_values(PROGRAM, ENTRY, {}, 1, set(whole_run(1)))
+
+
+def exponent(times: int) -> Program:
+    """exp of many times a number."""
+    text = f"""tensure program 1
+entry step():
+  input x
+  y = mul(x, {times})
+  z = exp(y)
+  output z
+"""
+    lines = text.splitlines()
+    return parse_program("\n".join([lines[0], "value x : f64[32]", *lines[1:], ""]))
+
+
+def test_what_overflows_is_made_of_smaller_numbers() -> None:
+    with np.errstate(over="ignore"):
+        whole = evaluate_program(exponent(2000), {"x": Real((1, 0), DRAWS[0]).draw("x", X)}).values
+    assert np.isinf(whole["z"]).any()
+    found = kept_values(exponent(2000), "step", {}, 1, {"z", "x"})
+    assert np.isfinite(found["z"]).all()
+    np.testing.assert_array_equal(found["x"], whole["x"] / 8)
+    alone = kept_values(exponent(2000), "step", {}, 1, {"x"})
+    np.testing.assert_array_equal(alone["x"], whole["x"])
+
+
+def test_where_smaller_numbers_do_not_help_they_are_as_drawn() -> None:
+    found = kept_values(exponent(10**7), "step", {}, 1, {"z", "x"})
+    np.testing.assert_array_equal(found["x"], Real((1, 0), DRAWS[0]).draw("x", X))
+    assert np.isposinf(found["z"]).any()
+
+
+def test_the_least_number_there_is_is_no_overflow() -> None:
+    """Masks are made of it."""
+    assert not _kept._overflows({"mask": np.array([0.0, -np.inf])})
+    assert _kept._overflows({"x": np.array([0.0, np.nan])})
+    assert not _kept._overflows({"index": np.array([1, 2])})

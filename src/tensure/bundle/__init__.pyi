@@ -1,4 +1,5 @@
 from ._atomic import write_directory, write_file_atomic, write_files_atomic
+from ._bound import BoundClaims
 from ._claims import (
     Audit,
     Audits,
@@ -65,7 +66,6 @@ from ._plan import (
     coordinates,
     device_of,
     placed,
-    placed_runs,
     sum_group,
     whole,
 )
@@ -82,6 +82,7 @@ from ._receipt import (
     sign_receipt,
     stream_claim,
 )
+from ._replay import Replay, ReplayStatus
 from ._storage import cells
 from ._validate import validate_plan
 
@@ -89,6 +90,7 @@ __all__ = [
     "Audit",
     "Audits",
     "Basis",
+    "BoundClaims",
     "Bundle",
     "ChainLink",
     "Claimed",
@@ -128,6 +130,8 @@ __all__ = [
     "Sampling",
     "Scalar",
     "Sha256",
+    "Replay",
+    "ReplayStatus",
     "SigningKey",
     "Status",
     "Stream",
@@ -169,7 +173,6 @@ __all__ = [
     "parse_receipt",
     "parse_statement",
     "placed",
-    "placed_runs",
     "PlacedRuns",
     "plan_digest",
     "proof_digest",

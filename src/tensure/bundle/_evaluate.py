@@ -197,6 +197,7 @@ class _Numpy(PlanMachine[Array]):
     ) -> None:
         super().__init__(plan, program, entry, env)
         self.logical, self.states, self.storage = logical, states, storage
+        self.order: list[tuple[Rank, Name]] = []
         self.memory = {
             rank: {pool: np.zeros(size, np.uint8) for pool, size in plan.pools.items()} for rank in self.made
         }
@@ -230,6 +231,10 @@ class _Numpy(PlanMachine[Array]):
 
     def meet(self, step: Op, members: list[Array]) -> list[Array]:
         return collective(step.op, members, dict(step.attrs))
+
+    def _make(self, rank: Rank, step: Op, results: list[Array]) -> None:
+        super()._make(rank, step, results)
+        self.order.extend((rank, out) for out in step.outs)
 
     def keep(self, rank: Rank, name: Name, value: Array) -> None:
         target = self._bytes(rank, name, value)

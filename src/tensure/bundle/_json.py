@@ -37,10 +37,6 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 MAX_DEPTH = 32
 MAX_INT = (1 << 63) - 1
 
-# Strings are taken out whole, so that brackets inside them do not count. What is left of a broken string only
-# makes the count larger than it is.
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -52,7 +52,6 @@ class PlanMachine(Generic[V]):
         self.ranks = tuple(plan.ranks() if ranks is None else ranks)
         self.made: dict[Rank, dict[Name, V]] = {rank: {} for rank in self.ranks}
         self.given: dict[Rank, dict[Name, V]] = {rank: {} for rank in self.ranks}
-        self.order: list[tuple[Rank, Name]] = []
         self._groups = Groups(plan)
 
     # what a value is ---------------------------------------------------------------------------------
@@ -191,5 +190,4 @@ class PlanMachine(Generic[V]):
             if out in self.made[rank] or out in self.given[rank]:
                 raise EvaluationError(f"{out} is made twice", place=str(rank))
             self.made[rank][out] = result
-            self.order.append((rank, out))
             self.keep(rank, out, result)

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from typing import Final, TypeAlias
 
 from tensure.errors import RecordError
@@ -111,6 +110,17 @@ class Rank:
 
     track: str
     at: tuple[int, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Kept: whoever walks a Plan asks for it again and again, and that of many places is slow to find."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.track, self.at)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type[Rank], tuple[str, tuple[int, ...]]]:
+        return Rank, (self.track, self.at)  # another process has other hashes
 
     def __str__(self) -> str:
         return f"{self.track}[{','.join(map(_stands, self.at))}]" if self.at else self.track
@@ -211,26 +221,16 @@ def placed(local: Local, name: Name, env: Mapping[str, int]) -> Placed | None:
     return Placed(found.of, dims, found.sum, over, found.scale)
 
 
-Known: TypeAlias = dict[tuple[Runs, tuple[int, ...]], GroundRuns]
-"""What runs are under the values of the names in them."""
-
-
-def placed_runs(
-    local: Local, name: Name, env: Mapping[str, int], known: Known | None = None
-) -> PlacedRuns | None:
-    """The same in runs, which cost nothing for their length; bounds may be those of many places at once.
-
-    Args:
-        known: is filled, and asked first. To be used with coordinates of one kind only.
-    """
+def placed_runs(local: Local, name: Name, env: Mapping[str, int]) -> PlacedRuns | None:
+    """The same in runs, which cost nothing for their length; bounds may be those of many places at once."""
     claim = local.place
     if claim is None:
         return None
     bound = bind_local(local, name, env)
-    dims = {dim: _known_runs(runs, bound, f"{name} dim {dim}", known) for dim, runs in claim.dims}
+    dims = {dim: ground_runs(runs, bound, f"{name} dim {dim}") for dim, runs in claim.dims}
     over: tuple[str, GroundRuns] | None = None
     if claim.over is not None:
-        over = (claim.over[0], _known_runs(claim.over[1], bound, f"{name} over", known))
+        over = (claim.over[0], ground_runs(claim.over[1], bound, f"{name} over"))
     return PlacedRuns(claim.of.ground(bound), dims, claim.sum, over, claim.scale)
 
 
@@ -271,22 +271,12 @@ def whole(program: Program, base: str) -> Local:
     return Local(letters, Place(Name(base, tuple(axis(letter) for letter in letters))))
 
 
-def _known_runs(runs: Runs, env: Mapping[str, int], place: str, known: Known | None) -> GroundRuns:
-    if known is None:
-        return _runs(runs, env, place)
-    key = (runs, tuple(env.get(label, -1) for label in _names_in(runs)))
-    if key not in known:
-        known[key] = _runs(runs, env, place)
-    return known[key]
+def ground_runs(runs: Runs, env: Mapping[str, int], place: str) -> GroundRuns:
+    """Runs with their bounds bound; `place` says in errors whose they are.
 
-
-@lru_cache(maxsize=4096)
-def _names_in(runs: Runs) -> tuple[str, ...]:
-    names = {label for run in runs for end in run if not isinstance(end, int) for label in end.names}
-    return tuple(sorted(names))
-
-
-def _runs(runs: Runs, env: Mapping[str, int], place: str) -> GroundRuns:
+    Raises:
+        RecordError: a start below 0, a step that is not above 0, or over 2^20 indices apart.
+    """
     found: list[tuple[int, int]] = []
     for start, stop, step in runs:
         lo, hi, by = evaluate(start, env), evaluate(stop, env), evaluate(step, env)

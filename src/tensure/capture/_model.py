@@ -13,6 +13,7 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, unswept, validate_program
 
+from ._generators import Generators, counted_draws, own_generators
 from ._given import built, gradients, leaves, output_names, returned_by, run_backward
 from ._optimizer import as_optimizers, built_optimizer, counted, started, state_leaf, states_of
 from ._placements import whole_part
@@ -77,9 +78,10 @@ def capture_model(model: ModelFunction, *, optimizer: OptimizerFunction | None =
 
 
 def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
-    tape, values = Tape(), dict[str, Value]()
-    with no_bytes():
-        given = built(model)
+    tape, values, generators = Tape(), dict[str, Value](), Generators()
+    with own_generators(generators), no_bytes():
+        with counted_draws(generators):
+            given = built(model)
         net, inputs = given.module, given.inputs
         names = tuple(f"input_{at}" for at in range(len(inputs)))
         known = dict(zip(names, inputs, strict=True))
@@ -92,7 +94,7 @@ def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
             values.setdefault(label, Value(tuple(tensor.shape), dtype_word(tensor.dtype), "value"))
             tape.add(tensor, Ref(Name(label)))
         sources = Sources(net)
-        with their_errors("the step"), sources.watching(), Tracer(tape, sources, None):
+        with their_errors("the step"), sources.watching(), Tracer(tape, sources, None, generators):
             returned = updates.run()
         labels = output_names(len(returned))
         found = dict(zip(labels, returned, strict=True))

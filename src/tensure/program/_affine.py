@@ -40,16 +40,21 @@ class Affine:
         self.terms = terms
         self.constant = constant
         self._hash = hash((terms, constant))
-        self.least = self.most = constant
-        """The smallest and the greatest value at any place."""
+        least = most = constant
         for _, lo, hi, m in terms:
-            self.least += m * (lo if m > 0 else hi - 1)
-            self.most += m * (hi - 1 if m > 0 else lo)
+            if m > 0:
+                least += m * lo
+                most += m * (hi - 1)
+            else:
+                least += m * (hi - 1)
+                most += m * lo
+        self.least, self.most = least, most
+        """The smallest and the greatest value at any place."""
 
     @property
     def axes(self) -> frozenset[str]:
         """The axes it depends on."""
-        return frozenset(axis for axis, *_ in self.terms)
+        return frozenset([term[0] for term in self.terms])
 
     # arithmetic --------------------------------------------------------------------------------------
 
@@ -137,7 +142,7 @@ class Affine:
 
     def __lt__(self, other: Whole) -> bool:
         if isinstance(other, int):
-            return _one(self.most < other, self.least >= other, self, "<", other)
+            return self.most < other or _one(False, self.least >= other, self, "<", other)
         left = self - other
         if isinstance(left, int):
             return left < 0
@@ -145,7 +150,7 @@ class Affine:
 
     def __le__(self, other: Whole) -> bool:
         if isinstance(other, int):
-            return _one(self.most <= other, self.least > other, self, "<=", other)
+            return self.most <= other or _one(False, self.least > other, self, "<=", other)
         left = self - other
         if isinstance(left, int):
             return left <= 0
@@ -226,29 +231,33 @@ def at_place(value: Whole, place: Mapping[str, int]) -> Whole:
     """What an integer is where some coordinates are known."""
     if not isinstance(value, Affine):
         return value
-    constant, table = value.constant, dict[str, tuple[int, int, int]]()
-    for axis, lo, hi, m in value.terms:
-        if axis in place:
-            constant += m * place[axis]
+    constant, left = value.constant, list[Term]()
+    for term in value.terms:
+        if term[0] in place:
+            constant += term[3] * place[term[0]]
         else:
-            table[axis] = (lo, hi, m)
-    return _made(type(value), table, constant)
+            left.append(term)
+    if len(left) == len(value.terms):
+        return value
+    return type(value)(tuple(left), constant) if left else constant
 
 
 _NONE: Final[frozenset[str]] = frozenset()
+_PLAIN: Final = frozenset([int, str, bool, float, type(None)])
 
 
 def axes_in(value: Any) -> frozenset[str]:
     """The axes that a value made of tuples, mappings and integers depends on."""
     if isinstance(value, Affine):
         return value.axes
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
     if isinstance(value, (tuple, list, frozenset)):
         found = _NONE
         for part in value:
-            found |= axes_in(part)
+            if type(part) is not int and type(part) is not str and (inner := axes_in(part)):
+                found |= inner
         return found
+    if type(value) not in _PLAIN and isinstance(value, Mapping):
+        return axes_in(tuple(value.values()))
     return _NONE
 
 

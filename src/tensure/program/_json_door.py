@@ -17,6 +17,10 @@ from tensure.errors import FormatError, LimitError
 
 __all__ = ["parse_json"]
 
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+_STRING = re.compile(rb'"[^"]*"?')
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _MARKS = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -67,6 +71,18 @@ def parse_json(
 
 
 def _check_depth(data: bytes, max_depth: int, base: int) -> None:
+    # Each round takes the innermost pairs away; what does not come out even is looked at one by one.
+    plain = _ESCAPE.sub(b"", data) if b"\\" in data else data
+    left = _STRING.sub(b"", plain).translate(_ONE_KIND, _NO_BRACKET)
+    for _ in range(max_depth):
+        if not left:
+            return
+        left = left.replace(b"[]", b"")
+    if left:
+        _find_depth(data, max_depth, base)
+
+
+def _find_depth(data: bytes, max_depth: int, base: int) -> None:
     depth, in_string = 0, False
     for match in _MARKS.finditer(data):
         mark = match[0]

@@ -20,6 +20,7 @@ from ._lex import Line
 
 MAX_MEMBERS: Final = 1 << 20
 MAX_LETTERS: Final = 8
+MAX_KEPT: Final = 1 << 14
 
 Attr: TypeAlias = bool | int | float | str | Expr | tuple["Attr", ...] | None
 Attrs: TypeAlias = tuple[tuple[str, Attr], ...]
@@ -38,13 +39,27 @@ class Name:
 
     def ground(self, env: Env) -> Name:
         """The same name with every index an integer."""
-        if not any(isinstance(part, Expr) for part in self.index):
-            return self
-        return Name(self.base, tuple(evaluate(part, env) for part in self.index))
+        for part in self.index:
+            if isinstance(part, Expr):
+                return Name(self.base, _kept(tuple([evaluate(part, env) for part in self.index])))
+        return self
 
     def members(self) -> tuple[int, ...]:
         """The integers of a ground name."""
-        return tuple(part for part in self.index if isinstance(part, (int, Affine)))
+        return tuple([part for part in self.index if isinstance(part, (int, Affine))])
+
+
+_INDICES: Final[dict[tuple[int, ...], tuple[int, ...]]] = {}
+
+
+def _kept(index: tuple[int, ...]) -> tuple[int, ...]:
+    """The same indices as one object: many names of an expansion have them."""
+    for part in index:
+        if type(part) is not int:  # expressions of two kinds may be equal, and are not the same
+            return index
+    if len(_INDICES) >= MAX_KEPT:
+        _INDICES.clear()
+    return _INDICES.setdefault(index, index)
 
 
 @dataclass(frozen=True, slots=True)

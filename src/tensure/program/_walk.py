@@ -42,14 +42,16 @@ def ground(item: Op, env: Env) -> Op:
     """One op under an environment."""
     args: list[Arg] = []
     for arg in item.args:
-        _ground_arg(arg, env, args, [MAX_SPLICE])
-    return Op(
-        item.op,
-        tuple(args),
-        tuple(out.ground(env) for out in item.outs),
-        tuple((key, ground_attr(value, env)) for key, value in item.attrs),
-        item.note,
-    )
+        if isinstance(arg, Ref) and not arg.box:
+            args.append(Ref(arg.name.ground(env)))
+        else:
+            _ground_arg(arg, env, args, [MAX_SPLICE])
+    attrs = item.attrs
+    for _, value in attrs:
+        if isinstance(value, (Expr, tuple)):
+            attrs = tuple([(key, ground_attr(value, env)) for key, value in attrs])
+            break
+    return Op(item.op, tuple(args), tuple([out.ground(env) for out in item.outs]), attrs, item.note)
 
 
 def ground_attr(value: Attr, env: Env) -> Attr:
@@ -125,7 +127,7 @@ def _ground_arg(arg: Arg, env: Env, out: list[Arg], left: list[int]) -> None:
     if left[0] < 0:
         raise LimitError(f"over {MAX_SPLICE} operands spliced into one op")
     if isinstance(arg, Ref):
-        box = tuple((dim, evaluate(lo, env), evaluate(hi, env)) for dim, lo, hi in arg.box)
+        box = tuple([(dim, evaluate(lo, env), evaluate(hi, env)) for dim, lo, hi in arg.box])
         out.append(Ref(arg.name.ground(env), box))
     elif isinstance(arg, Cat):
         parts: list[Arg] = []

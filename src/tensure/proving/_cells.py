@@ -22,6 +22,7 @@ from ._index import Index, Region, joined, select
 from ._limit import Limit, Share, limited, share_of
 from ._relation import Relation, Term, combined, total
 
+NO_AXES: Final[frozenset[str]] = frozenset()
 Place: TypeAlias = tuple[tuple[str, int], ...]
 MAX_UNFOLDED: Final = 1 << 10
 """Cells after an axis was taken apart, because what its ranks do was not seen to be alike."""
@@ -209,7 +210,7 @@ def _term_at(
     families: Mapping[int, frozenset[str]],
     instance: Callable[[int, Mapping[str, int]], Relation] | None,
 ) -> list[Term]:
-    apart = families.get(term.node, frozenset[str]()) & place.keys()
+    apart = families.get(term.node, NO_AXES) & place.keys()
     if apart and (instance is None or term.limit is not None):
         raise Undecided("a value that each place makes for itself", apart)
     region = region_at(term.region, place)
@@ -227,7 +228,7 @@ def _term_at(
 
 
 def _same_value(node: int, place: Mapping[str, int], families: Mapping[int, frozenset[str]]) -> None:
-    differing = families.get(node, frozenset[str]()) & place.keys()
+    differing = families.get(node, NO_AXES) & place.keys()
     if differing:
         raise Undecided("a value that each place makes for itself", differing)
 
@@ -263,26 +264,40 @@ def summed(
     """
     terms: list[tuple[Fraction, Relation]] = []
     for term in relation.terms:
-        if (axes_in(term.region) | families.get(term.node, frozenset[str]())) & boxes.keys():
+        if (axes_in(term.region) | families.get(term.node, NO_AXES)) & boxes.keys():
             return None
-        coef, limit, left = term.coef, term.limit, dict(boxes)
-        while left:
-            shares = [] if limit is None else list(_shares(limit))
-            for axis in left.keys() - frozenset().union(*(axes_in(share.index) for share in shares)):
-                lo, hi = left.pop(axis)
-                coef *= hi - lo
-            if not left:
-                break
-            found = _next_share(shares, left)
-            if found is None or limit is None:
-                return None
-            share, axis = found
-            ((start, stop),) = share.index
+        found = _over_all(term.limit, boxes)
+        if found is None:
+            return None
+        terms.append((Fraction(1), Relation((Term(term.node, term.region, term.coef * found[0], found[1]),))))
+    return terms[0][1] if len(terms) == 1 else total(terms)
+
+
+def _over_all(limit: Limit | None, boxes: Mapping[str, tuple[int, int]]) -> tuple[int, Limit | None] | None:
+    """How often which addend (None: the whole) all places of a box add up to."""
+    if limit is not None and not limit.shares and len(limit.through) > 1:  # a sum is summed part by part
+        parts = [_over_all(inner, boxes) for _, inner in limit.through]
+        rows = [(key, part) for (key, _), part in zip(limit.through, parts, strict=True) if part is not None]
+        if len(rows) < len(parts) or len({(times, left is None) for _, (times, left) in rows}) > 1:
+            return None
+        return rows[0][1][0], limited((), [(key, left) for key, (_, left) in rows if left is not None])
+    times, left = 1, dict(boxes)
+    while left:
+        shares = [] if limit is None else list(_shares(limit))
+        for axis in left.keys() - frozenset().union(*(axes_in(share.index) for share in shares)):
             lo, hi = left.pop(axis)
-            whole = ((at_place(start, {axis: lo}), at_place(stop, {axis: hi - 1})),)
-            limit = _exchanged(limit, share, share_of(share.letter, share.extent, whole))
-        terms.append((Fraction(1), Relation((Term(term.node, term.region, coef, limit),))))
-    return total(terms)
+            times *= hi - lo
+        if not left:
+            break
+        found = _next_share(shares, left)
+        if found is None or limit is None:
+            return None
+        share, axis = found
+        ((start, stop),) = share.index
+        lo, hi = left.pop(axis)
+        whole = ((at_place(start, {axis: lo}), at_place(stop, {axis: hi - 1})),)
+        limit = _exchanged(limit, share, share_of(share.letter, share.extent, whole))
+    return times, limit
 
 
 def _shares(limit: Limit) -> Iterator[Share]:
@@ -402,13 +417,13 @@ def family_axes(item: object, families: Mapping[int, frozenset[str]]) -> frozens
     if isinstance(item, Affine):
         return item.axes
     if isinstance(item, Term):
-        return family_axes((item.region, item.limit), families) | families.get(item.node, frozenset[str]())
+        return family_axes((item.region, item.limit), families) | families.get(item.node, NO_AXES)
     if isinstance(item, Limit):
         inner = tuple(found for _, found in item.through)
         return family_axes((tuple(share.index for share in item.shares), inner), families)
     if isinstance(item, Mapping):
         return family_axes(tuple(item.values()), families)
-    found = frozenset[str]()
+    found = NO_AXES
     if isinstance(item, (tuple, list)):
         for part in item:
             found |= family_axes(part, families)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Plan, Rank
 from tensure.errors import LimitError
-from tensure.program import Affine, Undecided, at_place, axes_in, coordinate
+from tensure.program import Undecided, at_place, coordinate
 
 from ._check_index import Index, joined, selected
 from ._check_piece import Reg
 from ._check_sums import Term, need
 
 Spot: TypeAlias = tuple[int, ...]
+NO_AXES: Final[frozenset[str]] = frozenset()
 MAX_CELLS: Final = 1 << 12
 MAX_SPOTS: Final = 1 << 14
 """Places of one collective or sum."""
@@ -93,30 +95,26 @@ class CheckCells:
 
     def everywhere(self, rank: Rank, part: Reg) -> Iterator[Reg]:
         """The parts of a value that a part of many places is."""
-        axes = {axis for index in part for run in index.runs for end in run for axis in axes_of(end)}
+        axes = NO_AXES.union(*(index.axes for index in part))
         for _, place in self.spots(rank, sorted(axes)):
             yield reg_at(part, place)
 
 
-def axes_of(end: Any) -> frozenset[str]:
-    """The axes an end of a run depends on."""
-    return end.axes if isinstance(end, Affine) else frozenset()
-
-
 def differs(rel: Sequence[Term], families: Mapping[int, frozenset[str]]) -> frozenset[str]:
     """The axes along which a relation is another at every place."""
-    found = frozenset[str]()
+    found = NO_AXES
     for _, node, reg, limit in rel:
-        found |= axes_in([end for index in reg for run in index.runs for end in run])
-        found |= families.get(node, frozenset[str]()).union(*_through(limit, families), *_sliced(limit))
+        found = found.union(*(index.axes for index in reg), families.get(node, NO_AXES))
+        if limit is not None:
+            found = found.union(*_through(limit, families), *_sliced(limit))
     return found
 
 
 def _sliced(limit: Any) -> Iterator[frozenset[str]]:
-    if limit is not None:
-        yield axes_in([end for _, index in limit[0] for run in index.runs for end in run])
-        for _, inner in limit[1]:
-            yield from _sliced(inner)
+    for _, index in limit[0]:
+        yield index.axes
+    for _, inner in limit[1]:
+        yield from _sliced(inner)
 
 
 def rel_at(
@@ -139,36 +137,40 @@ def rel_at(
     made: list[Term] = []
     for coef, node, reg, limit in rel:
         part = reg_at(reg, place)
-        apart = families.get(node, frozenset[str]()) & place.keys()
-        through = frozenset[str]().union(*_through(limit, families)) & place.keys()
-        if through or (apart and limit is not None):
-            raise Undecided("an addend of a value that each place makes for itself", through | apart)
-        if apart:
-            by, node, outer, _ = instance(node, {axis: place[axis] for axis in apart})
-            coef, part = coef * by, selected(outer, part)
-        made.append((coef, node, part, _limit_at(limit, place)))
+        if families:
+            apart = families.get(node, NO_AXES) & place.keys()
+            through = NO_AXES.union(*_through(limit, families)) & place.keys()
+            if through or (apart and limit is not None):
+                raise Undecided("an addend of a value that each place makes for itself", through | apart)
+            if apart:
+                by, node, outer, _ = instance(node, {axis: place[axis] for axis in apart})
+                coef, part = coef * by, selected(outer, part)
+        made.append((coef, node, part, None if limit is None else _limit_at(limit, place)))
     return tuple(made)
 
 
 def _through(limit: Any, families: Mapping[int, frozenset[str]]) -> Iterator[frozenset[str]]:
     for key, inner in () if limit is None else limit[1]:
-        yield families.get(key, frozenset())  # an operand's number says too much, never too little
+        yield families.get(key, NO_AXES)  # an operand's number says too much, never too little
         yield from _through(inner, families)
 
 
 def reg_at(reg: Reg, place: Mapping[str, int]) -> Reg:
     """A part of many places, at some."""
-    return tuple(_index_at(index, place) for index in reg)
-
-
-def _index_at(index: Index, place: Mapping[str, int]) -> Index:
-    if not any(axes_of(end) for run in index.runs for end in run):
-        return index
-    return joined((at_place(start, place), at_place(stop, place)) for start, stop in index.runs)
+    return tuple([index if index.axes.isdisjoint(place) else _index_at(index, place) for index in reg])
 
 
 def _limit_at(limit: Any, place: Mapping[str, int]) -> Any:
-    if limit is None:
-        return None
-    shares = tuple((letter, _index_at(index, place)) for letter, index in limit[0])
-    return shares, tuple((key, _limit_at(inner, place)) for key, inner in limit[1])
+    shares = tuple([(letter, _index_at(index, place)) for letter, index in limit[0]])
+    return shares, tuple([(key, _limit_at(inner, place)) for key, inner in limit[1]])
+
+
+def _index_at(index: Index, place: Mapping[str, int]) -> Index:
+    return index if index.axes.isdisjoint(place) else _known_at(index, tuple(place.items()))
+
+
+@lru_cache(1 << 14)
+def _known_at(index: Index, place: tuple[tuple[str, int], ...]) -> Index:
+    """Most locals stand in the same few parts."""
+    there = dict(place)
+    return joined((at_place(start, there), at_place(stop, there)) for start, stop in index.runs)

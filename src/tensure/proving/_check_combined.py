@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 from tensure.program import Op, rational
 
@@ -12,10 +12,9 @@ from ._check_defined import defined
 from ._check_index import FIRST, Index, all_of
 from ._check_linear import signs, value
 from ._check_ops import FLOATS
-from ._check_piece import Reg, Shape, whole
+from ._check_piece import ONE, Reg, Shape, whole
 from ._check_spelled import CheckSpelled
 from ._check_sums import (
-    ONE,
     Def,
     Rel,
     Term,
@@ -25,6 +24,9 @@ from ._check_sums import (
     spread,
     times,
 )
+
+COMBINING: Final = frozenset("addmm baddbmm linear convolution sum mul div add sub rsub add_n neg".split())
+"""Steps that may be linear in several operands, or multiples of one."""
 
 
 class CheckCombined(CheckSpelled):
@@ -39,7 +41,7 @@ class CheckCombined(CheckSpelled):
 
     def linear(self, op: str, attrs: dict[str, Any], operands: Sequence[Any], own: bool) -> Rel:
         """A sum, difference or multiple of floats, or a product with a bias, term by term; else None."""
-        rels = [item for item in operands if is_rel(item)]
+        rels = [item for item in operands if is_rel(item)] if op in COMBINING else None
         if not rels:
             return None
         if op in ("addmm", "baddbmm") or (op in ("linear", "convolution") and len(rels) == 3):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 import numpy as np
 
 from tensure.errors import LimitError
-from tensure.program import Affine, Undecided
+from tensure.program import Affine, Undecided, axes_in
 
 MAX_LISTED: Final = 1 << 22
 """Members of one Index that are looked at one by one, and runs that one is made of."""
@@ -34,15 +34,20 @@ class Index:
         runs: (start, stop) pairs in their one spelling; use `joined` for runs that may not be.
     """
 
-    __slots__ = ("_count", "_hash", "_rising", "_starts", "runs")
+    __slots__ = ("_axes", "_count", "_hash", "_rising", "_starts", "runs")
     __iter__: ClassVar[None] = None  # `len` counts members, so that iterating over runs would mislead
 
     def __init__(self, runs: tuple[Run, ...]) -> None:
         self.runs = runs
-        self._count = sum(stop - start for start, stop in runs)
+        if len(runs) == 1:
+            ((start, stop),) = runs
+            self._count = stop - start
+        else:
+            self._count = sum(stop - start for start, stop in runs)
         self._hash = hash(runs)
         self._rising: tuple[Run, ...] | None = None
         self._starts: list[int] | None = None
+        self._axes: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -76,13 +81,24 @@ class Index:
         return self.select(_listed(spots))
 
     @property
+    def axes(self) -> frozenset[str]:
+        """The axes that ends of its runs depend on."""
+        if self._axes is None:
+            self._axes = axes_in(self.runs)
+        return self._axes
+
+    @property
     def stop(self) -> int:
         """One more than the largest member; 0 of none."""
+        if len(self.runs) == 1:
+            return self.runs[0][1]
         return max((stop for _, stop in self.runs), default=0)
 
     @property
     def start(self) -> int:
         """The smallest member; 0 of none."""
+        if len(self.runs) == 1:
+            return self.runs[0][0]
         return min((start for start, _ in self.runs), default=0)
 
     @property
@@ -92,6 +108,8 @@ class Index:
 
     def rising(self) -> tuple[Run, ...]:
         """The runs of the set of its members, in rising order."""
+        if self._rising is None and len(self.runs) < 2:
+            self._rising = self.runs
         if self._rising is None:
             made: list[Run] = []
             for start, stop in sorted(self.runs):
@@ -110,6 +128,8 @@ class Index:
 
     def reorders(self, other: Index) -> bool:
         """The members of another in any order, in both each of them once."""
+        if len(self.runs) < 2 and len(other.runs) < 2:
+            return self == other
         return (
             self._count == other._count
             and self.rising() == other.rising()
@@ -168,6 +188,11 @@ class Index:
             return None
 
     def _within(self, outer: Index) -> Index | None:
+        if len(outer.runs) == 1:
+            ((first, last),) = outer.runs
+            if any(start < first or stop > last for start, stop in self.runs):
+                return None
+            return Index(tuple((start - first, stop - first) for start, stop in self.runs))
         if not outer.distinct:
             return None
         placed, passed = list[tuple[int, int, int]](), 0

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from tensure.program import rational
 
+from ._check_piece import ONE
+
 _MOVES: Final = (
     "copy view reshape flatten permute transpose t unsqueeze squeeze select expand slice flip roll repeat "
     "tril triu slice_backward select_backward"
@@ -51,14 +53,18 @@ def every(op: str, operands: Sequence[Any]) -> tuple[int, ...]:
 
 def signs(op: str, attrs: dict[str, Any], count: int) -> list[Fraction] | None:
     """The coefficients of a sum's or difference's operands; None where the op is none."""
-    alpha, one = value(attrs.get("alpha", 1)), Fraction(1)
     if op == "add_n":
-        return [one] * count
+        return [ONE] * count
     if op == "neg":
-        return [-one]
-    if op not in ("add", "sub", "rsub") or not alpha:
+        return [-ONE]
+    if op not in ("add", "sub", "rsub"):
         return None
-    return {"add": [one, alpha], "sub": [one, -alpha], "rsub": [-alpha, one]}[op]
+    alpha = value(attrs["alpha"]) if "alpha" in attrs else ONE
+    if not alpha:
+        return None
+    if op == "add":
+        return [ONE, alpha]
+    return [ONE, -alpha] if op == "sub" else [-alpha, ONE]
 
 
 def value(item: Any) -> Fraction | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
-from ._check_sums import ONE
+from ._check_piece import ONE
 
 Monomial: TypeAlias = "tuple[frozenset[tuple[Any, int]], frozenset[tuple[Any, Fraction]]]"
 """Factors with their powers, and the exponent as (monomial, coefficient) pairs."""

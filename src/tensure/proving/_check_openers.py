@@ -15,9 +15,8 @@ from ._check_linear import signs, value
 from ._check_masked import _entire, _less
 from ._check_masked_gather import _unshifted
 from ._check_monomials import NONE, Written, exp_of, inverse, plus, times
-from ._check_piece import Shape, is_part
+from ._check_piece import ONE, Shape, is_part
 from ._check_spots import ANY, Source, Spot, part_of, seen_as
-from ._check_sums import ONE
 
 Opener: TypeAlias = "Callable[[Any, dict[str, Any], list[Source], Shape, Sequence[Spot]], Written | None]"
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ._check_index import EMPTY, FIRST, Anywhere, Index, all_of, joined
 from ._check_moves import MOVES, filled_size, move_fits, moved_shape, repeats_moved
-from ._check_piece import Piece, Reg, Shape
+from ._check_piece import ONE, Piece, Reg, Shape
 from ._check_piece import holds as _holds
 from ._check_piece import whole as _whole
 from ._check_training import TRAINING
@@ -108,6 +108,8 @@ _FREE: Final = frozenset(["stride", "padding", "dilation", "groups"])
 
 def clean(op: str, attrs: dict[str, Any]) -> dict[str, Any]:
     """Attributes without those that say what is meant anyway."""
+    if not attrs:
+        return {}
     known = {**DEFAULTS, **OWN_DEFAULTS.get(op, {})}
     return {key: at for key, at in attrs.items() if key not in known or repr(known[key]) != repr(at)}
 
@@ -209,7 +211,7 @@ def follows(p: Piece) -> Fraction | None:
     parts = [(part, shape) for part, shape in zip(p.parts, p.shapes, strict=True) if part is not None]
     if not p.shares and p.reg == _whole(p.out) and all(part == _whole(shape) for part, shape in parts):
         if _same(p.mine, p.theirs, frozenset()):
-            return Fraction(1)  # one function of the same operands
+            return ONE  # one function of the same operands
     if p.op == "expand":
         return _holds(not p.shares and _expand_fits(p))
     if p.op not in AWARE and any(isinstance(index, Anywhere) for part in p.parts for index in part or ()):
@@ -332,6 +334,8 @@ def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], lette
 
 
 def _same(mine: dict[str, Any], theirs: dict[str, Any], free: frozenset[str]) -> bool:
+    if mine.keys() == theirs.keys() and all(type(at) is str and at == theirs[k] for k, at in mine.items()):
+        return True  # texts, or no attributes at all: most steps
     one, other = ({**DEFAULTS, **clean("", attrs), **dict.fromkeys(free)} for attrs in (mine, theirs))
     return repr(sorted(one.items())) == repr(sorted(other.items()))
 
@@ -390,7 +394,7 @@ def _contraction_fits(p: Piece) -> Fraction | None:
                     return None
             elif stands.setdefault(letter, index) != index:
                 return None
-    coef, shares = Fraction(1), dict(p.shares)
+    coef, shares = ONE, dict(p.shares)
     for letter, n in sizes.items():
         index = stands.get(letter, all_of(anywhere.get(letter, 0)))
         if anywhere.get(letter, len(index)) != len(index):

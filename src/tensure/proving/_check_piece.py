@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ._check_index import Index, all_of
 
+ONE: Final = Fraction(1)
+"""The one that is told by being it: most factors are."""
 Reg: TypeAlias = tuple[Index, ...]
 Shape: TypeAlias = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """A local op beside the logical op it is claimed to be a piece of.
 
@@ -45,4 +47,4 @@ def is_part(item: Any) -> bool:
 
 def holds(so: bool) -> Fraction | None:
     """A coefficient of 1, or none."""
-    return Fraction(1) if so else None
+    return ONE if so else None

@@ -13,9 +13,8 @@ from tensure.program import Op
 from ._check_index import FIRST, selected
 from ._check_moves import MOVES, regrouped
 from ._check_ops import REDUCTIONS, shapes_of
-from ._check_piece import Shape, whole
+from ._check_piece import ONE, Shape, whole
 from ._check_sums import (
-    ONE,
     CheckSums,
     Rel,
     Term,

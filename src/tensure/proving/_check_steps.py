@@ -23,10 +23,18 @@ from ._check_masked_gather import masked_gather
 from ._check_masked_rows import unmasked_rows
 from ._check_ops import CONTRACTIONS, FLOATS, clean
 from ._check_ops import follows as holds_as
-from ._check_piece import Piece, is_part
+from ._check_piece import ONE, Piece, Reg, is_part
 from ._check_placed import placed
 from ._check_products import multiplied
-from ._check_sums import ONE, Def, Limit, Rel, Term, is_rel, need, size
+from ._check_sums import (
+    Def,
+    Limit,
+    Rel,
+    Term,
+    is_rel,
+    need,
+    size,
+)
 from ._check_values import CheckValues
 
 MAX_MOVES: Final = 8
@@ -175,10 +183,11 @@ class CheckSteps(CheckValues):
     def _piece(self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: Term) -> bool:
         """Is a term what the step makes of single terms?"""
         swaps = op in ("add", "mul", "maximum", "minimum") and len(operands) == 2 and "alpha" not in attrs
-        orders = (operands, operands[::-1]) if swaps else (operands,)
-        return any(self._fits(op, attrs, mine, at, claim) for mine in orders) or any(
-            self._fits(op, attrs, mine, at, claim) for mine in self._standing(op, operands, claim)
-        )
+        if self._fits(op, attrs, operands, at, claim):
+            return True
+        if swaps and self._fits(op, attrs, operands[::-1], at, claim):
+            return True
+        return any(self._fits(op, attrs, mine, at, claim) for mine in self._standing(op, operands, claim))
 
     def _standing(self, op: str, operands: list[Any], claim: Term) -> Iterator[list[Any]]:
         """Operands of a product, one of them said to stand where the claim does if it is the same there."""
@@ -218,22 +227,61 @@ class CheckSteps(CheckValues):
         item = self.defs[node]
         if (item.op, item.out, len(item.operands)) != (op, at, len(operands)) or item.form is not None:
             return False
-        parts: list[Any] = []
         factors: list[Fraction] = []
+        regs: list[Reg | None] = []
+        bare = limit is None
         for mine, theirs in zip(operands, item.operands, strict=True):
-            part = self._within(mine, theirs)
-            if part == "no":
+            if not is_rel(mine) or not is_part(theirs):
+                number = None if mine is None else ("number", type(mine).__name__, repr(mine))
+                if is_rel(mine) or number != theirs:
+                    return False
+                factors.append(ONE)
+                regs.append(None)
+                continue
+            by, at_node, part, held = mine[0]
+            if at_node != theirs[0]:
                 return False
-            parts.append(part)
-            plain = not is_rel(mine) or mine[0][0] is theirs[2]
-            factors.append(ONE if plain else mine[0][0] / theirs[2])
-        factor = self._passes(item, operands, factors, limit)
+            factors.append(ONE if by is theirs[2] else by / theirs[2])
+            regs.append(part)
+            bare = bare and held is None and factors[-1] is ONE
+        factor = ONE if bare else self._passes(item, operands, factors, limit)
         if factor is None:
             return False
+        shares = () if limit is None else limit[0]
+        # All that a rule is told: for the same it has the same answer, whatever values these are parts of.
+        key = (self._kind(node), repr(attrs), tuple(regs), reg, shares)
+        if key not in self._fitted:
+            self._fitted[key] = self._holds_as(op, attrs, regs, at, claim)
+        found = self._fitted[key]
+        if found is None:
+            return False
+        found = found if factor is ONE else found * factor
+        return found is coef or found == coef
+
+    def _holds_as(
+        self, op: str, attrs: dict[str, Any], regs: Sequence[Reg | None], at: int, claim: Term
+    ) -> Fraction | None:
+        """The factor with which a step on parts of what a class was made from makes a part of the class."""
+        _, node, reg, limit = claim
+        item = self.defs[node]
+        parts: list[Any] = []
+        for mine, theirs in zip(regs, item.operands, strict=True):
+            part = None if mine is None else self._places(self.defs[theirs[0]].free, mine, theirs[1])
+            if part == "no":
+                return None
+            parts.append(part)
         shapes = [size(part[1]) if is_part(part) else None for part in item.operands]
         shares = dict(limit[0]) if limit is not None else {}
-        found = holds_as(Piece(op, attrs, item.attrs, shapes, parts, item.shape, reg, shares, at))
-        return found is not None and found * factor == coef
+        return holds_as(Piece(op, attrs, item.attrs, shapes, parts, item.shape, reg, shares, at))
+
+    def _kind(self, node: int) -> int:
+        """A number for all classes that are made alike, but for which classes they are made from."""
+        if node not in self._kinds:
+            item = self.defs[node]
+            parts = [(p[1], self.defs[p[0]].free) if is_part(p) else None for p in item.operands]
+            key = (item.op, repr(item.attrs), item.out, item.shape, *parts)
+            self._kinds[node] = self._numbers.setdefault(key, len(self._numbers))
+        return self._kinds[node]
 
     def _passes(
         self, item: Def, operands: Sequence[Any], factors: list[Fraction], limit: Limit
@@ -267,11 +315,13 @@ class CheckSteps(CheckValues):
         if not is_rel(mine) or not is_part(theirs):
             number = None if mine is None else ("number", type(mine).__name__, repr(mine))
             return None if not is_rel(mine) and number == theirs else "no"
-        (_, node, reg, _), places = mine[0], list[Any]()
-        if node != theirs[0]:
-            return "no"
-        free = self.defs[node].free
-        for dim, (index, outer) in enumerate(zip(reg, theirs[1], strict=True)):
+        _, node, reg, _ = mine[0]
+        return self._places(self.defs[node].free, reg, theirs[1]) if node == theirs[0] else "no"
+
+    def _places(self, free: frozenset[int], reg: Reg, whole: Reg) -> Any:
+        """Where a part stands in another of the same value; "no" when it does not."""
+        places = list[Any]()
+        for dim, (index, outer) in enumerate(zip(reg, whole, strict=True)):
             if dim in free:
                 places.append(Anywhere(len(index)))
                 continue

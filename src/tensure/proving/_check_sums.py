@@ -19,13 +19,13 @@ from ._check_index import Index, all_of, concatenated, selected
 from ._check_linear import every, single
 from ._check_ops import FLOATS, extent
 from ._check_padded import by_part, inside_padding
-from ._check_piece import Reg, Shape, is_part
+from ._check_piece import ONE, Reg, Shape, is_part
 
 Limit: TypeAlias = "tuple[tuple[tuple[str, Index], ...], tuple[tuple[int, Any], ...]] | None"
 """(slices of own letters, limits of operands by position, or of a sum's parts by class)."""
 Term: TypeAlias = tuple[Fraction, int, Reg, Limit]  # coefficient, class, region, addend
 Rel: TypeAlias = "tuple[Term, ...] | None"  # None: nothing is known of it
-ONE: Final = Fraction(1)
+MINUS: Final = Fraction(-1)
 MAX_LEAD: Final = 64
 
 
@@ -53,6 +53,11 @@ class CheckSums:
     def __init__(self) -> None:
         self.defs: list[Def] = []
         self._equal: dict[Any, bool] = {}
+        self._vanish: dict[Any, bool] = {}
+        self._extents: dict[tuple[int, str], int] = {}
+        self._kinds: dict[int, int] = {}
+        self._numbers: dict[Any, int] = {}
+        self._fitted: dict[Any, Fraction | None] = {}
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
@@ -64,8 +69,7 @@ class CheckSums:
 
     def spelled(self, node: int, reg: Reg) -> Reg:
         """Where a value only repeats, a region says no more than how many."""
-        free = self.defs[node].free
-        return tuple(all_of(len(at)) if dim in free else at for dim, at in enumerate(reg))
+        return spelled(self.defs[node], reg)
 
     def is_whole(self, node: int, reg: Reg) -> bool:
         """All of a value, but for dims along which it only repeats."""
@@ -124,6 +128,8 @@ class CheckSums:
             return True
         if one and other and size(one[0][2]) != size(other[0][2]):
             return False  # zeros of another shape
+        if one and other and any(isinstance(n, int) and n == 0 for n in size(one[0][2])):
+            return True  # there is no element in which they could differ
         key = of_one_part(one, other)
         if key is None:
             return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))
@@ -136,10 +142,11 @@ class CheckSums:
         if not all(self.zero(node) or defined(self, node) for node in sides[0] ^ sides[1]):
             return False  # what stands on one side alone cancels there, if it has a value at all
         groups: dict[tuple[int, Reg], list[tuple[Fraction, Limit]]] = {}
-        for coef, node, reg, limit in (*one, *times(other, -ONE)):
-            if not self.zero(node):
-                groups.setdefault((node, reg), []).append((coef, limit))
-        return all(self._nothing(node, items) for (node, _), items in groups.items())
+        for coef, node, reg, limit in one:
+            groups.setdefault((node, reg), []).append((coef, limit))
+        for coef, node, reg, limit in other:
+            groups.setdefault((node, reg), []).append((MINUS if coef is ONE else -coef, limit))
+        return all(self.zero(node) or self._nothing(node, items) for (node, _), items in groups.items())
 
     def zero(self, node: int) -> bool:
         """Is a value zero everywhere?"""
@@ -169,18 +176,14 @@ class CheckSums:
         items = [(coef, limit) for limit, coef in merged.items() if coef]
         if not items:
             return True
-        letters = {letter: index for _, limit in items if limit for letter, index in limit[0]}
-        if letters:
-            letter = min(letters)
-            held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
-            seen: set[tuple[int, ...]] = set()
-            for there in _held_by([index for _, _, index in held], self.extent(node, letter)):
-                if there not in seen:
-                    seen.add(there)
-                    left = [(held[at][0], _without(held[at][1], letter)) for at in there]
-                    if not self._nothing(node, left):
-                        return False
-            return True
+        letters = {letter for _, limit in items if limit for letter, _ in limit[0]}
+        if letters and any(limit is not None and limit[1] for _, limit in items):
+            return self._vanishes(node, items, min(letters))
+        if letters:  # of the value no more is asked than how long its letters are
+            told = (tuple(items), tuple([self.extent(node, letter) for letter in sorted(letters)]))
+            if told not in self._vanish:
+                self._vanish[told] = self._vanishes(node, items, min(letters))
+            return self._vanish[told]
         keys = {key for _, limit in items if limit for key, _ in limit[1]}
         if not keys:
             return sum(coef for coef, _ in items) == 0
@@ -193,8 +196,28 @@ class CheckSums:
                 return False
         return True
 
+    def _vanishes(self, node: int, items: list[tuple[Fraction, Limit]], letter: str) -> bool:
+        """Do they add up to zero at every index of a letter?"""
+        held = [(coef, limit, _slice(limit, letter)) for coef, limit in items]
+        seen: set[tuple[int, ...]] = set()
+        for there in _held_by([index for _, _, index in held], self.extent(node, letter)):
+            if there not in seen:
+                seen.add(there)
+                left = [(held[at][0], _without(held[at][1], letter)) for at in there]
+                if not self._nothing(node, left):
+                    return False
+        return True
+
     def extent(self, node: int, letter: str) -> int:
         """The size of a contracted letter of a value's op."""
+        if letter.startswith("?"):  # ranges are still being found while the Program is read
+            return self._extent(node, letter)
+        key = (node, letter)
+        if key not in self._extents:
+            self._extents[key] = self._extent(node, letter)
+        return self._extents[key]
+
+    def _extent(self, node: int, letter: str) -> int:
         item = self.defs[node]
         if letter.startswith("?"):  # the elements of a tensor of indices of the same shape
             at = int(letter[1:])
@@ -247,6 +270,13 @@ def held_itself(limit: Limit) -> bool:
     return limit is not None and bool(limit[0])
 
 
+def spelled(item: Def, reg: Reg) -> Reg:
+    """A part of a class in the one way it is written."""
+    if not item.free:
+        return reg
+    return tuple([all_of(len(at)) if dim in item.free else at for dim, at in enumerate(reg)])
+
+
 def size(reg: Reg) -> Shape:
     """The shape of a part."""
     return tuple(map(len, reg))
@@ -271,9 +301,9 @@ def refuse(why: str) -> NoReturn:
 
 
 def times(rel: Any, by: Fraction) -> tuple[Term, ...]:
-    if by == 1:
+    if by is ONE or by == 1:
         return tuple(rel)
-    return tuple((coef * by, *rest) for coef, *rest in rel)
+    return tuple([(by if coef is ONE else coef * by, *rest) for coef, *rest in rel])
 
 
 def but(reg: Any, dim: int) -> Any:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Final
 
-from tensure.bundle import Plan, Rank, placed_runs
+from tensure.bundle import BoundClaims, PlacedRuns, Plan, Rank
 from tensure.program import (
     Arg,
     Cat,
@@ -32,9 +32,19 @@ from tensure.program import (
 from ._certificate import Invocation, Runs
 from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
-from ._check_piece import Reg, whole
+from ._check_piece import ONE, Reg, Shape, whole
 from ._check_steps import CheckSteps
-from ._check_sums import ONE, Limit, Rel, Term, is_rel, need, refuse, size
+from ._check_sums import (
+    Def,
+    Limit,
+    Rel,
+    Term,
+    is_rel,
+    need,
+    refuse,
+    size,
+    spelled,
+)
 
 NOWHERE: Final[Mapping[str, Any]] = {}
 
@@ -48,7 +58,8 @@ class Walk:
         self.env = bind_entry(program, entry, given.params)
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
-        self.known, self.spots = dict[Any, Any](), dict[Any, Index]()
+        self.spots, self.parts = dict[Any, Index](), dict[Any, Reg]()
+        self.names, self.spelled = dict[tuple[Runs, ...], tuple[str, ...]](), dict[Any, Reg]()
         self._define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
@@ -57,6 +68,7 @@ class Walk:
         self.cells = CheckCells(plan, given.folded)
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
+        self.bounds = {rank: BoundClaims(plan, rank.track, env) for rank, env in self.envs.items()}
         self.places = {rank: self.cells.places(rank) for rank in self.made}
         self.labels = {rank: str(rank) for rank in self.made}
         self.used = set[tuple[str, str]]()
@@ -84,6 +96,7 @@ class Walk:
             same = all(want == total for *_, want in members)
             flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
+        self.values.draws.settle(self.cells)
         for label in self.due:
             shape = size(self._one(label)[2])
             need(covers(self.held.get(label, set()), shape), "{} is not covered", label)
@@ -121,6 +134,8 @@ class Walk:
             need(axes_in(rank.at) <= axes_in(ends), "{}: a send of several ranks to one", rank)
             need(self._unique(("message", address[0]), address[1]), "{}: a send that was there before", rank)
             (mail[address],) = self._operands(rank, step)
+        elif step.op == "draw":
+            self._make(rank, step.outs[0], partial(self.values.draws.stands, rank, step))
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
             steps = [other for member in group if (other := heads[member]) is not None]
@@ -205,26 +220,30 @@ class Walk:
         self.used.add(written)
         need(claim is None or right(claim), "{}: {} does not follow", rank, name)
         self.made[rank][name] = claim
-        local, bound = self.plan.local(rank.track, name.base), self._bound(rank, name)
-        if local is None or bound is None:
+        bound = self.bounds[rank].of(name)
+        if bound is None:
             return
-        label, part = str(bound.of), self._part(bound)
+        label = str(bound.of)
+        need(label in self.values.names, "the program never makes {}", label)
         by, node, outer, _ = self._one(label)
+        part = self._part(bound, size(outer))
         reg = selected(outer, part)
         pinned: Limit = (
             None if bound.over is None else (((bound.over[0], joined(sorted(bound.over[1]))),), ())
         )
-        need(self.values.sound(node, pinned), "{}: {} claims an addend there is not", rank, name)
-        want = ((bound.scale * by, node, self.values.spelled(node, reg), pinned),)
+        if pinned is not None:
+            need(self.values.sound(node, pinned), "{}: {} claims an addend there is not", rank, name)
+        coef = by if bound.scale == 1 else bound.scale * by
+        want = ((coef, node, self.values.spelled(node, reg), pinned),)
         need(claim is not None, "{}: {} is claimed by the plan and not here", rank, name)
         if bound.sum:
             at = frozenset(pair for pair in self.places[rank].items() if pair[0] not in bound.sum)
             track = self.plan.tracks[rank.track]
             own = set(track.axes) - {axis for axis, _, _ in track.spans}
             among = any(axis in self.places[rank] and axis not in own for axis in bound.sum)
-            index = tuple(
-                i for key, i in zip(local.params, name.members(), strict=True) if key not in bound.sum
-            )
+            local = self.plan.local(rank.track, name.base)
+            params = () if local is None else local.params
+            index = tuple(i for key, i in zip(params, name.members(), strict=True) if key not in bound.sum)
             key = (among or rank.track, at, name.base, label, index)
             self._unique(("sum", *key[:-1]), index)  # one sum everywhere, or two
             over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
@@ -262,31 +281,29 @@ class Walk:
 
     def _find(self, rank: Rank, name: Name) -> Rel:
         if name not in self.made[rank]:
-            bound = self._bound(rank, name)
-            need(
-                bound is not None and self._supplied(bound), f"{rank}: {name} is read before anything made it"
-            )
-            label, part = str(bound.of), self._part(bound)
-            leaf = self._one(label)[1]
+            bound = self.bounds[rank].of(name)
+            if bound is None or not self._supplied(bound):
+                refuse(f"{rank}: {name} is read before anything made it")
+            label = str(bound.of)
+            _, leaf, outer, _ = self._one(label)
+            part = self._part(bound, size(outer))
             self._make(rank, name, lambda claim: claim == ((ONE, leaf, part, None),))
             if self.leaves[label] == "state":
                 self.reads.add((rank, label, part))
         return self.made[rank][name]
 
-    def _bound(self, rank: Rank, name: Name) -> Any:
-        local = self.plan.local(rank.track, name.base)
-        return None if local is None else placed_runs(local, name, self.envs[rank], self.known)
-
-    def _supplied(self, bound: Any) -> bool:
+    def _supplied(self, bound: PlacedRuns) -> bool:
         return not bound.sum and bound.over is None and bound.scale == 1 and str(bound.of) in self.leaves
 
-    def _part(self, bound: Any) -> Reg:
-        need(str(bound.of) in self.values.names, "the program never makes {}", bound.of)
-        shape = size(self._one(str(bound.of))[2])
-        held = {dim: Index(runs) for dim, runs in bound.dims.items()}
-        inside = all(dim < len(shape) and at.stop <= shape[dim] for dim, at in held.items())
-        need(inside, "a part of {} that does not exist", bound.of)
-        return tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
+    def _part(self, bound: PlacedRuns, shape: Shape) -> Reg:
+        """The part of a value of this shape that a claim names; the same one over again is one object."""
+        key = (tuple(bound.dims.items()), shape)
+        if key not in self.parts:
+            held = {dim: Index(runs) for dim, runs in bound.dims.items()}
+            inside = all(dim < len(shape) and at.stop <= shape[dim] for dim, at in held.items())
+            need(inside, "a part of {} that does not exist", bound.of)
+            self.parts[key] = tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
+        return self.parts[key]
 
     def _one(self, label: str) -> Term:
         rel = self.values.named(label)
@@ -340,16 +357,32 @@ class Walk:
         self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
     ) -> Term:
         """A term; `env` says which coordinates the ends of its runs may name."""
-        reg = tuple(self._index(runs, env) for runs in dims)
         by, node, outer, _ = self._one(label)
-        item = self.values.defs[node]
-        inside = len(reg) == len(item.shape) and all(
-            dim in item.free or at.stop <= n for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
-        )
-        need(self.values.is_whole(node, outer) and inside, "{} has no such part", label)
-        found = self._limit(limit, env)
-        need(self.values.sound(node, found), "{} has no such addend", label)
-        return coef if by is ONE else coef * by, node, self.values.spelled(node, reg), found
+        need(self.values.is_whole(node, outer), "{} is no whole value", label)
+        reg = self._reg(dims, env, self.values.defs[node], label)
+        found = None
+        if limit is not None:
+            found = self._limit(limit, env)
+            need(self.values.sound(node, found), "{} has no such addend", label)
+        coef = coef if by is ONE else coef * by
+        return ONE if coef == 1 else coef, node, reg, found
+
+    def _reg(self, dims: tuple[Runs, ...], env: Mapping[str, Any], item: Def, label: str) -> Reg:
+        """A part of a class, as it is spelled; the same one over again is one object."""
+        names = self.names.get(dims)
+        if names is None:
+            ends = [end for runs in dims for run in runs for end in run if not isinstance(end, int)]
+            names = self.names[dims] = tuple(sorted({name for end in ends for name in end.names}))
+        key = (dims, item.shape, item.free, tuple([env.get(name) for name in names]))
+        if key not in self.spelled:
+            reg = tuple(self._index(runs, env) for runs in dims)
+            inside = len(reg) == len(item.shape) and all(
+                dim in item.free or at.stop <= n
+                for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
+            )
+            need(inside, "{} has no such part", label)
+            self.spelled[key] = spelled(item, reg)
+        return self.spelled[key]
 
     def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
         """Runs where the coordinates are; the same runs over again are worked out once."""

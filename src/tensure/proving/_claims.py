@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from tensure.bundle import PlacedRuns, Plan, Rank, placed_runs
+from tensure.bundle import BoundClaims, PlacedRuns, Plan, Rank
 from tensure.errors import RecordError
 from tensure.program import Name, Undecided, axes_in
 
@@ -18,17 +17,18 @@ from ._values import is_part
 
 
 class Claims:
-    """The claims of one invocation, each bound once.
+    """The claims of one invocation.
 
     Args:
         envs: what parameters and coordinates are, by rank.
     """
 
     def __init__(self, plan: Plan, logical: Logical, envs: Mapping[Rank, Mapping[str, int]]) -> None:
-        self._plan, self._logical, self._envs = plan, logical, envs
-        self._bound: dict[tuple[Rank, Name], PlacedRuns | None] = {}
-        self._known: dict[Any, Any] = {}
-        self._regions: dict[Region, Region] = {}
+        self._logical = logical
+        self._ranks = {rank: BoundClaims(plan, rank.track, env) for rank, env in envs.items()}
+        self._last: tuple[Name, Rank, PlacedRuns | None] | None = None
+        """A step's results are asked about twice: when it is taken, and when they have come to be."""
+        self._regions: dict[object, Region] = {}
 
     def of(self, rank: Rank, name: Name) -> PlacedRuns | None:
         """The claim on a local, if there is one.
@@ -36,14 +36,12 @@ class Claims:
         Raises:
             Undecided: which value it names differs from place to place.
         """
-        key = (rank, name)
-        if key not in self._bound:
-            local = self._plan.local(rank.track, name.base)
-            claim = None if local is None else placed_runs(local, name, self._envs[rank], self._known)
+        if self._last is None or self._last[0] is not name or self._last[1] is not rank:
+            claim = self._ranks[rank].of(name)
             if claim is not None and (differing := axes_in(claim.of.index)):
                 raise Undecided(f"which {claim.of.base} {rank} has", differing)
-            self._bound[key] = claim
-        return self._bound[key]
+            self._last = (name, rank, claim)
+        return self._last[2]
 
     def relation(self, claim: PlacedRuns) -> Relation:
         """A claim as a relation.
@@ -55,17 +53,22 @@ class Claims:
         if whole is None:
             raise RecordError(f"the program never makes {claim.of}")
         (term,) = whole.relation.terms
-        region = list(term.region)
-        for dim, runs in claim.dims.items():
-            if dim >= len(region) or any(stop > length(region[dim]) for _, stop in runs):
-                raise RecordError(f"a part of {claim.of} that does not exist", wanted=f"inside {whole.type}")
-            region[dim] = select(region[dim], runs)
+        # Of many locals: one tuple serves them all.
+        key = (term.region, self._logical.values[term.node].free, tuple(claim.dims.items()))
+        spelled = self._regions.get(key)
+        if spelled is None:
+            region = list(term.region)
+            for dim, runs in claim.dims.items():
+                if dim >= len(region) or any(stop > length(region[dim]) for _, stop in runs):
+                    found = f"a part of {claim.of} that does not exist"
+                    raise RecordError(found, wanted=f"inside {whole.type}")
+                region[dim] = select(region[dim], runs)
+            spelled = self._logical.spelled(term.node, tuple(region))
+            spelled = self._regions[key] = self._regions.setdefault(spelled, spelled)
         shares: list[Share] = []
         if claim.over is not None:
             share = share_of(claim.over[0], self._extent(term.node, claim), claim.over[1])
             shares = [share] if share is not None else []
-        spelled = self._logical.spelled(term.node, tuple(region))
-        spelled = self._regions.setdefault(spelled, spelled)  # of many locals: one tuple serves them all
         coef = term.coef if claim.scale == 1 else claim.scale * term.coef
         return Relation((Term(term.node, spelled, coef, limited(shares, ())),))
 

@@ -7,7 +7,7 @@ is judged on its own. Deciding a doubt is for the field and for a concrete repla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tensure.bundle import Plan, Rank
@@ -22,6 +22,7 @@ from ._cells import Cells
 from ._cone import Asked, Trail
 from ._coverage import StatePart
 from ._doubt import Doubt
+from ._draws import Draws
 from ._logical import Logical
 from ._machine import Relations
 from ._relation import Relation
@@ -36,7 +37,7 @@ class Flow:
     Args:
         logical: the values, ghosts included.
         relations: by rank, in order of production, the derived (or, after a doubt, claimed) relation.
-        types: by rank, supplied locals included.
+        types: tells them by rank, supplied locals included.
         doubts: in order of production; none means that every claim holds.
         reads: the parts of before-states that ranks are supplied with.
         keeps: the parts of after-states that ranks hold at the end, under the before-state's name.
@@ -46,11 +47,12 @@ class Flow:
         suspects: for doubts, by rank and local as they are printed, the first step that went astray.
         asked: the claims in doubt, for a replay.
         trail: how locals came to be.
+        draws: the random numbers of ranks.
     """
 
     logical: Logical
     relations: Mapping[Rank, Mapping[Name, Relation]]
-    types: Mapping[Rank, Mapping[Name, TensorType]]
+    types: Callable[[], Mapping[Rank, Mapping[Name, TensorType]]]
     doubts: tuple[Doubt, ...]
     reads: frozenset[StatePart]
     keeps: frozenset[StatePart]
@@ -60,6 +62,7 @@ class Flow:
     suspects: Mapping[tuple[str, str], Suspect]
     asked: Sequence[Asked]
     trail: Trail
+    draws: Draws
 
 
 def flow(
@@ -100,17 +103,13 @@ def flow(
         rank: {name: held.relation for name, held in {**machine.given[rank], **made}.items()}
         for rank, made in machine.made.items()
     }
-    types = {
-        rank: {name: held.type for name, held in {**machine.given[rank], **made}.items()}
-        for rank, made in machine.made.items()
-    }
     reads, keeps = machine.states()
     supplied = {rank: frozenset(table) for rank, table in machine.given.items()}
-    suspects = machine.suspects(relations)
+    suspects = machine.suspects()
     return Flow(
         machine.logical,
         relations,
-        types,
+        machine.types,
         doubts,
         reads,
         keeps,
@@ -120,4 +119,5 @@ def flow(
         suspects,
         machine.asked,
         machine,
+        machine.draws,
     )

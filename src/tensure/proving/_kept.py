@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,19 +23,33 @@ from tensure.program import (
 )
 
 from ._contraction import TERMS, terms_of
-from ._domain import Manner, manner_of
+from ._domain import PLAIN, Manner, manner_of
 from ._replay import DRAWS, Array, Real, widened_program
 
 MAX_LIVE: Final = 1 << 28
 """Elements kept at once: 2 GiB in float64."""
+DAMPED: Final = 1 / 8
+"""Times this floats are drawn where they overflow (a deep model without norms): there nothing differs."""
 MAX_WORK: Final = 1 << 38
 """Elements made, those of products counted once for each addend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which numbers are drawn: the stream, below what indices, times what floats, and otherwise how."""
+
+    seed: int
+    most: int
+    damped: float
+    manner: Manner = PLAIN
 
 
 def kept_values(
     program: Program, entry: str, params: Mapping[str, int], seed: int, labels: set[str]
 ) -> Mapping[str, Array]:
     """Values of one run by name, narrower floats as float64; the same for one seed whatever is asked.
+
+    But where any that is asked for overflows, all are of smaller numbers, if that helps.
 
     Args:
         labels: which values.
@@ -52,12 +67,24 @@ def kept_values(
     for most in DRAWS:
         try:
             with np.errstate(all="ignore"):
-                return _run(steps, given, labels, (seed, most, manner))
+                first = _run(steps, given, labels, Draw(seed, most, 1.0, manner))
+                if not _overflows(first):
+                    return first
+                again = _run(steps, given, labels, Draw(seed, most, DAMPED, manner))
+                return first if _overflows(again) else again
         except LimitError:
             raise
         except TensureError:
             continue
     raise LimitError("the program refuses drawn values")
+
+
+def _overflows(values: Mapping[str, Array]) -> bool:
+    """Whether any is no number or too large; what is masked is often the least number there is."""
+    return any(
+        array.dtype.kind == "f" and bool((np.isnan(array) | np.isposinf(array)).any())
+        for array in values.values()
+    )
 
 
 def _needed(steps: Sequence[Op], labels: set[str]) -> list[Op]:
@@ -120,19 +147,16 @@ def _addends(step: Op, reads: Sequence[TensorType]) -> int:
 
 
 def _run(
-    steps: Sequence[Op],
-    given: Mapping[str, TensorType],
-    labels: set[str],
-    draw: tuple[int, int, Manner],
+    steps: Sequence[Op], given: Mapping[str, TensorType], labels: set[str], draw: Draw
 ) -> dict[str, Array]:
-    seed, most, manner = draw
     names = {label: number for number, label in enumerate(given)}
     last = _last_reads(steps)
     values: dict[str, Array] = {}
 
     def get(label: str) -> Array:
         if label not in values:  # each leaf from its own stream, so that it does not matter who asks first
-            values[label] = Real((seed, names[label]), most, manner).draw(label, given[label])
+            drawn = Real((draw.seed, names[label]), draw.most, draw.manner).draw(label, given[label])
+            values[label] = drawn * draw.damped if drawn.dtype.kind == "f" else drawn
         return values[label]
 
     for at, step in enumerate(steps):

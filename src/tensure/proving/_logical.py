@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from tensure.program import (
     Affine,
@@ -119,10 +119,20 @@ class Logical(Matching):
     # steps -------------------------------------------------------------------------------------------
 
     def apply(
-        self, step: Op, operands: list[Operand], types: list[TensorType], want: Relation | None = None
+        self,
+        step: Op,
+        operands: list[Operand],
+        types: list[TensorType],
+        want: Relation | None = None,
+        given: dict[str, Any] | None = None,
     ) -> list[Held]:
-        """What a step's results are in logical values; `want` chooses where several answers are right."""
-        return self.made(Call(step, bound(step, operands), operands, types, want, False))
+        """What a step's results are in logical values; `want` chooses where several answers are right.
+
+        Args:
+            given: its attributes with their defaults, if they are known; they are not changed.
+        """
+        given = bound(step, operands) if given is None else given
+        return self.made(Call(step, given, operands, types, want, False))
 
     def made(self, call: Call) -> list[Held]:
         """What a step makes; another's names for it where it equals an earlier value in another spelling."""
@@ -193,7 +203,7 @@ class Logical(Matching):
                 return [
                     Held(t, self.resolve(s)) for t, s in zip(call.types, sums, strict=True) if s is not None
                 ]
-        terms = [self._single(item) for item in call.operands]
+        terms = [self.single(item) for item in call.operands]
         lookup = masked_lookup(self, call.step.op, terms)
         put = placed(self, call.step.op, call.given, terms, call.types[0].shape)
         if put is not None:
@@ -230,7 +240,7 @@ class Logical(Matching):
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:
         """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
-        terms = [self._single(item) for item in call.operands]
+        terms = [self.single(item) for item in call.operands]
         factor, core, limits = self._parted(call, terms)
         found = self._match(call, core)
         if limits or found is None or found[0] >= self.first_own or len(found[1]) != 1:
@@ -279,7 +289,7 @@ class Logical(Matching):
             and all_float(call, [at])
         )
 
-    def _single(self, operand: Operand) -> Term | Number:
+    def single(self, operand: Operand) -> Term | Number:
         """One term for an operand: sums become values, and what is none becomes a ghost."""
         if not isinstance(operand, Held):
             return operand

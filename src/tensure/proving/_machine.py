@@ -24,16 +24,19 @@ from tensure.program import (
 )
 
 from ._cells import Cells, Once, Place
+from ._cells import summed as sum_over
 from ._claims import Claims
 from ._collectives import Collectives
 from ._cone import Asked
 from ._coverage import StatePart, parts_held, states
-from ._doubt import Doubt, step_words
+from ._doubt import STRANGE, Doubt, step_words
+from ._draws import Draws
 from ._index import covers, shape_of
 from ._instances import Instances
 from ._logical import Logical
-from ._relation import ONE, Relation, total
-from ._steps import Held
+from ._relation import ONE, Relation, Term, total
+from ._replay import constant_step
+from ._steps import Held, bound
 from ._suspects import Made, Suspect, suspect
 from ._values import NO_AXES
 from ._waiting import waiting
@@ -64,19 +67,25 @@ class Relations(PlanMachine[Held]):
         self._envs = {rank: super(Relations, self).env_of(rank) for rank in cells.ranks}
         self.claims = Claims(plan, logical, self._envs)
         self._collectives = Collectives(logical, cells, self.instances)
+        self.draws = Draws(logical, cells, self.claims.words)
         self.doubts: list[Doubt] = []
         self.current: dict[Rank, Op | None] = {}
-        self._order: dict[tuple[Rank, Name], tuple[int, Op | None]] = {}
+        self._order: dict[tuple[Rank, Name], int] = {}
+        self._steps: list[Op | None] = []
+        """Locals as they came to be, and the steps their ranks were at."""
         self._sums: dict[tuple[object, ...], list[tuple[Rank, Name, PlacedRuns, Held]]] = {}
         self._streams: dict[Rank, Iterator[Op]] = {}
         self._mail: dict[tuple[Rank, object], tuple[Rank, Op]] = {}
         self._doubted: dict[tuple[Rank, Name], Relation] = {}
+        self._asked_of: dict[tuple[str, str], tuple[Rank, Name]] = {}
+        """Of which locals the first doubts are, as they are printed."""
         self._sent: dict[tuple[Rank, Name], tuple[Rank, Op]] = {}
         self.asked: list[Asked] = []
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
         self._once = Once()
+        self._inferred: dict[object, tuple[list[TensorType], dict[str, Any]]] = {}
 
     def env_of(self, rank: Rank) -> dict[str, int]:
         return self._envs[rank]
@@ -101,9 +110,16 @@ class Relations(PlanMachine[Held]):
         return self.logical.operand(arg, lambda ref: self.find(rank, ref))
 
     def run(self, step: Op, operands: list[Any]) -> list[Held]:
-        types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
+        told = [item.type if isinstance(item, Held) else repr(item) for item in operands]
+        key = (step.op, repr(step.attrs), len(step.outs), *told)
+        if key not in self._inferred:
+            types = infer_step(step, [item.type if isinstance(item, Held) else item for item in operands])
+            self._inferred[key] = types, bound(step, operands)
+        types, given = self._inferred[key]
         try:
-            return self.logical.apply(step, operands, types, self._wanted)
+            if step.op == "draw":
+                return [Held(types[0], self._drawn(step, operands[0], types[0]))]
+            return self.logical.apply(step, operands, types, self._wanted, given)
         except Undecided:
             if not self._listed:
                 raise
@@ -115,6 +131,24 @@ class Relations(PlanMachine[Held]):
         self.logical.families[relation.terms[0].node] = self.cells.folded
         return Held(found, relation)
 
+    def _drawn(self, step: Op, like: Any, found: TensorType) -> Relation:
+        """Random numbers as the model's that they stand for, or as numbers of the rank's own."""
+        assert self._at is not None
+        rank, _ = self._at
+        term = self.logical.single(like) if isinstance(like, Held) else None
+        made = self.draws.place(
+            rank, step, term if isinstance(term, Term) else None, found.shape, len(self._order)
+        )
+        if made is not None:
+            return made
+        text, source = step_words(step)
+        what = "a shape alone" if like is None else self.claims.words(like.relation)
+        why = f"the model draws no such numbers for {what}"
+        name = str(step.outs[0])
+        doubt = Doubt(len(self._order), str(rank), name, STRANGE, text, source, why)
+        self._note(doubt, rank, step.outs[0])
+        return self.logical.ghost(("draw", str(rank), name), found)
+
     def meet(self, step: Op, members: list[Held]) -> list[Held]:
         attrs = dict(step.attrs)
         types = infer_collective(step.op, [member.type for member in members], attrs)
@@ -124,7 +158,8 @@ class Relations(PlanMachine[Held]):
     def keep(self, rank: Rank, name: Name, value: Held) -> None:
         if len(self._order) >= MAX_LOCALS:
             raise LimitError(f"over {MAX_LOCALS} locals in one invocation")
-        self._order[rank, name] = (len(self._order), self.current.get(rank))
+        self._order[rank, name] = len(self._order)
+        self._steps.append(self.current.get(rank))
         local = self.plan.local(rank.track, name.base)
         claim = self.claim(rank, name) if local is not None else None
         if local is not None and local.dtype is not None and local.dtype != value.type.dtype:
@@ -140,7 +175,7 @@ class Relations(PlanMachine[Held]):
         if want is None:
             return
         if not self.logical.same(value.relation, want):
-            order, _ = self._order[rank, name]
+            order = self._order[rank, name]
             self.asked.append(Asked(order, rank, name, ((rank, name),), NO_AXES, want))
             self._doubt(rank, name, want, f"it comes out as {self.claims.words(value.relation)}")
             self._doubted[rank, name] = value.relation
@@ -160,8 +195,8 @@ class Relations(PlanMachine[Held]):
 
     def compute(self, rank: Rank, step: Op) -> None:
         self._at = (rank, step)
-        reads = tuple((rank, ref.name) for ref in step.reads())
-        self._reads.update(((rank, out), reads) for out in step.outs)
+        if step.op == "draw":  # what it is like tells where its numbers stand, and is not in them
+            self._reads[rank, step.outs[0]] = ()
         self._wanted = self._hint(rank, step)
         super().compute(rank, step)
 
@@ -226,47 +261,50 @@ class Relations(PlanMachine[Held]):
     # what a replay asks ------------------------------------------------------------------------------
 
     def made_by(self, rank: Rank, name: Name) -> Op | None:
-        return self._order[rank, name][1] if name in self.made[rank] else None
+        step = self._steps[self._order[rank, name]] if name in self.made[rank] else None
+        return None if step is None else constant_step(step)
 
     def sent_by(self, rank: Rank, name: Name) -> tuple[Rank, Op]:
         return self._sent[rank, name]
 
     def reads_of(self, rank: Rank, name: Name) -> Sequence[tuple[Rank, Name]]:
-        return self._reads.get((rank, name), ())
+        if (rank, name) in self._reads:
+            return self._reads[rank, name]
+        step = self.made_by(rank, name)
+        return () if step is None else tuple([(rank, ref.name) for ref in step.reads()])
 
     def in_order(self) -> Iterator[tuple[Rank, Name]]:
         return iter(self._order)
+
+    def types(self) -> dict[Rank, dict[Name, TensorType]]:
+        """By rank, supplied locals included."""
+        return {
+            rank: {name: held.type for name, held in {**self.given[rank], **made}.items()}
+            for rank, made in self.made.items()
+        }
 
     def relation(self, rank: Rank, name: Name) -> Relation:
         return (self.made[rank].get(name) or self.given[rank][name]).relation
 
     # claims ------------------------------------------------------------------------------------------
 
-    def suspects(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[tuple[str, str], Suspect]:
+    def suspects(self) -> dict[tuple[str, str], Suspect]:
         """For the first doubts, the step that first went astray."""
-        if not self.doubts:
-            return {}
-        made = {
-            key: Made(self._order[key][0], step, reads)
-            for key, reads in self._reads.items()
-            if key in self._order and (step := self._order[key][1]) is not None
-        }
-        wanted = {(doubt.rank, doubt.local) for doubt in self.doubts[:MAX_SUSPECTS]}
-        derived, found = self._derived(relations), dict[tuple[str, str], Suspect]()
-        for key in made:
-            label = (str(key[0]), str(key[1]))
-            if label in wanted:
-                seen = suspect(*key, made, derived, self._is_known, self.claims.words)
-                if seen is not None:
-                    found[label] = seen
+        found: dict[tuple[str, str], Suspect] = {}
+        for label, key in self._asked_of.items():
+            seen = suspect(*key, self._made_of, self._derived, self._is_known, self.claims.words)
+            if seen is not None:
+                found[label] = seen
         return found
 
-    def _derived(self, relations: Mapping[Rank, Mapping[Name, Relation]]) -> dict[Rank, dict[Name, Relation]]:
-        """What locals came out as, before their claims were taken for granted."""
-        made = {rank: dict(table) for rank, table in relations.items()}
-        for (rank, name), relation in self._doubted.items():
-            made[rank][name] = relation
-        return made
+    def _made_of(self, local: tuple[Rank, Name]) -> Made | None:
+        known = local in self._order and local[1] in self.made[local[0]]
+        step = self._steps[self._order[local]] if known else None
+        return None if step is None else Made(self._order[local], step, tuple(self.reads_of(*local)))
+
+    def _derived(self, local: tuple[Rank, Name]) -> Relation:
+        """What a local came out as, before its claim was taken for granted."""
+        return self._doubted.get(local) or self.relation(*local)
 
     def _is_known(self, relation: Relation) -> bool:
         return all(term.node in self.logical.labels for term in relation.terms)
@@ -299,7 +337,7 @@ class Relations(PlanMachine[Held]):
             else ""
         )
         text, source = step_words(step)
-        self.doubts.append(Doubt(len(self._order), str(rank), label, claim, text, source, error.found))
+        self._note(Doubt(len(self._order), str(rank), label, claim, text, source, error.found), rank, name)
 
     def close(self) -> None:
         """Sums of addends, outputs and after-states, once everything is made."""
@@ -308,7 +346,7 @@ class Relations(PlanMachine[Held]):
             want = self._want(rank, name, claim)
             if want is None:
                 continue
-            summed = total((ONE, relation) for relation in self._addends(members))
+            summed = self._summed(members)
             if any(self._want(r, n, c) != want for r, n, c, _ in members):
                 self._doubt(rank, name, want, "the addends claim different parts")
             elif summed is None or not self._is_sum(summed, want):
@@ -316,7 +354,7 @@ class Relations(PlanMachine[Held]):
                 self._doubt(rank, name, want, f"the addends sum to {found}")
                 over = self.cells.folded.intersection(claim.sum)
                 places = tuple((r, n) for r, n, _, _ in members)
-                self.asked.append(Asked(self._order[rank, name][0], rank, name, places, over, want))
+                self.asked.append(Asked(self._order[rank, name], rank, name, places, over, want))
         entry = self.program.entry(self.entry)
         outputs = [str(name.ground(self.env)) for name in entry.outputs]
         afters = [str(after) for _, after in state_pairs(entry, self.env)]
@@ -328,6 +366,16 @@ class Relations(PlanMachine[Held]):
                 if missing:
                     why = f"{what} {label}: {missing} elements are on no rank"
                     self.doubts.append(Doubt(len(self._order), "", label, label, "", "", why))
+
+    def _summed(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Relation | None:
+        """What every rank that a sum runs over adds up to."""
+        if len(members) == 1:
+            ((rank, _, claim, held),) = members
+            boxes = self.cells.boxes(rank, self.cells.folded.intersection(claim.sum))
+            found = sum_over(held.relation, boxes, self.logical.families)
+            if found is not None:
+                return found
+        return total((ONE, relation) for relation in self._addends(members))
 
     def _addends(self, members: Sequence[tuple[Rank, Name, PlacedRuns, Held]]) -> Iterator[Relation]:
         """Of every rank that a sum runs over."""
@@ -361,17 +409,24 @@ class Relations(PlanMachine[Held]):
         try:
             return self.claims.relation(claim)
         except RecordError as error:
-            order, step = self._order[rank, name]
+            order = self._order[rank, name]
+            step = self._steps[order]
             text, source = step_words(step)
-            self.doubts.append(
-                Doubt(order, str(rank), str(name), str(claim.of), text, source, f"it claims {error.found}")
-            )
+            why = f"it claims {error.found}"
+            self._note(Doubt(order, str(rank), str(name), str(claim.of), text, source, why), rank, name)
             return None
 
     def _doubt(self, rank: Rank, name: Name, want: Relation, why: str) -> None:
-        order, step = self._order[rank, name]
+        order = self._order[rank, name]
+        step = self._steps[order]
         text, source = step_words(step)
-        self.doubts.append(Doubt(order, str(rank), str(name), self.claims.words(want), text, source, why))
+        words = self.claims.words(want)
+        self._note(Doubt(order, str(rank), str(name), words, text, source, why), rank, name)
+
+    def _note(self, doubt: Doubt, rank: Rank, name: Name | None) -> None:
+        if len(self.doubts) < MAX_SUSPECTS and name is not None:
+            self._asked_of[doubt.rank, doubt.local] = (rank, name)
+        self.doubts.append(doubt)
 
     def _watched(self, rank: Rank, steps: Iterator[Op]) -> Iterator[Op]:
         for step in steps:

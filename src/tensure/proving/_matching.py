@@ -29,6 +29,12 @@ COMMUTATIVE: Final = frozenset({"add", "mul", "maximum", "minimum"})
 class Matching(Pieces):
     """Values by op and operands: found by the rule for their op, or put down."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[object, list[Derived] | None] = {}
+        self._kinds: dict[int, int] = {}
+        self._numbers: dict[object, int] = {}
+
     def _match(
         self, call: Call, terms: list[Term | Number]
     ) -> tuple[int, list[Derived], tuple[int, ...]] | None:
@@ -53,6 +59,27 @@ class Matching(Pieces):
         return best
 
     def _fits(self, call: Call, terms: list[Term | Number], node: int) -> list[Derived] | None:
+        """What the step makes of the value, by the rule for its op: asked once of all that are made alike."""
+        if len(call.types) > 1:
+            return self._derived(call, terms, node)
+        held = [(t.region, self.values[t.node].free) if isinstance(t, Term) else None for t in terms]
+        key = (self._kind(node), repr(call.given), call.types[0], *held)
+        if key not in self._known:
+            self._known[key] = self._derived(call, terms, node)
+        return self._known[key]
+
+    def _kind(self, node: int) -> int:
+        """A number for all values that are made alike, but for what they are made of."""
+        if node not in self._kinds:
+            value = self.values[node]
+            operands = [
+                item[1] if isinstance(item, tuple) and is_part(item) else None for item in value.operands
+            ]
+            key = (value.op, repr(value.given), value.out, value.type, *operands)
+            self._kinds[node] = self._numbers.setdefault(key, len(self._numbers))
+        return self._kinds[node]
+
+    def _derived(self, call: Call, terms: list[Term | Number], node: int) -> list[Derived] | None:
         value = self.values[node]
         parts: list[Region | None] = []
         shapes: list[tuple[int, ...] | None] = []
@@ -61,7 +88,7 @@ class Matching(Pieces):
                 parts.append(None)
                 shapes.append(None)
                 continue
-            places = self._within(term, operand[1])
+            places = self.within(term, operand[1])
             if places is None:
                 return None
             parts.append(places)
@@ -81,7 +108,7 @@ class Matching(Pieces):
             return None
         return derived
 
-    def _within(self, term: Term, outer: Region) -> Region | None:
+    def within(self, term: Term, outer: Region) -> Region | None:
         """Where the region a step reads stands in the one the value was made from."""
         free = self.values[term.node].free
         places: list[Index] = []

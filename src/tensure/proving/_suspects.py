@@ -7,9 +7,9 @@ operands all were. That is a suspicion, not a proof; the proof that something is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from tensure.bundle import Rank
 from tensure.program import COLLECTIVES, Name, Op, where
@@ -20,6 +20,7 @@ __all__ = ["Made", "Suspect", "suspect"]
 
 MAX_WALKED: Final = 1 << 17
 _JOINS: Final = ("cat", "stack")
+Local: TypeAlias = tuple[Rank, Name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Suspect:
 def suspect(
     rank: Rank,
     name: Name,
-    made: Mapping[tuple[Rank, Name], Made],
-    relations: Mapping[Rank, Mapping[Name, Relation]],
+    made: Callable[[Local], Made | None],
+    derived: Callable[[Local], Relation],
     known: Callable[[Relation], bool],
     words: Callable[[Relation], str],
 ) -> Suspect | None:
@@ -54,25 +55,26 @@ def suspect(
 
     Args:
         rank, name: the local whose claim is not derived.
-        made: how locals came to be.
-        relations: what they are, as derived.
+        made: how a local came to be; None where it was supplied, or is none.
+        derived: what a local that came to be is, before its claim was taken for granted.
         known: whether a relation speaks of values of the program only.
         words: a relation in words.
     """
-    if (rank, name) not in made:
+    if made((rank, name)) is None:
         return None
     first: tuple[bool, int, Rank, Name] | None = None
     todo, seen = [(rank, name)], {(rank, name)}
     while todo and len(seen) < MAX_WALKED:
         at = todo.pop()
-        entry = made[at]
-        operands = [item for item in entry.reads if item in made]
-        astray = [item for item in operands if not known(relations[item[0]][item[1]])]
+        entry = made(at)
+        assert entry is not None
+        operands = [item for item in entry.reads if made(item) is not None]
+        astray = [item for item in operands if not known(derived(item))]
         if entry.step.op == "copy" and not astray:
             astray = operands  # whoever made what is copied is meant
         if not astray:
             # Pieces of an addend put side by side are no value by themselves, in a right plan too.
-            is_joined = entry.step.op in _JOINS and not any(_plain(relations, item) for item in operands)
+            is_joined = entry.step.op in _JOINS and not any(_plain(derived(item)) for item in operands)
             if first is None or (is_joined, entry.order) < first[:2]:
                 first = (is_joined, entry.order, *at)
             continue
@@ -83,42 +85,38 @@ def suspect(
     if first is None:
         return None
     _, order, rank, name = first
-    _, rank, name = _odd_one_out(rank, name, made, relations) or (order, rank, name)
-    return _told(rank, name, made, relations, known, words)
+    _, rank, name = _odd_one_out(rank, name, made, derived) or (order, rank, name)
+    return _told(rank, name, made, derived, known, words)
 
 
-def _plain(relations: Mapping[Rank, Mapping[Name, Relation]], at: tuple[Rank, Name]) -> bool:
-    found = relations[at[0]][at[1]].single
+def _plain(relation: Relation) -> bool:
+    found = relation.single
     return found is not None and found.plain
 
 
 def _odd_one_out(
     rank: Rank,
     name: Name,
-    made: Mapping[tuple[Rank, Name], Made],
-    relations: Mapping[Rank, Mapping[Name, Relation]],
+    made: Callable[[Local], Made | None],
+    derived: Callable[[Local], Relation],
 ) -> tuple[int, Rank, Name] | None:
     """Where a member that brings another kind of thing than most to a collective leaves their way."""
-    entry = made[rank, name]
-    if entry.step.op not in COLLECTIVES:
+    entry = made((rank, name))
+    if entry is None or entry.step.op not in COLLECTIVES:
         return None
-    kinds: dict[object, list[tuple[Rank, Name]]] = {}
-    for rank, name in entry.reads:
-        kinds.setdefault(_kind(relations[rank].get(name)), []).append((rank, name))
+    kinds: dict[object, list[Local]] = {}
+    for item in entry.reads:
+        kinds.setdefault(_kind(derived(item)), []).append(item)
     few, most = min(kinds.values(), key=len, default=[]), max(kinds.values(), key=len, default=[])
     if len(few) == len(most):
         return None
     odd, peer = few[0], most[0]
     for _ in range(MAX_WALKED):
-        mine, theirs = made.get(odd), made.get(peer)
+        mine, theirs = made(odd), made(peer)
         if mine is None or theirs is None:
             return None
         pairs = list(zip(mine.reads, theirs.reads, strict=False))
-        differing = [
-            (one, other)
-            for one, other in pairs
-            if _kind(relations[one[0]].get(one[1])) != _kind(relations[other[0]].get(other[1]))
-        ]
+        differing = [pair for pair in pairs if _kind(derived(pair[0])) != _kind(derived(pair[1]))]
         alike = mine.step.op == theirs.step.op and len(mine.reads) == len(theirs.reads)
         if not alike or not differing:
             return (mine.order, *odd)
@@ -126,10 +124,8 @@ def _odd_one_out(
     return None
 
 
-def _kind(relation: Relation | None) -> object:
+def _kind(relation: Relation) -> object:
     """What a relation is of, and how often, whichever part."""
-    if relation is None:
-        return None
     found = [
         (term.node, term.coef, () if term.limit is None else term.limit.skeleton) for term in relation.terms
     ]
@@ -139,22 +135,21 @@ def _kind(relation: Relation | None) -> object:
 def _told(
     rank: Rank,
     name: Name,
-    made: Mapping[tuple[Rank, Name], Made],
-    relations: Mapping[Rank, Mapping[Name, Relation]],
+    made: Callable[[Local], Made | None],
+    derived: Callable[[Local], Relation],
     known: Callable[[Relation], bool],
     words: Callable[[Relation], str],
 ) -> Suspect:
-    entry = made[rank, name]
+    entry, relation = made((rank, name)), derived((rank, name))
+    assert entry is not None
     step = entry.step
-    relation = relations[rank][name]
     if known(relation):
         why = f"it makes {words(relation)}"
     else:
         odd = []
-        for other, local in entry.reads:
-            found = relations[other].get(local)
-            if found is not None and (found.single is None or not found.single.plain):
-                odd.append(f"{local}, which is {words(found)}")
+        for item in entry.reads:
+            if not _plain(derived(item)):
+                odd.append(f"{item[1]}, which is {words(derived(item))}")
         why = f"it reads {'; '.join(odd[:2])}" if odd else "the program has no such value"
     note = dict(step.note)
     source = ", ".join(str(note[key]) for key in ("module", "source") if key in note)
