@@ -257,6 +257,17 @@ def test_both_sides_accept_what_holds_element_by_element() -> None:
     assert 300 < right < 1200, "both kinds are drawn"
 
 
+def test_shards_of_one_draw_are_of_one_of_the_models() -> None:
+    """They begin at other numbers, and nobody knows where they end."""
+    place = {"seed": 1, "start": 0, "extent": 12, "law": "uniform"}
+    rows: list[Row] = [
+        ({**place, "offset": 0}, 0, (((0, 6),),)),
+        ({**place, "offset": 4}, 1, (((0, 4),), ((0, 3),))),
+    ]
+    assert not checker_accepts(rows) and not prover_accepts(rows)
+    assert checker_accepts(rows[:1]) and prover_accepts(rows[:1])
+
+
 def test_the_count_sees_what_it_is_there_for() -> None:
     part = (((0, 6),),)
     place = {"seed": 1, "start": 0, "extent": 6, "law": "uniform"}

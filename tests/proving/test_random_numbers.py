@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -91,6 +92,12 @@ def lines_with(text: str) -> set[str]:
     return {f"random_steps.py:{at}" for at, line in enumerate(source, 1) if text in line}
 
 
+@lru_cache
+def verdict_of(name: str) -> Any:
+    parallel, mesh, _, _ = WRONG[name]
+    return tensure.prove(parallel, model, mesh=mesh).proof.values
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_twin_is_proved(name: str) -> None:
     parallel, mesh = RIGHT[name]
@@ -102,8 +109,8 @@ def test_a_right_twin_is_proved(name: str) -> None:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_twin_is_not_and_its_draw_is_named(name: str) -> None:
-    parallel, mesh, says, line = WRONG[name]
-    verdict = tensure.prove(parallel, model, mesh=mesh).proof.values
+    _, _, says, line = WRONG[name]
+    verdict = verdict_of(name)
     if verdict.status == "unknown":  # generators of one seed that went different ways
         assert says in verdict.reason and any(place in verdict.reason for place in lines_with(line))
         return
@@ -115,11 +122,7 @@ def test_a_wrong_twin_is_not_and_its_draw_is_named(name: str) -> None:
 
 def test_only_what_is_not_certain_is_unknown() -> None:
     """Two dropouts of several shapes from one seed may share numbers, or not: it is up to the generator."""
-    unknown = [
-        name
-        for name, (parallel, mesh, _, _) in WRONG.items()
-        if tensure.prove(parallel, model, mesh=mesh).proof.values.status == "unknown"
-    ]
+    unknown = [name for name in WRONG if verdict_of(name).status == "unknown"]
     assert unknown == ["the cut one's seeds are the whole one's"]
 
 

@@ -58,7 +58,7 @@ class CheckDraws:
         Raises:
             Refused: numbers that are mixed up, or of which that is not known.
         """
-        of_source, of_part = dict[Any, Any](), dict[Any, Any]()
+        of_source, of_part, of_stretch = dict[Any, Any](), dict[Any, Any](), dict[Any, int]()
         for rank, node, reg, given in self._rows:
             for part, source in self._everywhere(cells, rank, reg, given):
                 need(all(index.distinct for index in part), "{}: an element of the model's twice", rank)
@@ -72,6 +72,8 @@ class CheckDraws:
                     "{}: other numbers than elsewhere for one part",
                     rank,
                 )
+                one = of_stretch.setdefault(source[:2], node) == node
+                need(one, "{}: one stretch of numbers for two draws of the model's", rank)
                 if len(of_source) > MAX_DRAWS:
                     raise LimitError(f"over {MAX_DRAWS} draws of random numbers")
         _apart_in_place(of_source)

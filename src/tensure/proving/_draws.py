@@ -144,6 +144,7 @@ class Draws:
         """The first draw whose numbers are not the model's, whatever these are."""
         whose: dict[tuple[int, Place, int], _Spot] = {}
         parts: dict[int, _Parts] = {}
+        shared: dict[tuple[int, Place], _Spot] = {}
         spots = [spot for item in self._drawn for spot in self._moving(item)]
         for spot in spots:
             before = whose.setdefault((spot.seed, spot.place, spot.offset), spot)
@@ -151,6 +152,10 @@ class Draws:
                 return self._told(
                     spot, f"draws the same numbers as {before.rank}: {self._words(before)}", before
                 )
+            beside = shared.setdefault((spot.seed, spot.place), spot)
+            if beside.drawn.node != spot.drawn.node:
+                why = f"draws from the same numbers as {beside.rank}: {self._words(beside)}"
+                return self._told(spot, why, beside, certain=False)
             other = parts.setdefault(spot.drawn.node, _Parts()).add(spot)
             if other is not None:
                 return self._told(

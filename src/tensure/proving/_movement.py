@@ -75,10 +75,10 @@ def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
         count, own = math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]])
         if count == own:
             continue
-        if before[0] == before[1] or after[0] == after[1]:
-            return None
+        if count < own or before[0] == before[1] or after[0] == after[1]:
+            return None  # fewer, where it only repeats
         long = [dim for dim in range(*after) if mine[dim] != 1] or [after[0]]
-        if len(long) == 1:  # all of them in a row, however unevenly cut
+        if len(long) == 1 and before[1] - before[0] > 1:  # dims in a row, however unevenly they are cut
             sizes[long[0]] = count
         elif count % own:
             return None

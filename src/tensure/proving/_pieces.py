@@ -227,6 +227,8 @@ class Pieces(Sums):
     def _each_viewed_back(self, held: Held, found: TensorType) -> Relation | None:
         """A view of a sum as the sum of what each of its terms is then; None where one is no such view."""
         terms = held.relation.terms
+        if len(terms) == 1:
+            return self._viewed_back(held, found)
         seen = [self._viewed_back(Held(held.type, Relation((term,))), found) for term in terms]
         if any(item is None or item.shape != found.shape for item in seen):
             return None
