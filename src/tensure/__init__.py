@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         open,  # noqa: A004
         plan,
         prove,
+        prove_resharding,
+        prove_step,
         quantize,
         seal,
         verify,
@@ -39,6 +41,8 @@ __all__ = [
     "quantize",
     "plan",
     "prove",
+    "prove_step",
+    "prove_resharding",
     "guard",
     "seal",
     "open",
@@ -61,6 +65,7 @@ __all__ = [
 
 _HOMES: Final[dict[str, str]] = {
     **dict.fromkeys(("load", "inspect", "watch", "diff", "quantize", "plan", "prove"), "tensure.api"),
+    **dict.fromkeys(("prove_step", "prove_resharding"), "tensure.api"),
     **dict.fromkeys(("guard", "seal", "open", "verify", "build"), "tensure.api"),
     "bench": "tensure.benchmarks",
     **dict.fromkeys(("Model", "Program"), "tensure.program"),

@@ -9,6 +9,7 @@
     ├── NotYetError                          a public name that is not built yet
     ├── DamageError                 exit 1   a bundle or receipt is not what was signed
     │   └── UntrustedError                   it may be whole, but its signer is not one we trust
+    ├── RefutedError                exit 1   a step that runs was shown to compute something else
     └── EvaluationError                      a Program or Plan stopped part-way (deadlock, unmade value)
 
 Every message has up to three parts: what was asked, what was found, what to do next.
@@ -28,6 +29,7 @@ __all__ = [
     "LimitError",
     "NotYetError",
     "RecordError",
+    "RefutedError",
     "TensureError",
     "UnsupportedError",
     "UntrustedError",
@@ -118,6 +120,12 @@ class DamageError(TensureError):
 
 class UntrustedError(DamageError):
     """Signed by a key that is not trusted here: nothing can be said of its bytes."""
+
+
+class RefutedError(TensureError):
+    """A parallel step was shown to compute something else than its model, where that was to stop a script."""
+
+    exit_code = 1
 
 
 class EvaluationError(TensureError):

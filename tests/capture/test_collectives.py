@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -476,10 +477,12 @@ def test_a_wrong_call_is_found(name: str) -> None:
 
 
 def _refused(
-    local: Callable[[Tensor, DeviceMesh], Any], mesh: Mapping[str, int]
+    local: Callable[[Tensor, DeviceMesh], Any],
+    mesh: Mapping[str, int],
+    kind: type[InputError] = UnsupportedError,
 ) -> pytest.ExceptionInfo[Any]:
     case = Case(lambda x, m: (local(x, m), x)[1], lambda x: x, NOT, mesh, NOT)
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(kind) as caught:
         case.wrong()
     assert "test_collectives.py:" in str(caught.value.place) and caught.value.wanted
     return caught
@@ -509,6 +512,18 @@ def test_a_group_that_is_no_product_of_axes(ranks: list[int], mesh: Mapping[str,
             "gather",
             lambda x, m: dist.gather(x, [x.clone() for _ in range(3)] if dist.get_rank() == 0 else None),
         ),
+        ("any source", lambda x, m: dist.recv(x)),
+    ],
+)
+def test_a_call_without_a_rule_is_refused_by_line(
+    name: str, call: Callable[[Tensor, DeviceMesh], Any]
+) -> None:
+    _refused(call, LINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
         ("uneven all_to_all", lambda x, m: fc.all_to_all_single(x, [2, 4, 6], [4, 4, 4], m.get_group("a"))),
         (
             "uneven dist.all_to_all_single",
@@ -518,13 +533,13 @@ def test_a_group_that_is_no_product_of_axes(ranks: list[int], mesh: Mapping[str,
             "uneven dist.all_to_all",
             lambda x, m: dist.all_to_all([torch.empty(2, 6, dtype=F64)] * 3, list(x.split([2, 4, 6]))),
         ),
-        ("any source", lambda x, m: dist.recv(x)),
     ],
 )
-def test_a_call_without_a_rule_is_refused_by_line(
-    name: str, call: Callable[[Tensor, DeviceMesh], Any]
-) -> None:
-    _refused(call, LINE)
+def test_who_takes_what_nobody_gives_is_named(name: str, call: Callable[[Tensor, DeviceMesh], Any]) -> None:
+    caught = _refused(call, LINE, InputError)
+    assert re.search(
+        r"in an all-to-all rank 0 gives rank \d a part of \d+, and that takes one of \d+", str(caught.value)
+    )
 
 
 def test_an_unknown_op_is_refused_by_name() -> None:

@@ -282,20 +282,13 @@ class Refused(nn.Module):
     def __init__(self, word: str) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.randn(4, 4))
-        self.drop = nn.Dropout(0.5)
         self.word = word
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.w
         match self.word:
-            case "dropout":
-                y = self.drop(y)
-            case "noise":
-                y = y + torch.randn_like(y)
-            case "bernoulli":
-                y = torch.bernoulli(y)
-            case "random in place":
-                y = y + torch.empty(4, 4).uniform_()
+            case "exponential":
+                y = y + torch.empty_like(y).exponential_()
             case "permutation":
                 y = y[torch.randperm(4)]
             case "item":
@@ -318,10 +311,7 @@ class Refused(nn.Module):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("dropout", "draws random numbers"),
-        ("noise", "randn_like draws random numbers"),
-        ("bernoulli", "bernoulli draws random numbers"),
-        ("random in place", "uniform_ draws random numbers"),
+        ("exponential", "exponential_ draws random numbers"),
         ("permutation", "randperm draws random numbers"),
         ("item", "reads a value"),
         ("a branch", "reads a value"),

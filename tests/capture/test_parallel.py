@@ -251,11 +251,11 @@ def test_random_numbers_that_are_no_parameters_are_refused() -> None:
     assert "test_parallel.py:" in str(error.place)
 
 
-def test_dropout_on_ranks_is_refused() -> None:
+def test_dropout_that_the_model_does_not_have_shows() -> None:
     def parallel(module: Any, mesh: DeviceMesh) -> Callable[..., Tensor]:
         return lambda x, y: backward(module, torch.dropout(x, 0.1, True), y)
 
-    refused(parallel, "draws random numbers", UnsupportedError)
+    assert "loss on ranks[0,0]" in wrong_claims(*captured_plan(net, parallel, {"dp": 2, "tp": 2}))
 
 
 def test_a_second_mesh_needs_names() -> None:

@@ -125,6 +125,22 @@ def _dequantize(draw: Any) -> Case:
     return Case([x], {**attrs, "dtype": one(draw, ["f32", "f64", "f16", "bf16"])})
 
 
+def _drawn(draw: Any) -> Case:
+    size = shape(draw)
+    like = tensor(draw, size, one(draw, ["f32", "bf16", "i64"])) if flag(draw) else None
+    attrs = {
+        "law": one(draw, ["uniform", "normal"]),
+        "seed": small(draw, -3, 3),
+        "start": small(draw, 0, 9),
+        "size": size,
+        "extent": small(draw, 0, 64),
+        "offset": small(draw, 0, 8),
+        "after": one(draw, ["", "5ee7a1b0c2d3"]),
+        "dtype": one(draw, ["f32", "f64"]),
+    }
+    return Case([like], attrs)
+
+
 def _requantize(draw: Any) -> Case:
     size = shape(draw, 1, 3, side=1)
     axis, count = _per_channel(draw, size)
@@ -213,6 +229,7 @@ OWN: dict[str, Callable[[Any], Case]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "requantize": _requantize,
+    "draw": _drawn,
     "integer_linear": _linear,
     "integer_convolution": _integer_convolution,
     "integer_add": _integer_add,

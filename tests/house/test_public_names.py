@@ -15,6 +15,7 @@ VERBS = [
     "load",
     "plan",
     "prove",
+    "prove_resharding",
     "seal",
     "open",
     "verify",

@@ -51,9 +51,9 @@ OWN: Final[dict[str, Callable[..., torch.Tensor]]] = {
 ELSEWHERE: Final = {
     name
     for name in listed()
-    if name.startswith("integer_") or name in {"quantize", "dequantize", "requantize"}
+    if name.startswith("integer_") or name in {"quantize", "dequantize", "requantize", "draw"}
 } | {name for name, definition in listed().items() if definition.communication}
-"""Held against other oracles: test_ops_integers.py, test_ops_communication.py."""
+"""Held against other oracles: test_ops_integers.py, test_ops_communication.py, test_ops_random.py."""
 
 DIFFERENTIAL: Final = sorted(set(listed()) - ELSEWHERE)
 

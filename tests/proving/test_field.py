@@ -266,6 +266,24 @@ def test_a_zero_denominator_is_no_answer() -> None:
         Field(1).run(op("div", "x", "y", out="q"), [lifted(np.ones(2)), lifted(np.zeros(2))])
 
 
+def test_what_the_program_does_not_divide_by_is_no_answer() -> None:
+    """x b / b is x only where b is not zero."""
+    for own in (False, True):
+        domain = Field(1)
+        x, b = (domain.draw(label, TensorType((2,), "f64")) for label in "xb")
+        if own:
+            domain.run(op("div", "x", "b", out="q"), [x, b])
+        domain.turn()
+        run(domain, "div", x, 3.0)
+        run(domain, "softmax", x, dim=0)  # sums of exponentials are never zero
+        if own:
+            run(domain, "div", run(domain, "mul", x, b), b)
+            run(domain, "reciprocal", run(domain, "neg", b))
+        for name in ("reciprocal", "div"):
+            with pytest.raises(UnsupportedError, match="does not divide by"):
+                run(domain, name, *([x] if name == "reciprocal" else [b, x]))
+
+
 def test_other_functions_are_congruences_and_nothing_more() -> None:
     domain = Field(1)
     x = domain.draw("x", TensorType((3,), "f64"))

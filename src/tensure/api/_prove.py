@@ -34,6 +34,7 @@ def prove(
     microbatches: int | None = None,
     small: ModelFunction | str | None = None,
     jobs: int = 1,
+    replay: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
     """Two verdicts on a plan, on values and on storage, and the certificate when values are proved.
@@ -63,6 +64,9 @@ def prove(
             model of real sizes is only suspected, since nobody can run it: what is `unknown` there is tried
             over the same mesh on the smaller module, and the result is that one's if it is `refuted`.
         jobs: processes; the result is the same for any number.
+        replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
+            the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
+            that hold 1 GiB; the verdict stays what it is.
         progress: told (ranks traced, ranks in all).
 
     Raises:
@@ -76,12 +80,16 @@ def prove(
         raise InputError("a smaller model without a mesh", wanted="a model, a parallel function and a mesh")
     if program is None:
         named = _named(plan, mesh, microbatches)
-        return prove(named.parallel, named.model, mesh=named.mesh, jobs=jobs, progress=progress)
+        return prove(
+            named.parallel, named.model, mesh=named.mesh, jobs=jobs, replay=replay, progress=progress
+        )
     if mesh is None:
         if not isinstance(plan, str | os.PathLike) and callable(plan) and not hasattr(plan, "tracks"):
             raise InputError("a parallel function without a mesh", wanted='mesh={"dp": 2, "tp": 4}, say')
+        if replay:
+            raise InputError("a replay of a plan's text", wanted="functions of a parallel step, with a mesh")
         return prove_plan(read_plan(plan), _program(program), jobs=jobs)  # type: ignore[arg-type]
-    from tensure.capture import capture_model, capture_parallel
+    from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
     if microbatches is not None:
@@ -93,9 +101,15 @@ def prove(
     if not classes:
         classes = [("every rank", "traced by itself")]
     result = prove_plan(traced, captured.program, jobs=jobs, classes=classes)
+    verdict = result.proof.values
+    if replay or (replay is None and verdict.status == "refuted"):
+        example = verdict.counterexample
+        is_stuck = example is not None and not example.claim and verdict.method != "coverage"
+        replayed = replay_step(model, parallel, traced, captured.program, is_stuck=is_stuck)
+        result = replace(result, replay=replayed)
     if small is None or result.proof.values.status != "unknown":
         return result
-    tried = prove(parallel, _function(small, "small"), mesh=mesh, jobs=jobs, progress=progress)
+    tried = prove(parallel, _function(small, "small"), mesh=mesh, jobs=jobs, replay=replay, progress=progress)
     return _of_both(result, tried)
 
 
@@ -159,7 +173,8 @@ def proof_page(result: ProofResult) -> str:
         for item in result.tensors
     )
     size = None if result.certificate is None else len(result.certificate)
-    return render(ProofView(result.proof, result.plan, result.program, outputs, size, result.classes))
+    replay = "" if result.replay is None else result.replay.words(result.proof.values.status)
+    return render(ProofView(result.proof, result.plan, result.program, outputs, size, result.classes, replay))
 
 
 def check(

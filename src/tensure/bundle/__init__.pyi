@@ -82,6 +82,7 @@ from ._receipt import (
     sign_receipt,
     stream_claim,
 )
+from ._replay import Replay, ReplayStatus
 from ._storage import cells
 from ._validate import validate_plan
 
@@ -129,6 +130,8 @@ __all__ = [
     "Sampling",
     "Scalar",
     "Sha256",
+    "Replay",
+    "ReplayStatus",
     "SigningKey",
     "Status",
     "Stream",

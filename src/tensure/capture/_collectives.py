@@ -35,11 +35,13 @@ class Collectives:
         mesh: sizes of the axes, outermost first.
         rank: this rank.
         reads: what is noted where the text below depends on this rank's place; None where nobody asks.
+        is_live: groups are of real processes, so no call may run.
     """
 
     mesh: Mapping[str, int]
     rank: int
     reads: Reads | None = None
+    is_live: bool = False
     meeting: str = "met"
     """As for a tape."""
     _axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])

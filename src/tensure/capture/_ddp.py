@@ -28,7 +28,12 @@ def bucketed_reductions() -> Iterator[None]:
     def pre_forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:
         if not self._comm_hooks:
             self.register_comm_hook(self.process_group, _averaged)
-        return before(self, *inputs, **kwargs)
+        reducer = self.reducer
+        self.reducer = _AsItIs(reducer)
+        try:
+            return before(self, *inputs, **kwargs)
+        finally:
+            self.reducer = reducer
 
     module._verify_param_shape_across_processes = lambda *_, **__: True
     wrapped._pre_forward = pre_forward
@@ -36,6 +41,19 @@ def bucketed_reductions() -> Iterator[None]:
         yield
     finally:
         module._verify_param_shape_across_processes, wrapped._pre_forward = verify, before
+
+
+class _AsItIs:
+    """A reducer that keeps its buckets: others would be of memory that has no bytes, and hold the same."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
 
 
 def _averaged(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[torch.Tensor]:

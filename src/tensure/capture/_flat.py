@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 from tensure.program import Cat, Name, Op, Ref, TensorType, infer_collective, infer_step
 
+from ._padding import keeps_zeros, own_rows, padded, pads
+
 __all__ = ["Meeting", "agree", "apart"]
 
 Meeting: TypeAlias = "tuple[tuple[str, ...], str, str, Any]"
@@ -44,7 +46,10 @@ _Known: TypeAlias = "_Flat | _Rows"
 
 
 def apart(
-    steps: Sequence[Op], leaves: Mapping[str, TensorType], mesh: Mapping[str, int]
+    steps: Sequence[Op],
+    leaves: Mapping[str, TensorType],
+    mesh: Mapping[str, int],
+    padded_at: Mapping[str, int] | None = None,
 ) -> tuple[list[Op], tuple[Meeting, ...]]:
     """The same steps, and beside every joined value what its parts are; whoever can reads the parts.
 
@@ -55,8 +60,10 @@ def apart(
         steps: of one rank, in order.
         leaves: types of the values it begins with.
         mesh: sizes of the axes.
+        padded_at: where the rank stands, if what is written into zeros, or joined with them, is padded by
+            them as a last shard is: it stays one part then, and its sum is reduced without the zeros.
     """
-    found = _Pass(dict(leaves), mesh)
+    found = Pass(dict(leaves), mesh, padded_at)
     return found.run(steps), tuple(found.met)
 
 
@@ -78,11 +85,18 @@ def agree(ranks: Sequence[tuple[Mapping[str, int], Sequence[Meeting]]], mesh: Ma
     )
 
 
-class _Pass:
-    def __init__(self, types: dict[str, TensorType], mesh: Mapping[str, int]) -> None:
-        self.types, self.mesh = types, mesh
+class Pass:
+    def __init__(
+        self, types: dict[str, TensorType], mesh: Mapping[str, int], place: Mapping[str, int] | None
+    ) -> None:
+        self.types, self.mesh, self.padded, self.place = types, mesh, place is not None, place or {}
         self.known: dict[Name, _Known] = {}
         self.same: dict[Name, Ref] = {}
+        self.zeros: set[Name] = set()
+        self.padding: dict[Name, tuple[Ref, int, tuple[int, ...]]] = {}
+        """What has zeros after it: the value, its rows, the shape with the zeros."""
+        self.rows: dict[Name, tuple[Ref, int, tuple[int, ...]]] = {}
+        """The same seen in rows, as many for each rank of a group."""
         self.made: list[Op] = []
         self.met: list[Meeting] = []
         self.count = 0
@@ -133,6 +147,15 @@ class _Pass:
         self._emit(Op(op, args, (Name(name),), tuple(sorted(attrs.items())), step.note))
         return Ref(Name(name))
 
+    def pad(self, source: Ref, count: int, shape: tuple[int, ...], step: Op) -> Ref:
+        """A value of `count` rows with zeros after it."""
+        dtype = self._type(source).dtype
+        rest = (shape[0] - count, *shape[1:])
+        zeros = self.emit("full", (), step, size=rest, fill_value=0.0, dtype=dtype)
+        made = self.emit("cat", (source, zeros), step)
+        self.padding[made.name] = (source, count, shape)
+        return made
+
     def _type(self, arg: Any) -> Any:
         return self.types.get(str(arg.name)) if isinstance(arg, Ref) and not arg.box else arg
 
@@ -175,11 +198,13 @@ class _Pass:
         return found
 
 
-Rule: TypeAlias = Callable[[_Pass, Op], "_Known | Ref | None"]
+Rule: TypeAlias = Callable[[Pass, Op], "_Known | Ref | None"]
 
 
-def _full(run: _Pass, step: Op) -> _Known | Ref | None:
+def _full(run: Pass, step: Op) -> _Known | Ref | None:
     size, fill = step.attr("size"), step.attr("fill_value")
+    if fill == 0:
+        run.zeros.update(step.outs)
     if isinstance(size, tuple) and len(size) == 1 and isinstance(fill, float) and fill != fill:
         # Two halves, so that it counts as joined: memory that nobody has written yet.
         count: Any = size[0]
@@ -187,7 +212,9 @@ def _full(run: _Pass, step: Op) -> _Known | Ref | None:
     return None
 
 
-def _cat(run: _Pass, step: Op) -> _Known | Ref | None:
+def _cat(run: Pass, step: Op) -> _Known | Ref | None:
+    if run.padded and pads(run, step):
+        return None
     shapes = [run.shape(arg) for arg in step.args]
     dim: Any = step.attr("dim", 0)
     if any(shape is None for shape in shapes):
@@ -204,7 +231,7 @@ def _cat(run: _Pass, step: Op) -> _Known | Ref | None:
     return None
 
 
-def _slice(run: _Pass, step: Op) -> _Known | Ref | None:
+def _slice(run: Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
     known = run.known.get(value.name) if isinstance(value, Ref) else None
     if known is None or step.attr("step", 1) != 1:
@@ -213,6 +240,9 @@ def _slice(run: _Pass, step: Op) -> _Known | Ref | None:
     total = sum(count for count, _ in known.pieces)
     start, end, _ = slice(step.attr("start"), step.attr("end")).indices(total)
     if isinstance(known, _Flat):
+        if start >= end and run.padded:
+            dtype = run._type(value).dtype
+            return run.emit("full", (), step, size=(0,), fill_value=0.0, dtype=dtype)
         return run.joined(run.cut(known.pieces, start, end, step))
     if known.laid or dim % 2 != 1:
         return None
@@ -228,8 +258,10 @@ def _slice(run: _Pass, step: Op) -> _Known | Ref | None:
     return _Rows(known.count, tuple(kept)) if kept else None
 
 
-def _slice_scatter(run: _Pass, step: Op) -> _Known | Ref | None:
+def _slice_scatter(run: Pass, step: Op) -> _Known | Ref | None:
     base, source = (run.flat(arg) for arg in step.args)
+    if run.padded and isinstance(step.args[0], Ref) and step.args[0].name in run.zeros:
+        return padded(run, step)
     if base is None or source is None or step.attr("step", 1) != 1:
         return None
     total = sum(count for count, _ in base.pieces)
@@ -238,10 +270,17 @@ def _slice_scatter(run: _Pass, step: Op) -> _Known | Ref | None:
     return run.joined([*before, *source.pieces, *after])
 
 
-def _view(run: _Pass, step: Op) -> _Known | Ref | None:
+def _view(run: Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
-    known = run.known.get(value.name) if isinstance(value, Ref) else None
+    padding = run.padding.get(value.name) if isinstance(value, Ref) else None
     shape = run.shape(Ref(step.outs[0]))
+    if padding is not None and shape is not None and len(shape) == 1:
+        source, count, rows = padding
+        flat = run.emit("view", (source,), step, size=(count * math.prod(rows[1:]),))
+        return run.pad(flat, count * math.prod(rows[1:]), (math.prod(rows),), step)
+    if padding is not None and shape is not None and len(shape) == 2 and padding[2][0] % shape[0] == 0:
+        run.rows[step.outs[0]] = padding
+    known = run.known.get(value.name) if isinstance(value, Ref) else None
     if known is None or shape is None:
         return None
     if isinstance(known, _Flat):
@@ -252,7 +291,7 @@ def _view(run: _Pass, step: Op) -> _Known | Ref | None:
     return _Rows(known.count, known.pieces, laid=True) if len(shape) == 1 else None
 
 
-def _each(run: _Pass, step: Op) -> _Known | Ref | None:
+def _each(run: Pass, step: Op) -> _Known | Ref | None:
     """An op that does the same to every element."""
     value = step.args[0]
     known = run.known.get(value.name) if isinstance(value, Ref) else None
@@ -263,22 +302,26 @@ def _each(run: _Pass, step: Op) -> _Known | Ref | None:
         if source is not None and made is not None and source.dtype == made.dtype:
             return known
     attrs: dict[str, Any] = dict(step.attrs)
-    pieces = tuple(
-        (
-            count,
-            None if piece is None else run.emit(step.op, (piece, *step.args[1:]), step, **attrs),
-        )
-        for count, piece in known.pieces
-    )
+
+    def done(piece: Ref | None) -> Ref | None:
+        if piece is None:
+            return None
+        made = run.emit(step.op, (piece, *step.args[1:]), step, **attrs)
+        if piece.name in run.rows and keeps_zeros(step):
+            source, count, shape = run.rows[piece.name]
+            run.rows[made.name] = (run.emit(step.op, (source, *step.args[1:]), step, **attrs), count, shape)
+        return made
+
+    pieces = tuple((count, done(piece)) for count, piece in known.pieces)
     return _Flat(pieces) if isinstance(known, _Flat) else _Rows(known.count, pieces, known.laid)
 
 
-def _copy(run: _Pass, step: Op) -> _Known | Ref | None:
+def _copy(run: Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
     return run.known.get(value.name) if isinstance(value, Ref) else None
 
 
-def _gather(run: _Pass, step: Op) -> _Known | Ref | None:
+def _gather(run: Pass, step: Op) -> _Known | Ref | None:
     known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
     if not isinstance(known, _Flat) or any(piece is None for _, piece in known.pieces):
         return None
@@ -291,7 +334,7 @@ def _gather(run: _Pass, step: Op) -> _Known | Ref | None:
     return _Rows(group, tuple(rows), laid=True)
 
 
-def _scatter(run: _Pass, step: Op) -> _Known | Ref | None:
+def _scatter(run: Pass, step: Op) -> _Known | Ref | None:
     known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
     axes: Any = step.attr("axes")
     group = math.prod(run.mesh[axis] for axis in axes)
@@ -302,13 +345,16 @@ def _scatter(run: _Pass, step: Op) -> _Known | Ref | None:
     pieces: list[Piece] = []
     attrs: dict[str, Any] = dict(step.attrs)
     for at, (count, piece) in enumerate(known.pieces):
-        flat = run.emit("view", (piece,), step, size=(group * count,))
         name = f"{step.outs[0]}_{at}"
+        if isinstance(piece, Ref) and piece.name in run.rows:
+            pieces.append((count, own_rows(run, step, piece, name, group)))
+            continue
+        flat = run.emit("view", (piece,), step, size=(group * count,))
         pieces.append((count, run.emit("reduce_scatter", (flat,), step, name, **attrs)))
     return _Flat(tuple(pieces))
 
 
-def _reduce(run: _Pass, step: Op) -> _Known | Ref | None:
+def _reduce(run: Pass, step: Op) -> _Known | Ref | None:
     """DDP's buckets: the sum of joined gradients."""
     known = run.known.get(step.args[0].name) if isinstance(step.args[0], Ref) else None
     if known is None or any(piece is None for _, piece in known.pieces):

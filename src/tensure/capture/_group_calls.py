@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch._C._distributed_c10d import FakeWork
 
 from tensure.errors import UnsupportedError
-from tensure.program import Attrs
+from tensure.program import Attrs, Ref
 
 from ._collectives import Collectives, GroupCall
 from ._tape import Tape
@@ -35,10 +35,20 @@ def call_group(
         raise UnsupportedError(
             f"op {namespace}::{word} has no rule", wanted="collectives of torch.distributed and ATen ops"
         )
-    # These have no form without bytes in torch; they only write, so nothing need run.
-    result = FakeWork().boxed() if word.endswith("_coalesced_") else func(*args, **kwargs)
+    # Coalesced ones have no form without bytes in torch; they only write, so nothing need run.
+    is_unrun = word.endswith("_coalesced_") or (ranks.is_live and namespace == "c10d")
+    result = _unrun(func, bound) if is_unrun else func(*args, **kwargs)
     rule(GroupCall(ranks, tape, note, bound, result))
     return result
+
+
+def _unrun(func: Any, bound: dict[str, Any]) -> Any:
+    """What a call that only writes returns: what it has written, if it says so, and work that is done."""
+    work = FakeWork().boxed()
+    if len(func._schema.returns) == 1:
+        return work
+    written = ("output_tensors", "output_tensor", "outputs", "output", "tensors")
+    return next(bound[key] for key in written if key in bound), work
 
 
 # --- functional collectives -------------------------------------------------------------------------
@@ -73,13 +83,21 @@ def _reduce_scatter(call: GroupCall) -> None:
 
 
 def _all_to_all(call: GroupCall) -> None:
-    splits = {*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]}
-    if len(splits) > 1:
-        raise UnsupportedError("an all-to-all of uneven splits", wanted="equal splits")
+    call.put(call.result, _exchanged(call))
+
+
+def _exchanged(call: GroupCall) -> Ref:
+    """An all-to-all along dim 0; splits that are given go along until all ranks are known (`_exchanges`)."""
     value = call.read(call.bound["input"])
-    call.put(
-        call.result, call.step("all_to_all", value, axes=call.axes, split=0, cat=0) if call.axes else value
-    )
+    if not call.axes:
+        return value
+    splits: dict[str, Any] = {}
+    if call.bound["input_split_sizes"] or call.bound["output_split_sizes"]:
+        output = call.bound.get("output", call.result)
+        for key, sizes, tensor in (("gives", "input", call.bound["input"]), ("takes", "output", output)):
+            even = (tensor.shape[0] // call.size,) * call.size
+            splits[key] = tuple(map(int, call.bound[f"{sizes}_split_sizes"])) or even
+    return call.step("all_to_all", value, axes=call.axes, split=0, cat=0, **splits)
 
 
 def _shard_dim(call: GroupCall) -> None:
@@ -180,7 +198,8 @@ def _write_reduce_scatter(call: GroupCall) -> None:
 def _write_all_to_all(call: GroupCall) -> None:
     sources, targets = call.bound["input_tensors"], call.bound["output_tensors"]
     if len({tuple(item.shape) for item in (*sources, *targets)}) != 1:
-        raise UnsupportedError("an all-to-all of uneven parts", wanted="parts of one shape")
+        _write_uneven(call, sources, targets)
+        return
     parts = tuple(call.step("unsqueeze", call.read(source), dim=0) for source in sources)
     made = call.step("cat", *parts, dim=0)
     made = call.step("all_to_all", made, axes=call.axes, split=0, cat=0) if call.axes else made
@@ -188,14 +207,23 @@ def _write_all_to_all(call: GroupCall) -> None:
         call.tape.write(target, call.step("select", made, dim=0, index=member), call.note)
 
 
+def _write_uneven(call: GroupCall, sources: list[Any], targets: list[Any]) -> None:
+    """Parts of several shapes, end to end in one flat tensor."""
+    flat = tuple(call.view(call.read(item), tuple(item.shape), (item.numel(),)) for item in sources)
+    made = call.step("cat", *flat, dim=0) if len(flat) > 1 else flat[0]
+    counts = tuple(item.numel() for item in targets)
+    if call.axes:
+        gives = tuple(item.numel() for item in sources)
+        made = call.step("all_to_all", made, axes=call.axes, split=0, cat=0, gives=gives, takes=counts)
+    end = 0
+    for target, count in zip(targets, counts, strict=True):
+        part = call.step("slice", made, dim=0, start=end, end=end + count)
+        call.tape.write(target, call.view(part, (count,), tuple(target.shape)), call.note)
+        end += count
+
+
 def _write_all_to_all_base(call: GroupCall) -> None:
-    if {*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]} - {0} and (
-        len({*call.bound["output_split_sizes"], *call.bound["input_split_sizes"]}) > 1
-    ):
-        raise UnsupportedError("an all-to-all of uneven splits", wanted="equal splits")
-    value = call.read(call.bound["input"])
-    made = call.step("all_to_all", value, axes=call.axes, split=0, cat=0) if call.axes else value
-    call.tape.write(call.bound["output"], made, call.note)
+    call.tape.write(call.bound["output"], _exchanged(call), call.note)
 
 
 def _write_scatter(call: GroupCall) -> None:

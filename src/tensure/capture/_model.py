@@ -9,6 +9,7 @@ from typing import Final
 from tensure.host import dtype_word
 from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, unswept, validate_program
 
+from ._generators import Generators, counted_draws, own_generators
 from ._given import built, gradients, leaves, output_names, run_backward
 from ._placements import whole_part
 from ._sources import Sources, their_errors
@@ -55,9 +56,10 @@ def capture_model(model: ModelFunction) -> Captured:
 
 
 def _captured(model: ModelFunction) -> Captured:
-    tape, values = Tape(), dict[str, Value]()
-    with no_bytes():
-        net, inputs = built(model)
+    tape, values, generators = Tape(), dict[str, Value](), Generators()
+    with own_generators(generators), no_bytes():
+        with counted_draws(generators):
+            net, inputs = built(model)
         names = tuple(f"input_{at}" for at in range(len(inputs)))
         known = dict(zip(names, inputs, strict=True))
         for role, table in (("weight", dict(leaves(net))), ("value", known)):
@@ -65,7 +67,7 @@ def _captured(model: ModelFunction) -> Captured:
                 values[label] = Value(tuple(tensor.shape), dtype_word(tensor.dtype), role)  # type: ignore[arg-type]
                 tape.add(tensor, Ref(Name(label)))
         sources = Sources(net)
-        with their_errors("the step"), sources.watching(), Tracer(tape, sources, None):
+        with their_errors("the step"), sources.watching(), Tracer(tape, sources, None, generators):
             returned = run_backward(net, inputs)
         labels = output_names(len(returned))
         found = dict(zip(labels, returned, strict=True))

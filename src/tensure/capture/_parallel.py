@@ -11,6 +11,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from tensure.bundle import Plan, Track
 from tensure.errors import InputError, LimitError, UnsupportedError
@@ -20,17 +21,29 @@ from ._boxes import Box
 from ._class_tracks import Class, alike, class_tracks, classes_agree, live_classes, token
 from ._classes import MAX_TRACED, RankClass, classes_of
 from ._coordinate import Reads
+from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
 from ._microbatch import MICROBATCH
 from ._model import Captured
 from ._rank import TracedRank
 from ._spelling import spelled
 from ._step import ModelFunction, ParallelFunction
-from ._tape import DRAWN
+from ._tape import BEFORE, DRAWN
 from ._tracks import live_steps, tracks_of
 from ._world import MAX_WORLD
 
-__all__ = ["capture_parallel"]
+__all__ = ["capture_parallel", "plan_of"]
+
+_UNKNOWN: Final = {
+    DRAWN: (
+        "random numbers drawn by the parallel function are read in the step",
+        "random numbers for parameters alone, whose place is known",
+    ),
+    BEFORE: (
+        "the step reads a tensor of shape {shape} that was made before it",
+        "parameters, buffers, inputs, small constants, and what is made of them inside the step",
+    ),
+}
 
 MAX_PLACES = 1 << 22
 """Ranks times micro-batches."""
@@ -114,12 +127,12 @@ def capture_parallel(
 def _plan(captured: Captured, mesh: Mapping[str, int], tracks: Mapping[str, Track]) -> Plan:
     for track in tracks.values():
         for step in track.bodies["step"]:
-            if isinstance(step, Op) and any(out.base.startswith(f"{DRAWN}_") for out in step.outs):
-                raise UnsupportedError(
-                    "random numbers drawn by the parallel function are read in the step",
-                    place=", ".join(str(value) for _, value in step.note) or None,
-                    wanted="random numbers for parameters alone, whose place is known",
-                )
+            word = step.outs[0].base.partition("_")[0] if isinstance(step, Op) and step.op == "full" else ""
+            if isinstance(step, Op) and word in _UNKNOWN:
+                found, wanted = _UNKNOWN[word]
+                place = ", ".join(str(value) for _, value in step.note)
+                found = found.format(shape=step.attr("size"))
+                raise UnsupportedError(found, place=place or None, wanted=wanted)
     return Plan(digest(captured.program), mesh=dict(mesh), tracks=dict(tracks))
 
 
@@ -144,12 +157,30 @@ def _by_rank(
         ranks.append(found)
         if progress is not None:
             progress(at + 1, count)
+    return _tracks(ranks, mesh, world)
+
+
+def plan_of(captured: Captured, ranks: Sequence[TracedRank]) -> Plan:
+    """The Plan of ranks that were all traced, in order.
+
+    Raises:
+        UnsupportedError: a step that rests on values nobody knows.
+    """
+    mesh = ranks[0].mesh
+    return _plan(captured, mesh, _tracks(ranks, mesh, ranks[0].world))
+
+
+def _tracks(
+    ranks: Sequence[TracedRank], mesh: Mapping[str, int], world: Mapping[str, int]
+) -> dict[str, Track]:
     _lack(ranks)
-    parts = [apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks]
-    if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
-        traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
-    else:
-        traces = [rank.traced(rank.steps) for rank in ranks]
+    settled_exchanges(ranks, mesh, world)
+    traces = [rank.traced(rank.steps) for rank in ranks]
+    for padded in _orders(ranks):
+        parts = [apart(rank.steps, rank.leaf_types(), mesh, rank.place if padded else None) for rank in ranks]
+        if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
+            traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
+            break
     return tracks_of(live_steps(traces), mesh, world)
 
 
@@ -159,7 +190,10 @@ def _by_class(
     """Tracks of classes of ranks."""
     boxes: list[Box] = [item.box for item in found]
     samples = [[rank.moved(rank.place) for rank in item.samples] for item in found]
-    _lack([rank for ranks in samples for rank in ranks])
+    everyone = [rank for ranks in samples for rank in ranks]
+    _lack(everyone)
+    for rank, steps in zip(everyone, even_exchanges([rank.steps for rank in everyone]), strict=True):
+        rank.steps = steps
     for ranks in samples:
         for rank in ranks:
             distances = iter(rank.distances())
@@ -174,13 +208,28 @@ def _by_class(
         ]
         return live_classes(made, mesh)
 
-    parts = [[apart(rank.steps, rank.leaf_types(), mesh) for rank in ranks] for ranks in samples]
-    is_one = all(met == each[0][1] for each in parts for _, met in each)
-    if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
-        made = live([[steps for steps, _ in each] for each in parts])
-        if alike(made):
-            return class_tracks(made, mesh, world)
+    for padded in _orders([rank for ranks in samples for rank in ranks]):
+        parts = [
+            [apart(rank.steps, rank.leaf_types(), mesh, rank.place if padded else None) for rank in ranks]
+            for ranks in samples
+        ]
+        is_one = all(met == each[0][1] for each in parts for _, met in each)
+        if is_one and classes_agree(boxes, [each[0][1] for each in parts], mesh):
+            made = live([[steps for steps, _ in each] for each in parts])
+            if alike(made):
+                return class_tracks(made, mesh, world)
     return class_tracks(live([[rank.steps for rank in ranks] for ranks in samples]), mesh, world)
+
+
+def _orders(ranks: Sequence[TracedRank]) -> tuple[bool, bool]:
+    """Whether to look for padding first, when flat memory is taken apart: if shards are of several sizes."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for rank in ranks:
+        for label, part in rank.standing.items():
+            if label not in rank.captured.inputs:
+                shapes.setdefault(label, set()).add(part.shape)
+    is_uneven = any(len(found) > 1 for found in shapes.values())
+    return is_uneven, not is_uneven
 
 
 def _lack(ranks: Sequence[TracedRank]) -> None:

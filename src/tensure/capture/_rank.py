@@ -20,6 +20,7 @@ from tensure.program import Name, Op, Ref, TensorType
 
 from ._collectives import Collectives
 from ._coordinate import Reads
+from ._generators import Generators, counted_draws, own_generators
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._microbatch import MICROBATCH, Microbatch, checked_count
 from ._model import Captured
@@ -81,14 +82,16 @@ class TracedRank:
         self.mesh = dict(self.world)
         self.place = dict(zip(self.world, ranks.place(self.rank), strict=True))
         watch = nullcontext() if self.reads is None else watched(self.reads, ranks)
-        with fake_rank(self.world, self.rank) as mesh, watch:
-            net, inputs = built(model)
+        generators = Generators()
+        with own_generators(generators), fake_rank(self.world, self.rank) as mesh, watch:
+            with counted_draws(generators):
+                net, inputs = built(model)
             whole = dict(leaves(net))
             for label, tensor in whole.items():
                 self.tape.add(tensor, Ref(Name(label + _WHOLE)))
                 if label in self.captured.shapes:
                     self.claims[label + _WHOLE] = (label, whole_part(self.captured.shapes[label]))
-            building = Tracer(self.tape, Sources(net), ranks, building=True)
+            building = Tracer(self.tape, Sources(net), ranks, generators, building=True)
             with their_errors("the parallel function"), building:
                 found = parallel(net, mesh)
             given = as_step(found, net)
@@ -102,7 +105,9 @@ class TracedRank:
             begun = len(self.tape.steps)
             sources = Sources(module)
             step = f"the step of rank {self.rank}"
-            tracer = Tracer(self.tape, sources, ranks)
+            tracer = Tracer(self.tape, sources, ranks, generators)
+            if given.microbatch is not None:
+                generators.refusal = "a step that loops over its micro-batches itself"
             with their_errors(step), sources.watching():
                 if given.microbatch is None:
                     with tracer:
@@ -192,34 +197,16 @@ class TracedRank:
             is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
             if label in whole or (self.tape.knows(local) and not is_trained):
                 return  # nothing on the single device depends on it
-            raise InputError(
-                f"parameter {label} of the parallel module",
-                wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
-                next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
-            )
-        if isinstance(tensor, DTensor):
-            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-            found = self._part(shape, placements, f"parameter {label}")
-        elif label in given.parameters:
-            found = self._part(shape, given.parameters[label], f"parameter {label}")
-        elif self.tape.knows(local) and not self.tape.is_drawn(local):
+            raise self._stranger(label)
+        found = self._said(label, tensor, shape, given)
+        if found is None and self.tape.knows(local) and not self.tape.is_drawn(local):
             cut = self._cut(local, label, shape)
             if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)
             if cut is not None:
                 self.standing[label] = cut
             return
-        elif tuple(tensor.shape) == shape:
-            found = whole_part(shape)
-        else:
-            raise InputError(
-                f"parameter {label} of shape {list(tensor.shape)} where the single device has {list(shape)}",
-                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
-            )
-        if found.shape != tuple(local.shape):
-            raise InputError(
-                f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
-            )
+        found = self._fitting(label, local, shape, found)
         if label in given.parameters and self._of_model(local):
             self._claim(label, local, found)  # made of the model's own before our eyes: to be shown
         self.claims[label] = (label, found)
@@ -228,6 +215,38 @@ class TracedRank:
             self.tape.write(local, Ref(Name(label)), ())
         else:
             self.tape.add(local, Ref(Name(label)))
+
+    def _stranger(self, label: str) -> InputError:
+        return InputError(
+            f"parameter {label} of the parallel module",
+            wanted=f"names of the single device's: {', '.join(list(self.captured.shapes)[:8])}, ...",
+            next_step="Name the module whose parameters are meant in ParallelStep(module=...).",
+        )
+
+    def _said(
+        self, label: str, tensor: torch.Tensor, shape: Sequence[int], given: ParallelStep
+    ) -> Part | None:
+        """Where a parameter stands by its own placements, or by those given for it."""
+        if isinstance(tensor, DTensor):
+            placements = dict(zip(axes_of(tensor), tensor.placements, strict=True))
+            return self._part(shape, placements, f"parameter {label}")
+        if label in given.parameters:
+            return self._part(shape, given.parameters[label], f"parameter {label}")
+        return None
+
+    def _fitting(self, label: str, local: torch.Tensor, shape: Sequence[int], said: Part | None) -> Part:
+        """The same, whole where nothing is said; it must fit the local tensor."""
+        found = whole_part(shape) if said is None else said
+        if found.shape != tuple(local.shape):
+            if said is not None:
+                raise InputError(
+                    f"parameter {label} of shape {list(local.shape)}", wanted=f"{list(found.shape)} as placed"
+                )
+            raise InputError(
+                f"parameter {label} of shape {list(local.shape)} where the single device has {list(shape)}",
+                wanted="a DTensor, a slice of the whole one, or ParallelStep(parameters=...)",
+            )
+        return found
 
     def _of_model(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was made of the model's parameters and buffers, and of no random numbers."""
@@ -296,7 +315,7 @@ class TracedRank:
             said, standing = given.gradients.get(label), self.standing.get(label)
             plain = said is None and not isinstance(tensor, DTensor)
             if plain and standing is not None and standing.shape == tuple(tensor.shape):
-                self._claim(f"grad.{label}", tensor, standing)
+                self._claim(f"grad.{label}", self._own(tensor), standing)
             else:
                 self._output(f"grad.{label}", tensor, said)
 
@@ -325,13 +344,17 @@ class TracedRank:
         if isinstance(tensor, DTensor) and said is None:
             said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
         found = self._part(self.captured.shapes[label], said, label)
-        local = local_of(tensor)
+        local = self._own(tensor)
         if found.shape != tuple(local.shape):
             raise InputError(
                 f"{label} of shape {list(local.shape)}",
                 wanted=f"{list(found.shape)}, as placed; ParallelStep(outputs=..., gradients=...) place it",
             )
         self._claim(label, local, found)
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part, as the tape knows it."""
+        return local_of(tensor)
 
     def _claim(self, label: str, local: torch.Tensor, found: Part) -> None:
         self.tape.steps.append(Op("copy", (self.tape.read(local, ()),), (Name(label),)))

@@ -19,7 +19,7 @@ from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import COLLECTIVES, AtenCall, Attrs, Name, Op, Ref, translate
 
-__all__ = ["ALIASES", "DRAWN", "Tape", "View"]
+__all__ = ["ALIASES", "BEFORE", "DRAWN", "Tape", "View"]
 
 ALIASES: Final = frozenset({"alias", "detach", "lift_fresh", "view_as", "_conj_physical", "positive"})
 """Views that are the tensor itself."""
@@ -30,6 +30,9 @@ _UNSET: Final = float("nan")
 
 DRAWN: Final = "drawn"
 """What values of random numbers are called."""
+
+BEFORE: Final = "before"
+"""What contents are called that a live process had before the step, and that nobody placed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Tape:
     _there: dict[_Memory, _Seen] = field(default_factory=dict[_Memory, _Seen])
     _names: dict[str, int] = field(default_factory=dict[str, int])
     _makers: dict[Name, Op] = field(default_factory=dict[Name, Op])
+    _likes: dict[Name, Ref] = field(default_factory=dict[Name, Ref])
     meeting: str = "met"
     """What results of collectives are called; those of another name take turns of their own."""
     aside: str = ""
@@ -237,14 +241,19 @@ class Tape:
 
     def draw(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor that holds random numbers from now on, to be replaced by what is placed in its stead."""
-        name, shape, dtype = self.fresh(DRAWN), tuple(tensor.shape), dtype_word(tensor.dtype)
+        value = self.unknown(DRAWN, tensor, note)
+        if self.knows(tensor):
+            self.write(tensor, value, note)
+        else:
+            self.add(tensor, value)
+
+    def unknown(self, word: str, tensor: torch.Tensor, note: Attrs) -> Ref:
+        """A value for a tensor of which nothing is known; `word` says why, and who reads it is told."""
+        name, shape, dtype = self.fresh(word), tuple(tensor.shape), dtype_word(tensor.dtype)
         fill: Any = _UNSET if dtype[0] in "fb" and dtype != "bool" else False if dtype == "bool" else 0
         attrs = (("dtype", dtype), ("fill_value", fill), ("size", shape))
         self.steps.append(Op("full", (), (name,), attrs, note))
-        if self.knows(tensor):
-            self.write(tensor, Ref(name), note)
-        else:
-            self.add(tensor, Ref(name))
+        return Ref(name)
 
     def is_drawn(self, tensor: torch.Tensor) -> bool:
         """Whether its value follows from random numbers."""
@@ -281,6 +290,16 @@ class Tape:
         fill: Any = _UNSET if dtype[0] in "fb" else 255 if dtype == "u8" else -1
         fill = False if dtype == "bool" else fill
         self.add(tensor, self.step("full", (), note, size=shape, fill_value=fill, dtype=dtype))
+
+    def liken(self, tensor: torch.Tensor, other: torch.Tensor, note: Attrs) -> None:
+        """A tensor that was made with a place for each element of another; it holds nothing of its own."""
+        if self.knows(other):
+            self._likes[self.read(tensor, note).name] = self.likeness(other, note)
+
+    def likeness(self, tensor: torch.Tensor, note: Attrs) -> Ref:
+        """The value whose elements a tensor has places for."""
+        value = self.read(tensor, note)
+        return self._likes.get(value.name, value)
 
     def _known(self, tensor: torch.Tensor) -> _Seen:
         seen = self._found(tensor)

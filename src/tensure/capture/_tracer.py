@@ -1,7 +1,7 @@
 """See every ATen call of one rank's step, below autograd and distributed tensors, and put it on the tape.
 
-Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value (there
-are none here) or on a random number is refused.
+Calls that no listed op does are taken apart by torch's own decompositions. What depends on a value is
+refused: there are none here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensure.errors import UnsupportedError
 from tensure.host import dtype_word
-from tensure.program import Attrs, Ref, translates
+from tensure.program import Attrs, translates
 
 from ._apart import CUSTOM, decompositions, put_by_mask
 from ._collectives import Collectives
+from ._generators import Generators
 from ._group_calls import call_group
+from ._literal import written_down
+from ._random import drawn
+from ._shadows import Shadows
 from ._sources import Sources, asked_by_distributed
 from ._tape import ALIASES, Tape, View
 
@@ -37,6 +41,8 @@ _WRAPPERS: Final = (DTensor, AsyncCollectiveTensor)
 _UNSET: Final = frozenset(
     {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "empty_permuted"}
 )
+_LIKE: Final = frozenset({"empty_like", "zeros_like", "ones_like", "full_like"})
+"""Makes memory for each element of another tensor."""
 _KNOWN: Final = _UNSET | {"as_strided"}
 _SILENT: Final = frozenset({"prim::device", "aten::_assert_async", "aten::_assert_scalar", "aten::sym_size"})
 _FILLS: Final = {"zero": 0, "fill": None}
@@ -49,14 +55,24 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape: where the steps go.
         sources: says where a call comes from.
         collectives: what a call among ranks is; None where there is one device.
-        building: modules are being made, so random numbers may be drawn for parameters.
+        generators: where random numbers come from.
+        building: modules are being made: random numbers are drawn for parameters, and told apart by nothing.
+        shadows: in a live process, what stands for tensors that have bytes.
     """
 
     def __init__(
-        self, tape: Tape, sources: Sources, collectives: Collectives | None, *, building: bool = False
+        self,
+        tape: Tape,
+        sources: Sources,
+        collectives: Collectives | None,
+        generators: Generators,
+        *,
+        building: bool = False,
+        shadows: Shadows | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.sources, self.collectives, self.building = tape, sources, collectives, building
+        self.generators, self.shadows = generators, shadows
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -73,11 +89,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         namespace, _, word = name.partition("::")
         if name in _SILENT or namespace == "profiler":
             return func(*args, **given)
-        if _is_real(args, given) and asked_by_distributed():
+        if self._is_aside(args, given):
             with torch._subclasses.fake_tensor.unset_fake_temporarily():
                 return func(*args, **given)  # the numbers of a mesh, say: no part of the step
         note = self.sources.note()
         try:
+            if self.shadows is not None:
+                args, given = self.shadows.of_call(func, args, given, note)
             if name in CUSTOM:
                 with self:
                     return CUSTOM[name](*args, **given)
@@ -99,6 +117,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"op {name}: {error}", place=_place(note), wanted="an op that torch can trace without values"
             ) from None
 
+    def _is_aside(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether torch.distributed computes with numbers of its own."""
+        tensors = _real(args, kwargs)
+        if self.shadows is not None and any(
+            item.is_floating_point() or self.shadows.knows(item) for item in tensors
+        ):
+            return False
+        return bool(tensors) and asked_by_distributed()
+
     def _aten(self, func: Any, word: str, args: tuple[Any, ...], kwargs: dict[str, Any], note: Attrs) -> Any:
         schema = func._schema
         is_random = torch.Tag.nondeterministic_seeded in func.tags and not _is_quiet(word, args, kwargs)
@@ -106,11 +133,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
             for item in result if isinstance(result, (tuple, list)) else (result,):
                 self.tape.draw(item, note)
+                self.generators.take(word, item.numel(), kwargs.get("generator"))
             return result
         if is_random:
-            raise UnsupportedError(
-                f"aten.{word} draws random numbers", wanted="a step without dropout or noise"
-            )
+            return drawn(self, func, args, kwargs, note)
         if word == "_local_scalar_dense":
             raise UnsupportedError(
                 "the step reads a value (item)", wanted="a step whose course does not depend on values"
@@ -151,6 +177,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
         if word in _UNSET:
             tape.unset(result, note)
+            if word in _LIKE:
+                tape.liken(result, bound["self"], note)
             return
         if word == "as_strided":
             tape.add_window(result, bound["self"], note)
@@ -167,7 +195,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         viewed = None if writes else _viewed(schema, bound, result)
         if viewed is not None and plain in ALIASES:
             if not tape.knows(viewed) and not isinstance(viewed, FakeTensor):
-                tape.add(viewed, self._constant(viewed, note))
+                tape.add(viewed, written_down(self.tape, viewed, note))
             tape.add_view(result, viewed, None, tape.read(viewed, note))
             return
         given = {key: self._argument(value, note) for key, value in bound.items()}
@@ -205,6 +233,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             for tensor, value in zip(tensors, made, strict=True):
                 tape.add(tensor, value)
+            if word in _LIKE:
+                tape.liken(result, bound["self"], note)
 
     def _foreach(
         self, func: Any, plain: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
@@ -241,7 +271,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _argument(self, value: Any, note: Attrs) -> Any:
         if isinstance(value, torch.Tensor):
             if not self.tape.knows(value) and not isinstance(value, FakeTensor):
-                self.tape.add(value, self._constant(value, note))
+                self.tape.add(value, written_down(self.tape, value, note))
             return self.tape.read(value, note)
         if isinstance(value, (list, tuple)):
             return tuple(self._argument(item, note) for item in value)
@@ -253,30 +283,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return value
         raise UnsupportedError(f"an argument of type {type(value).__name__}", wanted="tensors and numbers")
 
-    def _constant(self, tensor: torch.Tensor, note: Attrs) -> Ref:
-        """A small tensor with known values that the code itself wrote down."""
-        shape, dtype = tuple(tensor.shape), dtype_word(tensor.dtype)
-        with torch._subclasses.fake_tensor.unset_fake_temporarily(), _nothing_on():
-            values = tensor.reshape(-1).tolist()
-        if len(values) > 4096:
-            raise UnsupportedError(
-                f"a constant of {len(values)} elements", wanted="a parameter, a buffer or an input"
-            )
-        if len(set(map(repr, values))) == 1:
-            return self.tape.step("full", (), note, size=shape, fill_value=values[0], dtype=dtype)
-        parts = tuple(
-            self.tape.step("full", (), note, size=(1,), fill_value=value, dtype=dtype) for value in values
-        )
-        flat = self.tape.step("cat", parts, note)
-        return self.tape.step("view", (flat,), note, size=shape) if len(shape) != 1 else flat
 
-
-def _is_real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the call is about tensors that have bytes, which were there before."""
+def _real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors of a call that is about none but those that have bytes, which were there before."""
     tensors = [
         item for item in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)
     ]
-    return bool(tensors) and not any(isinstance(item, (FakeTensor, *_WRAPPERS)) for item in tensors)
+    return [] if any(isinstance(item, (FakeTensor, *_WRAPPERS)) for item in tensors) else tensors
 
 
 def _viewed(schema: Any, bound: Mapping[str, Any], result: Any) -> torch.Tensor | None:
@@ -301,10 +314,6 @@ def _is_quiet(word: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bo
 
 def _has_mask(indices: Any) -> bool:
     return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in indices)
-
-
-def _nothing_on() -> Any:
-    return torch.utils._python_dispatch._disable_current_modes()
 
 
 def _place(note: Attrs) -> str:

@@ -27,7 +27,7 @@ from tensure.errors import InputError
 from ._ddp import bucketed_reductions
 from ._pipelining import static_stages
 
-__all__ = ["MAX_WORLD", "fake_rank", "no_bytes"]
+__all__ = ["MAX_WORLD", "fake_rank", "live_rank", "no_bytes"]
 
 MAX_WORLD: Final = 1 << 16
 _WORLDS: Final = itertools.count(-1, -1)  # no thread has such a number
@@ -82,6 +82,13 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
     finally:
         dist.destroy_process_group()
         sys.excepthook = hook
+
+
+@contextmanager
+def live_rank() -> Iterator[None]:
+    """This process as the rank that it is, with tensors made here that have no bytes."""
+    with _real_meshes(), bucketed_reductions(), static_stages(), no_bytes():
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,7 +16,7 @@ from ._options import Json, Quiet, Verbose, help_text
 from ._talk import Talk
 
 if TYPE_CHECKING:
-    from tensure.bundle import Verdict
+    from tensure.bundle import Replay, Verdict
     from tensure.proving import TensorVerdict
 
 PROVE_EXAMPLES = (
@@ -25,19 +26,22 @@ PROVE_EXAMPLES = (
     "tensure prove --model train:model --parallel train:pipeline --mesh pp=2 --microbatches 2 --keep proof",
     "tensure prove --model train:model --parallel train:tensor_parallel --mesh tp=2 --small train:tiny",
 )
+SCRIPT_EXAMPLES = ("tensure prove --script 'train.py --steps 10' --nproc 2",)
 NAMED_EXAMPLES = ("tensure prove llama3-8b@dp2-tp4", "tensure prove llama3-405b@dp64-tp8-pp16-mb16")
 PROVE_HELP = help_text(
     "Prove that a plan computes its program, or that a parallel PyTorch step computes what its model says: "
     "one verdict on values, one on storage.",
-    (*PROVE_EXAMPLES, *NAMED_EXAMPLES),
+    (*PROVE_EXAMPLES, *SCRIPT_EXAMPLES, *NAMED_EXAMPLES),
     "--model names a function that returns a module and its example inputs, --parallel one that is given "
     "the module and the mesh and makes it parallel; both run here, on a process group that does not exist. "
+    "--script runs a script under torchrun as far as its call of tensure.prove_step, and shows that proof. "
     "--small names one that returns the same module with smaller sizes: what is unknown of a model too "
     "large to run is tried there, where a fault can be shown. "
     "NAME@dpA-tpB-ppC-mbD stands for both: a public model, replicas, tensor-parallel ranks, stages and "
     "micro-batches of a replica. Of over 256 ranks, up to 65,536, those that do the same are taken together. "
     "Exit code 0 when both are proved, 1 when one is refuted (with rank, tensor, index and step), 3 when "
-    "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine.",
+    "undecided; probable counts as undecided unless --accept-probable says how much doubt is fine. A refuted "
+    "step of up to 16 ranks is run for real as well, which says whether it is confirmed.",
 )
 CHECK_EXAMPLES = ("tensure check rows.certificate --plan rows.plan.txt --program net.program.txt",)
 CHECK_HELP = help_text(
@@ -49,7 +53,8 @@ CheckedProgram = Annotated[
     str, typer.Option("--program", metavar="FILE", help="The program's text (.txt), or a model.")
 ]
 WANTED: Final = (
-    "PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,..., or NAME@dpA-tpB-ppC-mbD"
+    "PLAN --program FILE, or --model PKG:FN --parallel PKG:FN --mesh AXIS=N,..., or --script 'FILE ARGS' "
+    "--nproc N, or NAME@dpA-tpB-ppC-mbD"
 )
 NO: Final = {"refuted": 1, "unknown": 3, "proved": 0}
 
@@ -76,6 +81,14 @@ def prove_command(
         int | None,
         typer.Option("--microbatches", min=1, metavar="N", help="Handed to the parallel function."),
     ] = None,
+    script: Annotated[
+        str | None,
+        typer.Option("--script", metavar="'FILE ARGS'", help="A script that calls tensure.prove_step."),
+    ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option("--nproc", min=1, max=256, metavar="N", help="Its processes, on this machine."),
+    ] = None,
     small: Annotated[
         str | None,
         typer.Option("--small", metavar="PKG:FN", help="The model with smaller sizes, to show a fault on."),
@@ -91,6 +104,13 @@ def prove_command(
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with every output's verdict.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes; the verdict is the same.")] = 1,
+    replay: Annotated[
+        bool | None,
+        typer.Option(
+            "--replay/--no-replay",
+            help="Run the step itself too, or not; else where it is refuted.",
+        ),
+    ] = None,
     accept_probable: Annotated[
         float | None, typer.Option(metavar="1E-N", help="Count `probable` up to this error bound as yes.")
     ] = None,
@@ -116,15 +136,19 @@ def prove_command(
     ]:
         check_target(target, force=force)
     is_step = any(option is not None for option in (model, parallel, mesh, microbatches, small))
-    if plan is not None and program is not None:
+    if script is not None or nproc is not None:
+        if script is None or nproc is None or is_step or replay or plan is not None or program is not None:
+            raise InputError("--script and --nproc with something else, or one alone", wanted=WANTED)
+        result = api.prove_script(_words(script), nproc)
+    elif plan is not None and program is not None:
         if is_step or keep:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
-        result = api.prove(plan, program, jobs=jobs)
+        result = api.prove(plan, program, jobs=jobs, replay=replay)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
         with talk.progress("tracing ranks") as progress:
-            result = api.prove(plan, jobs=jobs, progress=progress)
+            result = api.prove(plan, jobs=jobs, replay=replay, progress=progress)
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
         raise InputError("nothing to prove", wanted=WANTED)
     else:
@@ -136,6 +160,7 @@ def prove_command(
                 microbatches=microbatches,
                 small=small,
                 jobs=jobs,
+                replay=replay,
                 progress=progress,
             )
     proof = result.proof
@@ -160,12 +185,15 @@ def prove_command(
             "file": file,
             "classes": [{"ranks": ranks, "reason": reason} for ranks, reason in result.classes],
             "tensors": [dataclasses.asdict(tensor) for tensor in result.tensors],
+            "replay": None if result.replay is None else _replayed(result.replay, proof.values.status),
             "kept": [str(target) for target in targets],
             "html": None if html is None else str(html),
         },
     )
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
+    if result.replay is not None:
+        talk.data(f"replay: {result.replay.words(proof.values.status)}")
     _say_tensors(talk, result.tensors)
     for ranks, reason in result.classes:
         talk.detail(f"  {ranks}: {reason}")
@@ -175,8 +203,15 @@ def prove_command(
         talk.say(f"certificate written to {file}")
     for target in targets:
         talk.say(f"written: {target}")
+    if result.replay is not None and result.replay.status == "differs" and proof.values.status == "proved":
+        talk.error("proof and replay contradict each other: one of them is wrong, please report it")
+        return 4
     codes = [_code(verdict, accept_probable) for verdict in verdicts.values()]
     return 1 if 1 in codes else max(codes)
+
+
+def _replayed(replay: Replay, verdict: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(replay), "confirms": replay.confirms(verdict)}
 
 
 def _say_tensors(talk: Talk, tensors: Sequence[TensorVerdict]) -> None:
@@ -202,6 +237,14 @@ def _mesh(text: str) -> dict[str, int]:
             raise InputError(f"--mesh {text}", wanted="axes with their sizes, such as dp=2,tp=4")
         found[name] = int(size)
     return found
+
+
+def _words(script: str) -> list[str]:
+    """A script and its arguments, as a shell takes them apart."""
+    try:
+        return shlex.split(script)
+    except ValueError as error:
+        raise InputError(f"--script {script}: {error}", wanted="a file and its arguments") from None
 
 
 def check_command(
@@ -244,6 +287,8 @@ def _why(verdict: Verdict) -> str:
     if example is not None:
         index = ", ".join(map(str, example.index))
         source = f" ({example.source})" if example.source else ""
+        if not example.claim:  # a hang is no wrong value
+            return f"\n  {example.rank}: {example.step}{source}"
         found = f"{example.rank}: {example.local} is not {example.claim} at [{index}]"
         return f"\n  {found}\n  {example.step}{source}"
     if verdict.error is not None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tensure.errors import EvaluationError
+from tensure.program import evaluate_op
 
 from ._dtypes import TORCH_DTYPES
 
@@ -35,6 +36,19 @@ def add_n(*tensors: Tensor) -> Tensor:
     for item in tensors[1:]:
         total = total + item.to(wide)
     return total.to(dtype) if len(tensors) > 1 else tensors[0].clone()
+
+
+def draw(
+    _like: Tensor | None, law: str, seed: int, start: int, size: Ints, extent: int, offset: int, after: str,
+    dtype: str,
+) -> Tensor:  # fmt: skip
+    """The very numbers that the op table's semantics draw: they say nothing but where they come from."""
+    given = {
+        "law": law, "seed": seed, "start": start, "size": tuple(size), "extent": extent, "offset": offset,
+        "after": after, "dtype": dtype,
+    }  # fmt: skip
+    (found,) = evaluate_op("draw", [None], given)
+    return torch.from_numpy(found)
 
 
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
@@ -311,6 +325,7 @@ def integer_avg_pool2d(
 OWN_OPS: Final[dict[str, Callable[..., Any]]] = {
     "copy": copy,
     "add_n": add_n,
+    "draw": draw,
     "quantize": quantize,
     "dequantize": dequantize,
     "integer_linear": integer_linear,

@@ -70,6 +70,8 @@ def check_certificate(certificate: bytes, plan: Plan, program: Program) -> Check
     span = "; ".join(f"{key}: {_span(program, key, n)}" for key, n in covered.items())
     if any(item.targets for item in given):
         span += "; given that no target of a loss is the class it ignores"
+    if any(walk.values.draws for walk in walks):
+        span += "; given that a part of a draw of random numbers is as good as a draw of that part"
     return CheckReport(True, "", count, span)
 
 

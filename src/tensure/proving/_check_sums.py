@@ -128,6 +128,8 @@ class CheckSums:
             return True
         if one and other and size(one[0][2]) != size(other[0][2]):
             return False  # zeros of another shape
+        if one and other and any(isinstance(n, int) and n == 0 for n in size(one[0][2])):
+            return True  # there is no element in which they could differ
         key = of_one_part(one, other)
         if key is None:
             return self._cancel(one, other) or self._cancel(self.opened(one), self.opened(other))

@@ -18,6 +18,7 @@ from ._check_cells import rel_at
 from ._check_combined import CheckCombined
 from ._check_conditional import range_of
 from ._check_constants import are_targets, constant, index_of, targets_of
+from ._check_draws import CheckDraws
 from ._check_linear import every, single, value
 from ._check_moves import MOVES
 from ._check_ops import FLOATS, clean, dtype_of, repeats, shapes_of
@@ -45,6 +46,7 @@ class CheckValues(CheckCombined):
         self.targets = targets
         super().__init__()
         self.names: dict[str, Rel] = {}
+        self.draws = CheckDraws()
         self._keys: dict[Any, int] = {}
         self._instances: dict[Any, Term] = {}
         self._program, self._entry, self._env = program, entry, env
@@ -59,6 +61,14 @@ class CheckValues(CheckCombined):
             node = self._put(Def("leaf", {"name": label}, (), 0, want.shape, want.dtype))
             self.names[label] = ((ONE, node, whole(want.shape), None),)
         for step in expand(self._program.blocks, self._program.entry(self._entry).body, self._env):
+            if step.op == "draw":  # numbers from one place of one generator are one value
+                place = repr(sorted(step.attrs))
+                shape: Any = step.attr("size")
+                given = Def("leaf", {"draw": place}, (), 0, shape, str(step.attr("dtype") or "f32"))
+                node = self._put(given)
+                self.names[str(step.outs[0])] = ((ONE, node, whole(shape), None),)
+                self.draws.of_model(node, step)
+                continue
             operands = operands_of(step, self.named)
             found = (
                 range_of(self, operands[0], operands[1], step.attr("dim")) if step.op == "gather" else None

@@ -96,6 +96,7 @@ class Walk:
             same = all(want == total for *_, want in members)
             flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
+        self.values.draws.settle(self.cells)
         for label in self.due:
             shape = size(self._one(label)[2])
             need(covers(self.held.get(label, set()), shape), "{} is not covered", label)
@@ -133,6 +134,8 @@ class Walk:
             need(axes_in(rank.at) <= axes_in(ends), "{}: a send of several ranks to one", rank)
             need(self._unique(("message", address[0]), address[1]), "{}: a send that was there before", rank)
             (mail[address],) = self._operands(rank, step)
+        elif step.op == "draw":
+            self._make(rank, step.outs[0], partial(self.values.draws.stands, rank, step))
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
             steps = [other for member in group if (other := heads[member]) is not None]

@@ -49,7 +49,7 @@ class Collectives:
         whole = self._added(members) if kind == "sum" else self._extreme(kind, members)
         if whole is None:
             whole = self._logical.ghost((op, kind, tuple(item.terms for item in relations)), found)
-        whole = self._logical.resolve(whole)
+        whole = self._logical.resolve(self._logical.without_zeros(whole))
         if op == "all_reduce":
             return [whole] * len(members)
         dim = attrs["dim"] % rank
@@ -92,7 +92,7 @@ class Collectives:
         whole = sum_over(held.relation, boxes, self._logical.families)
         if whole is None:
             return None
-        whole = self._logical.resolve(whole)
+        whole = self._logical.resolve(self._logical.without_zeros(whole))
         if step.op == "all_reduce":
             return Held(found, whole)
         attrs: dict[str, Any] = dict(step.attrs)

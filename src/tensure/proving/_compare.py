@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from tensure.bundle import Placed, Plan, PlanMachine, Rank, sum_group
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
 from tensure.program import Arg, Cat, Name, Op, Program, Ref, TensorType, expand, leaves
+
+from ._index import Region, members
+
+Standing: TypeAlias = "Mapping[tuple[str, str], tuple[str, Region]]"
+"""By rank and local: a value of the Program's, and the part of it."""
 
 
 class Domain(Protocol):
@@ -55,6 +60,10 @@ class Domain(Protocol):
         """The first index where they differ."""
         ...
 
+    def turn(self) -> None:
+        """The Program has run; what comes now is the Plan."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
@@ -77,8 +86,18 @@ class Comparison:
     pinned: int
 
 
-def compare(plan: Plan, program: Program, entry: str, env: Mapping[str, int], domain: Domain) -> Comparison:
+def compare(
+    plan: Plan,
+    program: Program,
+    entry: str,
+    env: Mapping[str, int],
+    domain: Domain,
+    standing: Standing | None = None,
+) -> Comparison:
     """Draw values, run both, compare.
+
+    Args:
+        standing: by rank and local as they are printed, which random numbers of the Program's a rank's are.
 
     Raises:
         UnsupportedError, LimitError: the domain cannot run them.
@@ -91,7 +110,8 @@ def compare(plan: Plan, program: Program, entry: str, env: Mapping[str, int], do
         operands = [_read(domain, arg, lambda ref: logical[str(ref.name)]) for arg in step.args]
         for out, result in zip(step.outs, domain.run(step, operands), strict=True):
             logical[str(out)] = result
-    machine = _Both(plan, program, entry, env, logical, domain)
+    domain.turn()
+    machine = _Both(plan, program, entry, env, logical, domain, standing or {})
     error: TensureError | None = None
     try:
         machine.go()
@@ -115,9 +135,10 @@ class _Both(PlanMachine[Any]):
         env: Mapping[str, int],
         logical: Mapping[str, Any],
         domain: Domain,
+        standing: Standing,
     ) -> None:
         super().__init__(plan, program, entry, env)
-        self.logical, self.domain = logical, domain
+        self.logical, self.domain, self.standing = logical, domain, standing
         self.wrong: list[Wrong] = []
         self.pinned = 0
         self._count = 0
@@ -133,6 +154,20 @@ class _Both(PlanMachine[Any]):
     def run(self, step: Op, operands: list[Any]) -> list[Any]:
         self._step = step
         return self.domain.run(step, operands)
+
+    def compute(self, rank: Rank, step: Op) -> None:
+        if step.op != "draw":
+            super().compute(rank, step)
+            return
+        self._step = step
+        found = self.standing.get((str(rank), str(step.outs[0])))
+        if found is None:
+            raise UnsupportedError(f"{rank} draws random numbers that stand for none of the model's")
+        label, region = found
+        value = self.logical[label]
+        for dim, index in enumerate(region):
+            value = self.domain.take(value, dim, members(index))
+        self._make(rank, step, [value])
 
     def _check_call(self, rank: Rank, step: Op, operands: list[Any]) -> None:
         typed = [item if _plain(item) else TensorType(self.domain.shape(item), "f64") for item in operands]

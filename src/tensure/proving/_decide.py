@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from tensure.bundle import Counterexample, Plan, Verdict
 from tensure.errors import LimitError, RecordError, UnsupportedError
@@ -19,6 +20,22 @@ from ._replay import replay
 from ._tensors import claimed_base
 from ._walks import MAX_RANKS, SEEDS, Unit
 
+METHOD: Final = "places of random numbers"
+
+
+def mixed_up(unit: Unit) -> Verdict | None:
+    """That random numbers are not what they stand for; it is certain if nothing was in doubt before."""
+    found = unit.mixed
+    if found is None:
+        return None
+    if found.certain and not (unit.doubts and unit.doubts[0].order < found.doubt.order):
+        return Verdict(
+            "refuted", METHOD, counterexample=_stuck(found.doubt, at_params(unit), confirmed=False)
+        )
+    at = f" at {found.doubt.source}" if found.doubt.source else ""
+    where = f"{found.doubt.rank}: {found.doubt.local}: " if found.doubt.rank else ""
+    return Verdict("unknown", METHOD, reason=f"{where}{found.doubt.why}{at}")
+
 
 def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[str]) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
@@ -28,7 +45,7 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
         return _decided_in_part(plan, unit, at, wrong)
     for seed in SEEDS:
         try:
-            seen = replay(plan, program, unit.entry, unit.params, seed)
+            seen = replay(plan, program, unit.entry, unit.params, seed, unit.standing)
         except (LimitError, UnsupportedError, RecordError) as failed:
             return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; no replay: {failed}")
         if seen is None:
@@ -84,7 +101,9 @@ def _field(plan: Plan, program: Program, unit: Unit, accept: float, doubt: str) 
     domain = Field(1)
     try:
         env = bind_entry(program, unit.entry, unit.params)
-        seen = compare(plan, program, unit.entry, env, domain)
+        if unit.standing is None:
+            raise UnsupportedError("random numbers of which nobody knows what they stand for")
+        seen = compare(plan, program, unit.entry, env, domain, unit.standing)
     except (UnsupportedError, LimitError, RecordError) as failed:
         return Verdict("unknown", "field", reason=f"{doubt}; a replay shows no difference; {failed}")
     if seen.wrong or seen.error is not None or seen.pinned:

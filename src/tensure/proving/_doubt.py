@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from tensure.program import Op, where
+
+STRANGE: Final = "numbers that the model draws"
+"""What is claimed of random numbers; in doubt where they stand for none of the model's."""
 
 
 @dataclass(frozen=True, slots=True)

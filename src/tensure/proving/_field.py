@@ -56,6 +56,7 @@ class Field:
     def __init__(self, seed: int) -> None:
         self.key = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=32).digest()
         self.degree, self.oracles, self.compared, self.products = 1, 0, 0, 0
+        self._poles, self._turned = set[int](), False
 
     @property
     def error(self) -> float:
@@ -142,7 +143,7 @@ class Field:
             if op == "div":
                 if given["rounding_mode"] is not None:
                     return [self.oracle(op, given, operands)]
-                values[1] = self.inverse(values[1])
+                values[1] = self.quotient(values[1])
             alpha = _element(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
             return [F(made, _combined(op, operands))]
@@ -300,6 +301,23 @@ class Field:
             self._hash(b"is", (at - row) % P) for at in array.reshape(-1).tolist() for row in range(count)
         ]
         return _objects(made, (*array.shape, count))
+
+    def turn(self) -> None:
+        self._turned = True
+
+    def quotient(self, value: Any) -> Any:
+        """One over each element, which may be zero: a Plan may only divide by what the Program divides by.
+
+        Raises:
+            UnsupportedError: one of them is zero, or the Program does not divide by it.
+        """
+        if isinstance(value, np.ndarray):
+            items = {min(item, P - item) for item in value.reshape(-1).tolist()}
+            if not self._turned:
+                self._poles |= items
+            elif not items <= self._poles:
+                raise UnsupportedError("a division by what the program does not divide by, in the field")
+        return self.inverse(value)
 
     def inverse(self, value: Any) -> Any:
         """One over each element.

@@ -108,7 +108,7 @@ def _loss(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     total = np.asarray(counts.sum(), dtype=object)
     summed = np.asarray(loss.sum(), dtype=object)
     if given["reduction"] == 1:
-        summed = summed * field.inverse(total)
+        summed = summed * field.quotient(total)
     sums, totals = each.added(max(loss.size, 1)), degree.added(max(counts.size, 1))
     return [(summed, sums.times(totals.inverse()) if given["reduction"] == 1 else sums), (total, totals)]
 
@@ -116,7 +116,7 @@ def _loss(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
 def _loss_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, x, target, weight, total = operands
     counts, degree = _weights(field, given, target, weight, x.array.shape[-1])
-    by = grad.array * field.inverse(total.array) if given["reduction"] == 1 else grad.array
+    by = grad.array * field.quotient(total.array) if given["reduction"] == 1 else grad.array
     by = np.asarray(by, dtype=object)
     made = -counts * (by[..., None] if by.ndim else by)
     each = degree.times(grad.degree)

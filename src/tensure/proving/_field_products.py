@@ -106,12 +106,12 @@ def _pow(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     count = abs(int(exponent))
     made = math.prod([x.array] * (count - 1), start=x.array)
     degree = x.degree.power(count)
-    return (field.inverse(made), degree.inverse()) if exponent < 0 else (made, degree)
+    return (field.quotient(made), degree.inverse()) if exponent < 0 else (made, degree)
 
 
 def _reciprocal(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     (x,) = operands
-    return field.inverse(x.array), x.degree.inverse()
+    return field.quotient(x.array), x.degree.inverse()
 
 
 def _addcmul(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
@@ -124,7 +124,7 @@ def _addcdiv(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
     by = field.element(rational(given["value"]))
     degree = x.degree.plus(one.degree.times(other.degree.inverse()))
-    return x.array + by * one.array * field.inverse(other.array), degree
+    return x.array + by * one.array * field.quotient(other.array), degree
 
 
 def _added_product(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:

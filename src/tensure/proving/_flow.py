@@ -22,6 +22,7 @@ from ._cells import Cells
 from ._cone import Asked, Trail
 from ._coverage import StatePart
 from ._doubt import Doubt
+from ._draws import Draws
 from ._logical import Logical
 from ._machine import Relations
 from ._relation import Relation
@@ -46,6 +47,7 @@ class Flow:
         suspects: for doubts, by rank and local as they are printed, the first step that went astray.
         asked: the claims in doubt, for a replay.
         trail: how locals came to be.
+        draws: the random numbers of ranks.
     """
 
     logical: Logical
@@ -60,6 +62,7 @@ class Flow:
     suspects: Mapping[tuple[str, str], Suspect]
     asked: Sequence[Asked]
     trail: Trail
+    draws: Draws
 
 
 def flow(
@@ -116,4 +119,5 @@ def flow(
         suspects,
         machine.asked,
         machine,
+        machine.draws,
     )

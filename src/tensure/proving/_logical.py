@@ -203,7 +203,7 @@ class Logical(Matching):
                 return [
                     Held(t, self.resolve(s)) for t, s in zip(call.types, sums, strict=True) if s is not None
                 ]
-        terms = [self._single(item) for item in call.operands]
+        terms = [self.single(item) for item in call.operands]
         lookup = masked_lookup(self, call.step.op, terms)
         put = placed(self, call.step.op, call.given, terms, call.types[0].shape)
         if put is not None:
@@ -240,7 +240,7 @@ class Logical(Matching):
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:
         """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
-        terms = [self._single(item) for item in call.operands]
+        terms = [self.single(item) for item in call.operands]
         factor, core, limits = self._parted(call, terms)
         found = self._match(call, core)
         if limits or found is None or found[0] >= self.first_own or len(found[1]) != 1:
@@ -289,7 +289,7 @@ class Logical(Matching):
             and all_float(call, [at])
         )
 
-    def _single(self, operand: Operand) -> Term | Number:
+    def single(self, operand: Operand) -> Term | Number:
         """One term for an operand: sums become values, and what is none becomes a ghost."""
         if not isinstance(operand, Held):
             return operand

@@ -29,11 +29,13 @@ from ._claims import Claims
 from ._collectives import Collectives
 from ._cone import Asked
 from ._coverage import StatePart, parts_held, states
-from ._doubt import Doubt, step_words
+from ._doubt import STRANGE, Doubt, step_words
+from ._draws import Draws
 from ._index import covers, shape_of
 from ._instances import Instances
 from ._logical import Logical
-from ._relation import ONE, Relation, total
+from ._relation import ONE, Relation, Term, total
+from ._replay import constant_step
 from ._steps import Held, bound
 from ._suspects import Made, Suspect, suspect
 from ._values import NO_AXES
@@ -65,6 +67,7 @@ class Relations(PlanMachine[Held]):
         self._envs = {rank: super(Relations, self).env_of(rank) for rank in cells.ranks}
         self.claims = Claims(plan, logical, self._envs)
         self._collectives = Collectives(logical, cells, self.instances)
+        self.draws = Draws(logical, cells, self.claims.words)
         self.doubts: list[Doubt] = []
         self.current: dict[Rank, Op | None] = {}
         self._order: dict[tuple[Rank, Name], int] = {}
@@ -114,6 +117,8 @@ class Relations(PlanMachine[Held]):
             self._inferred[key] = types, bound(step, operands)
         types, given = self._inferred[key]
         try:
+            if step.op == "draw":
+                return [Held(types[0], self._drawn(step, operands[0], types[0]))]
             return self.logical.apply(step, operands, types, self._wanted, given)
         except Undecided:
             if not self._listed:
@@ -125,6 +130,24 @@ class Relations(PlanMachine[Held]):
         relation = self.logical.ghost(("step", len(self._order), len(self.logical.values)), found)
         self.logical.families[relation.terms[0].node] = self.cells.folded
         return Held(found, relation)
+
+    def _drawn(self, step: Op, like: Any, found: TensorType) -> Relation:
+        """Random numbers as the model's that they stand for, or as numbers of the rank's own."""
+        assert self._at is not None
+        rank, _ = self._at
+        term = self.logical.single(like) if isinstance(like, Held) else None
+        made = self.draws.place(
+            rank, step, term if isinstance(term, Term) else None, found.shape, len(self._order)
+        )
+        if made is not None:
+            return made
+        text, source = step_words(step)
+        what = "a shape alone" if like is None else self.claims.words(like.relation)
+        why = f"the model draws no such numbers for {what}"
+        name = str(step.outs[0])
+        doubt = Doubt(len(self._order), str(rank), name, STRANGE, text, source, why)
+        self._note(doubt, rank, step.outs[0])
+        return self.logical.ghost(("draw", str(rank), name), found)
 
     def meet(self, step: Op, members: list[Held]) -> list[Held]:
         attrs = dict(step.attrs)
@@ -172,6 +195,8 @@ class Relations(PlanMachine[Held]):
 
     def compute(self, rank: Rank, step: Op) -> None:
         self._at = (rank, step)
+        if step.op == "draw":  # what it is like tells where its numbers stand, and is not in them
+            self._reads[rank, step.outs[0]] = ()
         self._wanted = self._hint(rank, step)
         super().compute(rank, step)
 
@@ -236,7 +261,8 @@ class Relations(PlanMachine[Held]):
     # what a replay asks ------------------------------------------------------------------------------
 
     def made_by(self, rank: Rank, name: Name) -> Op | None:
-        return self._steps[self._order[rank, name]] if name in self.made[rank] else None
+        step = self._steps[self._order[rank, name]] if name in self.made[rank] else None
+        return None if step is None else constant_step(step)
 
     def sent_by(self, rank: Rank, name: Name) -> tuple[Rank, Op]:
         return self._sent[rank, name]
@@ -272,7 +298,8 @@ class Relations(PlanMachine[Held]):
         return found
 
     def _made_of(self, local: tuple[Rank, Name]) -> Made | None:
-        step = self.made_by(*local) if local in self._order else None
+        known = local in self._order and local[1] in self.made[local[0]]
+        step = self._steps[self._order[local]] if known else None
         return None if step is None else Made(self._order[local], step, tuple(self.reads_of(*local)))
 
     def _derived(self, local: tuple[Rank, Name]) -> Relation:

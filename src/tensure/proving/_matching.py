@@ -88,7 +88,7 @@ class Matching(Pieces):
                 parts.append(None)
                 shapes.append(None)
                 continue
-            places = self._within(term, operand[1])
+            places = self.within(term, operand[1])
             if places is None:
                 return None
             parts.append(places)
@@ -108,7 +108,7 @@ class Matching(Pieces):
             return None
         return derived
 
-    def _within(self, term: Term, outer: Region) -> Region | None:
+    def within(self, term: Term, outer: Region) -> Region | None:
         """Where the region a step reads stands in the one the value was made from."""
         free = self.values[term.node].free
         places: list[Index] = []

@@ -72,11 +72,18 @@ def viewed_whole(part: Region, shape: Shape, mine: Shape) -> Shape | None:
         return None
     sizes = list(mine)
     for before, after in groups(held, mine):
-        more, rest = divmod(math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]]))
-        if rest or (more > 1 and before[0] == before[1]) or (more > 1 and after[0] == after[1]):
+        count, own = math.prod(shape[before[0] : before[1]]), math.prod(held[before[0] : before[1]])
+        if count == own:
+            continue
+        if before[0] == before[1] or after[0] == after[1]:
             return None
-        if more > 1:
-            sizes[next((dim for dim in range(*after) if mine[dim] != 1), after[0])] *= more
+        long = [dim for dim in range(*after) if mine[dim] != 1] or [after[0]]
+        if len(long) == 1:  # all of them in a row, however unevenly cut
+            sizes[long[0]] = count
+        elif count % own:
+            return None
+        else:
+            sizes[long[0]] *= count // own
     return tuple(sizes)
 
 

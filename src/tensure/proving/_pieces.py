@@ -16,7 +16,7 @@ from ._index import Region, Shape, cut, joined, select, shape_of, whole_region
 from ._limit import held_itself, limited
 from ._movement import regrouped, slice_of, viewed_whole
 from ._padded import stretches, unpadded
-from ._relation import ONE, Relation, Term, narrowed
+from ._relation import ONE, Relation, Term, narrowed, total
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
 from ._sums import Sums
@@ -38,7 +38,7 @@ class Pieces(Sums):
             return first.relation
         if op == "permute" and given["dims"] == tuple(range(len(call.types[0].shape))):
             return first.relation
-        if op == "view" and (back := self._viewed_back(first, call.types[0])) is not None:
+        if op == "view" and (back := self._each_viewed_back(first, call.types[0])) is not None:
             return back
         if op == "slice" and first.type.shape:
             terms = [(term, slice_of(given, term.region)) for term in first.relation.terms]
@@ -223,6 +223,15 @@ class Pieces(Sums):
             parts.append(Held(TensorType(shape_of(inner.region), dtype), Relation((inner,))))
         merged = parts[0].relation if len(parts) == 1 else self.merge(parts, dim)
         return None if merged is None else merged.single
+
+    def _each_viewed_back(self, held: Held, found: TensorType) -> Relation | None:
+        """A view of a sum as the sum of what each of its terms is then; None where one is no such view."""
+        terms = held.relation.terms
+        seen = [self._viewed_back(Held(held.type, Relation((term,))), found) for term in terms]
+        if any(item is None or item.shape != found.shape for item in seen):
+            return None
+        summed = total((ONE, self.tidy(item)) for item in seen if item is not None)
+        return None if summed is None else summed
 
     def _viewed_back(self, held: Held, found: TensorType) -> Relation | None:
         """A view of a view, as what was viewed first or as a view of that."""

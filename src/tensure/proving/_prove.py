@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tensure.bundle import Counterexample, Plan, Proof, Verdict, plan_digest
+from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_digest
 from tensure.errors import LimitError, RecordError
 from tensure.program import (
     Program,
@@ -27,7 +27,7 @@ from tensure.program import (
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
-from ._decide import at_params, decided
+from ._decide import at_params, decided, mixed_up
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -49,6 +49,8 @@ class ProofResult:
     tensors: tuple[TensorVerdict, ...] = ()
     classes: tuple[tuple[str, str], ...] = ()
     """Which ranks each text of a captured Plan stands for, and why."""
+    replay: Replay | None = None
+    """What came of running the step itself, where whoever made the Plan has done so."""
 
 
 def prove_plan(
@@ -178,14 +180,17 @@ def _values(
     error = 0.0
     reason = ""
     for unit in units:
-        if not unit.doubts:
-            continue
-        verdict = decided(plan, program, unit, accept, wrong)
-        if verdict.status == "refuted":
-            return verdict, None
-        if verdict.status == "unknown":
-            reason = reason or verdict.reason
-        error += verdict.error or 0.0
+        mixed = mixed_up(unit)
+        if mixed is not None and mixed.status == "refuted":
+            return mixed, None
+        if unit.doubts:
+            verdict = decided(plan, program, unit, accept, wrong)
+            if verdict.status == "refuted":
+                return verdict, None
+            if verdict.status == "unknown":
+                reason = reason or verdict.reason
+            error += verdict.error or 0.0
+        reason = reason or ("" if mixed is None else mixed.reason)
     lost = _lost_states(program, units)
     if open_entries:
         reason = reason or (

@@ -6,7 +6,7 @@ and not of rounding. Knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -32,19 +32,33 @@ from tensure.program import (
     run_step,
 )
 
-from ._compare import Comparison, compare
+from ._compare import Comparison, Standing, compare
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NARROW: Final = frozenset({"f32", "f16", "bf16"})
 MAX_ELEMENTS: Final = 1 << 26
 DRAWS: Final = (4, 2, 1)
 """Below what indices are drawn, the first that the Program takes."""
+LEVELS: Final = (7 / 8, 1 / 8)
+"""What all random numbers are where nobody knows which are which."""
 
 
 def replay(
-    plan: Plan, program: Program, entry: str, params: Mapping[str, int], seed: int
+    plan: Plan,
+    program: Program,
+    entry: str,
+    params: Mapping[str, int],
+    seed: int,
+    standing: Standing | None = None,
 ) -> Comparison | None:
-    """One concrete run of both; None when it would be too large or the Program refuses drawn values."""
+    """One concrete run of both; None when it would be too large or the Program refuses drawn values.
+
+    Args:
+        standing: what random numbers of ranks stand for, as for `compare`. Where that is not known all random
+            numbers are one: then they are the model's, whatever they stand for.
+    """
+    if standing is None:
+        program, plan = constant_program(program, LEVELS[seed % 2]), constant_plan(plan, LEVELS[seed % 2])
     wide_program, wide_plan = widened_program(program), widened_plan(plan)
     env = bind_entry(wide_program, entry, params)
     types = infer_program(wide_program, entry=entry, params=params)
@@ -52,7 +66,7 @@ def replay(
         return None
     for most in DRAWS:
         try:
-            return compare(wide_plan, wide_program, entry, env, Real(seed, most))
+            return compare(wide_plan, wide_program, entry, env, Real(seed, most), standing)
         except LimitError:
             return None
         except RecordError:
@@ -127,6 +141,9 @@ class Real:
     def scale(self, value: Array, by: Fraction) -> Array:
         return np.asarray(value * float(by))
 
+    def turn(self) -> None:
+        pass
+
     def difference(self, have: Array, want: Array) -> tuple[int, ...] | None:
         one, other = have.astype(np.float64), want.astype(np.float64)
         with np.errstate(all="ignore"):
@@ -134,6 +151,42 @@ class Real:
         if near.all():
             return None
         return tuple(int(part) for part in np.argwhere(~near)[0])
+
+
+def constant_step(step: Op, level: float = LEVELS[1]) -> Op:
+    """The same step, but that a draw gives one number everywhere."""
+    if step.op != "draw":
+        return step
+    attrs = {"size": step.attr("size"), "dtype": step.attr("dtype") or "f32", "fill_value": level}
+    return Op("full", (), step.outs, tuple(sorted(attrs.items())), step.note)
+
+
+def constant_program(program: Program, level: float) -> Program:
+    """The same Program where all random numbers are one."""
+
+    def change(step: Op) -> Op:
+        return constant_step(step, level)
+
+    return replace(
+        program,
+        blocks=_blocks(program.blocks, change),
+        entries={
+            key: replace(entry, body=_body(entry.body, change)) for key, entry in program.entries.items()
+        },
+    )
+
+
+def constant_plan(plan: Plan, level: float) -> Plan:
+    """The same Plan where all random numbers are one."""
+
+    def change(step: Op) -> Op:
+        return constant_step(step, level)
+
+    def track(old: Track) -> Track:
+        return replace(old, bodies={key: _body(body, change) for key, body in old.bodies.items()})
+
+    tracks = {key: track(old) for key, old in plan.tracks.items()}
+    return replace(plan, blocks=_blocks(plan.blocks, change), tracks=tracks)
 
 
 def widened_program(program: Program) -> Program:
@@ -171,15 +224,19 @@ def _wide(value: Any) -> Any:
     return replace(value, dtype="f64") if value.dtype in NARROW else value
 
 
-def _blocks(blocks: Mapping[str, Block]) -> dict[str, Block]:
-    return {key: Block(block.params, _body(block.body)) for key, block in blocks.items()}
+def _widened(step: Op) -> Op:
+    return replace(step, attrs=widened_attrs(step.attrs))
 
 
-def _body(body: Body) -> Body:
+def _blocks(blocks: Mapping[str, Block], change: Callable[[Op], Op] = _widened) -> dict[str, Block]:
+    return {key: Block(block.params, _body(block.body, change)) for key, block in blocks.items()}
+
+
+def _body(body: Body, change: Callable[[Op], Op] = _widened) -> Body:
     return tuple(
-        replace(item, attrs=widened_attrs(item.attrs))
+        change(item)
         if isinstance(item, Op)
-        else replace(item, body=_body(item.body))
+        else replace(item, body=_body(item.body, change))
         if isinstance(item, For)
         else item
         for item in body

@@ -26,9 +26,12 @@ from tensure.program import (
 
 from ._completed import completed
 from ._cone import Shown, Unreplayable, shown
-from ._doubt import Doubt
+from ._doubt import STRANGE, Doubt
+from ._draws import Mixed
 from ._flow import Flow, flow
+from ._index import Region
 from ._kept import kept_values
+from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
 from ._tensors import Doubted
@@ -61,6 +64,10 @@ class Unit:
     """How many locals were made."""
     targets: bool
     """Whether it holds where no class of a mean loss is the one to be ignored."""
+    mixed: Mixed | None
+    """Random numbers that are not what they stand for."""
+    standing: Mapping[tuple[str, str], tuple[str, Region]] | None
+    """What random numbers stand for, for a replay; None where that is not known of some."""
 
     def suspected(self, doubt: Doubted) -> Suspect | None:
         """The step where what is doubted first went astray."""
@@ -163,6 +170,8 @@ def _unit(
         _shown(plan, program, entry, params, found),
         sum(map(len, found.relations.values())),
         targets,
+        found.draws.mixed(),
+        _standing(found, plan),
     )
 
 
@@ -199,6 +208,8 @@ def _shown(
     if not found.doubts or plan.num_ranks() <= MAX_RANKS:
         return ()
     reason = ""
+    if _is_strange(found):
+        program = constant_program(program, LEVELS[1])
     for seed in SEEDS:
         try:
             seen = shown(found.trail, found.asked, partial(kept_values, program, entry, params, seed))
@@ -209,6 +220,16 @@ def _shown(
             return tuple(seen)
         reason = "a replay shows no difference"
     return reason
+
+
+def _standing(found: Flow, plan: Plan) -> Mapping[tuple[str, str], tuple[str, Region]] | None:
+    if not found.doubts or plan.num_ranks() > MAX_RANKS:
+        return {}
+    return None if _is_strange(found) else found.draws.standing()
+
+
+def _is_strange(found: Flow) -> bool:
+    return any(doubt.claim == STRANGE for doubt in found.doubts)
 
 
 def _has_mean_loss(program: Program) -> bool:

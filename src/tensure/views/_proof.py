@@ -53,6 +53,7 @@ def _proof(record: ProofView) -> str:
             if record.classes
             else []
         ),
+        *([el("section", el("h2", "Replay"), el("p", record.replay))] if record.replay else []),
         el("section", el("h2", "Storage"), el("p", _words(storage))),
         el(
             "section",

@@ -55,6 +55,7 @@ class ProofView:
     Args:
         certificate_bytes: its size; None when there is none.
         classes: which ranks a traced text stands for, and why.
+        replay: what came of running the step itself, in words.
     """
 
     proof: Proof
@@ -63,6 +64,7 @@ class ProofView:
     outputs: tuple[OutputRow, ...]
     certificate_bytes: int | None
     classes: tuple[tuple[str, str], ...] = ()
+    replay: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,13 @@
 """The oracle: runs a twin for real, in float64, and names what differs from the single device.
 
-All ranks run in this process, a thread each, over torch's multi-threaded process group; the sends and
-receives that it lacks are added here. The oracle knows the convention of `tensure.capture`, and nothing of
-the prover.
+All ranks run in this process, a thread each. The oracle knows the convention of `tensure.capture`, and
+nothing of the prover.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import queue
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +15,12 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
 from tensure.capture import ModelFunction, ParallelFunction, ParallelStep, Placements
+from tensure.capture._threaded import in_threads
 
 __all__ = ["AGREE", "DIFFER", "OracleError", "run_twin"]
 
@@ -236,77 +232,10 @@ def _assembled(parts: Mapping[int, Tensor], placements: Sequence[Any], sizes: Se
 
 def _in_threads(run: Callable[[int], None], world_size: int) -> None:
     """Calls `run` with every rank at once, each in a thread with a process group of its own."""
-    failures: list[tuple[int, BaseException]] = []
-    store = dist.HashStore()
-
-    def rank_main(rank: int) -> None:
-        try:
-            dist.init_process_group("threaded", rank=rank, world_size=world_size, store=store)
-            try:
-                run(rank)
-            finally:
-                dist.destroy_process_group()
-        except BaseException as error:  # noqa: BLE001 - a thread has no caller to raise to
-            if not isinstance(error, SystemExit):  # that one is how the others are told to stop
-                failures.append((rank, error))
-            threaded.ProcessLocalGroup.exception_handle(error)
-
-    with _threaded_groups():
-        threads = [
-            threading.Thread(target=rank_main, args=(rank,), daemon=True) for rank in range(world_size)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-        hung = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
-        if hung:
-            threaded.ProcessLocalGroup.exception_handle(TimeoutError())  # frees those that wait for others
-            for thread in threads:
-                thread.join(1.0)
+    failures, hung = in_threads(run, world_size, PATIENCE_S)
     if failures:
         rank, error = failures[0]
         text = "".join(traceback.format_exception(error)[-3:])
         raise OracleError(f"rank {rank} raised {type(error).__name__}: {error}\n{text}") from error
     if hung:
         raise OracleError(f"ranks {hung} did not finish")
-
-
-@contextmanager
-def _threaded_groups() -> Iterator[None]:
-    """Torch's threaded process group, with sends and receives, in the place of the usual one."""
-    mailboxes: dict[tuple[str, int, int, int], queue.Queue[Tensor]] = {}
-    lock = threading.Lock()
-    group_type: Any = threaded.ProcessLocalGroup
-
-    def mailbox(group: Any, source: int, target: int, tag: int) -> queue.Queue[Tensor]:
-        with lock:
-            return mailboxes.setdefault((group.pg_name, source, target, tag), queue.Queue())
-
-    def send(group: Any, tensors: list[Tensor], target: int, tag: int) -> Any:
-        mailbox(group, group.rank(), target, tag).put(tensors[0].detach().clone())
-        return threaded.ret_work(tensors)
-
-    def recv(group: Any, tensors: list[Tensor], source: int, tag: int) -> Any:
-        box = mailbox(group, source, group.rank(), tag)
-        while True:
-            try:
-                message = box.get(timeout=0.05)
-                break
-            except queue.Empty:
-                if group_type._terminate.is_set():
-                    raise SystemExit("another rank failed") from None
-        with torch.no_grad():
-            tensors[0].copy_(message)
-        return threaded.ret_work(tensors)
-
-    torch._C._distributed_c10d._set_thread_isolation_mode(True)
-    threaded._install_threaded_pg()
-    group_type.send, group_type.recv = send, recv
-    try:
-        yield
-    finally:
-        del group_type.send, group_type.recv
-        group_type.reset()
-        threaded._uninstall_threaded_pg()
-        torch._C._distributed_c10d._set_thread_isolation_mode(False)

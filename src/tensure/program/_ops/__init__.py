@@ -11,6 +11,7 @@ from . import (
     _indexing,
     _integers,
     _normalization,
+    _random,
     _reductions,
     _shapes,
 )
@@ -41,6 +42,7 @@ FAMILIES = (
     _attention,
     _backward,
     _integers,
+    _random,
     _communication,
 )
 """In the order of docs/ops.md."""

@@ -1,0 +1,310 @@
+"""A parallel step run for real: the caller's own functions, all ranks in one process, drawn numbers, float64.
+
+It is run in two ways that share nothing but the comparison: by torch's LocalTensorMode (`_local_ranks`), and
+with a thread for each rank (`_threaded`); each in a copy of this process, bounded in time and memory. Only
+where no way says otherwise is a step said to agree or to differ. Knows where a Plan says that results stand;
+knows no op.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tensure.bundle import Placed, Plan, Replay, placed
+from tensure.errors import TensureError, UnsupportedError
+from tensure.program import Name, Program
+
+from ._beside import Beside, Talk
+from ._given import built, gradients, output_names, run_backward
+from ._microbatch import MICROBATCH
+from ._ranks_run import EndlessError, Found
+from ._step import ModelFunction, ParallelFunction
+
+__all__ = ["MAX_REPLAYED", "replay_step"]
+
+MAX_REPLAYED: Final = 16
+"""Ranks of a replay."""
+MAX_BYTES: Final = 1 << 30
+"""Of all ranks' parameters and inputs, and as much again for gradients and what is between."""
+MAX_GROWTH: Final = 4 << 30
+"""Of the address space of the process that replays."""
+
+SAME: Final = 1e-9
+OTHER: Final = 1e-6
+"""Differences, relative to the largest value of a result, up to which results are the same, and from which
+they are not; and the same where the step itself computes with less than double precision."""
+ROUGH: Final = (1e-5, 1e-2)
+
+HANG_S: Final = 10.0
+"""Patience with ranks that are said to hang."""
+SEED: Final = 20
+RANK_IN_ENVIRONMENT: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+Runner: TypeAlias = Callable[
+    [nn.Module, Sequence[Tensor], ParallelFunction, Mapping[str, int], float], list[Found]
+]
+WAYS: Final = ("LocalTensorMode", "threads")
+
+
+def replay_step(
+    model: ModelFunction,
+    parallel: ParallelFunction,
+    plan: Plan,
+    program: Program,
+    *,
+    timeout_s: float = 60.0,
+    is_stuck: bool = False,
+    ways: Sequence[str] = WAYS,
+) -> Replay:
+    """Run it, and say whether every result is where the Plan says, and what the single device has.
+
+    Args:
+        model, parallel: as for `capture_parallel`.
+        plan, program: what was captured of them; claims of results are taken from there, and sizes.
+        timeout_s: for each way.
+        is_stuck: it is said to hang; that ranks come to no end is then an answer, and else none.
+        ways: to run it.
+    """
+    too_much = _too_much(plan, program)
+    if too_much:
+        return Replay("none", reason=too_much)
+    rows = dict[str, Mapping[str, Any]]()
+    patience = HANG_S if is_stuck else timeout_s / 2
+    for way in ways[-1:] if is_stuck else ways:  # one program for all ranks has nobody to wait for
+
+        def work(pipe: Talk, way: str = way) -> None:
+            row = _run(way, model, parallel, plan, patience, is_stuck)
+            pipe.send_bytes(json.dumps(row).encode())
+
+        try:
+            beside = Beside(work, time.monotonic() + timeout_s)
+            try:
+                rows[way] = json.loads(beside.get("it"))
+            finally:
+                beside.end()
+        except TensureError as error:
+            rows[way] = {"error": str(error)}
+    return _joined(rows)
+
+
+def _joined(rows: Mapping[str, Mapping[str, Any]]) -> Replay:
+    """What the ways say together."""
+    ran = {way: row for way, row in rows.items() if "error" not in row}
+    reasons = "; ".join(f"not by {way}: {row['error']}" for way, row in rows.items() if "error" in row)
+    if not ran:
+        return Replay("none", reason=reasons.replace("not by ", ""))
+    how = " and ".join(ran)
+    statuses = {row["status"] for row in ran.values()}
+    outputs = next(
+        (row["outputs"] for row in ran.values() if row["status"] != "agrees"), ran[next(iter(ran))]["outputs"]
+    )
+    found = tuple((name, rank, far) for name, rank, far in outputs)
+    if len(statuses) > 1:
+        said = ", ".join(f"{way}: {row['status']}" for way, row in ran.items())
+        return Replay("unclear", how, f"the ways of running it do not agree: {said}", found)
+    (status,) = statuses
+    said = "; ".join(row["reason"] for row in ran.values() if row["reason"])
+    return Replay(status, how, "; ".join(part for part in (said, reasons) if part), found)
+
+
+def _too_much(plan: Plan, program: Program) -> str:
+    """Why it is not run, if so."""
+    ranks = math.prod(size for axis, size in plan.mesh.items() if axis != MICROBATCH)
+    if ranks > MAX_REPLAYED:
+        return f"{ranks} ranks, and {MAX_REPLAYED} are run at most"
+    shapes = [[size for size in value.shape if isinstance(size, int)] for value in program.values.values()]
+    size = 16 * ranks * sum(map(math.prod, shapes))
+    if size > MAX_BYTES:
+        return f"at its own sizes it would hold {size / 2**30:.1f} GiB, and {MAX_BYTES >> 30} is the limit"
+    return ""
+
+
+# --- in a copy of this process -------------------------------------------------------------------------
+
+
+def _run(
+    way: str,
+    model: ModelFunction,
+    parallel: ParallelFunction,
+    plan: Plan,
+    patience_s: float,
+    is_stuck: bool,
+) -> dict[str, Any]:
+    for key in RANK_IN_ENVIRONMENT:
+        os.environ.pop(key, None)  # one process has not one rank
+    _bound_memory()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        net, inputs = _drawn(model)
+        world = {axis: size for axis, size in plan.mesh.items() if axis != MICROBATCH}
+        found = _runner(way)(net, inputs, parallel, world, patience_s)
+        net, inputs = _drawn(model)
+        expected, is_rough = _single(net, inputs)
+        return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER)))
+    except EndlessError as error:
+        return (
+            {"status": "differs", "outputs": [], "reason": str(error)} if is_stuck else {"error": str(error)}
+        )
+    except Exception as error:  # noqa: BLE001 - whatever their code raises, it is a reason
+        said = str(error).strip().partition("\n")[0][:300]
+        return {"error": said if isinstance(error, TensureError) else f"{type(error).__name__}: {said}"}
+
+
+def _runner(way: str) -> Runner:
+    """What runs all ranks; both need much of torch that nobody else does."""
+    if way == "threads":
+        from ._threaded import run_threads
+
+        return run_threads
+    from ._local_ranks import run_local
+
+    return run_local
+
+
+def _bound_memory() -> None:
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        raise UnsupportedError("the memory of a process cannot be bounded here", wanted="Linux") from None
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = used + MAX_GROWTH if hard == resource.RLIM_INFINITY else min(hard, used + MAX_GROWTH)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _drawn(model: ModelFunction) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The module in double precision, with weights that are nowhere special, and its inputs."""
+    torch.manual_seed(SEED)
+    net, inputs = built(model)
+    net.double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(0.5 * torch.randn(parameter.shape) + 0.25)
+    return net, tuple(
+        item.detach().double().requires_grad_(item.requires_grad) if item.is_floating_point() else item
+        for item in inputs
+    )
+
+
+class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether anything is computed in less than double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_rough = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for item in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(item, Tensor) and item.is_floating_point() and item.dtype != torch.float64:
+                self.is_rough = True
+        return made
+
+
+def _single(net: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], bool]:
+    precision = _Precision()
+    with precision:
+        returned = run_backward(net, inputs)
+    found = dict(zip(output_names(len(returned)), returned, strict=True))
+    known = {f"input_{at}": item for at, item in enumerate(inputs)}
+    found |= {f"grad.{label}": grad for label, grad in gradients(net, known)}
+    return {label: item.detach().double() for label, item in found.items()}, precision.is_rough
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """Where a result stands on one rank.
+
+    Args:
+        rank: as it is printed.
+        place: its coordinates.
+    """
+
+    rank: str
+    place: Mapping[str, int]
+    part: Placed
+
+
+def _claims(plan: Plan, label: str) -> Iterator[tuple[int, _Claimed]]:
+    for rank in plan.ranks():
+        local = plan.local(rank.track, label)
+        env = plan.rank_env(rank, {})
+        part = None if local is None else placed(local, Name(label), env)
+        if part is not None:
+            place = {axis: env[axis] for axis in plan.mesh}
+            number = 0
+            for axis, size in plan.mesh.items():
+                number = number * size + place[axis]
+            yield number, _Claimed(str(rank), place, part)
+
+
+def _compared(
+    plan: Plan, expected: Mapping[str, Tensor], found: Sequence[Found], same: float, other: float
+) -> dict[str, Any]:
+    """Every result on every rank beside its part of the single device's."""
+    worst, missing = dict[str, tuple[float, str]](), list[str]()
+    for label, whole in expected.items():
+        sums = dict[Any, tuple[_Claimed, Tensor]]()
+        far, somewhere = (0.0, ""), np.zeros(whole.shape, bool)
+        for number, claim in _claims(plan, label):
+            held = found[number].get(label)
+            if held is None:
+                missing.append(f"{label} is not on {claim.rank}")
+                continue
+            somewhere[_indices(whole, claim.part)] = True
+            if not claim.part.sum:
+                far = max(far, (_distance(_part(whole, claim.part), held, whole), claim.rank))
+                continue
+            rest = tuple(at for axis, at in claim.place.items() if axis not in claim.part.sum)
+            before = sums.get((rest, claim.part.scale))
+            sums[rest, claim.part.scale] = claim, held if before is None else before[1] + held
+        for claim, total in sums.values():
+            far = max(far, (_distance(_part(whole, claim.part), total, whole), claim.rank))
+        worst[label] = far
+        if not somewhere.all():
+            missing.append(f"{label} is in part on no rank")
+    off = sorted(
+        ((label, rank, far) for label, (far, rank) in worst.items() if not far <= same),
+        key=lambda row: -row[2],
+    )
+    is_other = any(far >= other for _, _, far in off) or bool(missing)
+    status = "differs" if is_other else "unclear" if off else "agrees"
+    reason = "; ".join(missing[:3]) or ("" if is_other or not off else "differences are too small to tell")
+    return {"status": status, "outputs": off, "reason": reason}
+
+
+def _part(whole: Tensor, part: Placed) -> Tensor:
+    for dim, indices in part.dims.items():
+        whole = whole.index_select(dim, torch.tensor(indices, dtype=torch.long))
+    return whole * float(part.scale)
+
+
+def _indices(whole: Tensor, part: Placed) -> Any:
+    """The elements of a tensor that a part is, as numpy takes them."""
+    return np.ix_(*(part.dims.get(dim, range(size)) for dim, size in enumerate(whole.shape)))
+
+
+def _distance(expected: Tensor, held: Tensor, whole: Tensor) -> float:
+    if expected.shape != held.shape or not held.isfinite().all():
+        return math.inf
+    if not held.numel():
+        return 0.0
+    scale = float(whole.abs().max()) or 1.0
+    return float((held.double() - expected).abs().max()) / scale

@@ -1,0 +1,134 @@
+"""A checkpoint saved on one mesh and loaded on another: a Program that hands tensors on, and a Plan of reads.
+
+Torch's own planners say what each rank writes and reads, over state dicts of ranks that do not exist. A
+rank's tensor holds what its placements say; what a file is labelled with, and which part of it is read to
+where, is the planners' word, and is what the Plan does. Values of other kinds than tensors are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor
+
+from tensure.bundle import Plan
+from tensure.errors import InputError, LimitError, UnsupportedError
+from tensure.program import Program
+
+from ._reads import RankState, Reads, Side, StateFunction
+from ._sources import their_errors
+from ._world import fake_rank
+
+__all__ = ["RankState", "StateFunction", "capture_resharding"]
+
+MAX_RANKS: Final = 1 << 12
+
+
+def capture_resharding(
+    saved: StateFunction | Metadata,
+    loaded: StateFunction,
+    saved_mesh: Mapping[str, int] | None,
+    mesh: Mapping[str, int],
+    *,
+    save_planner: Callable[[], Any] = DefaultSavePlanner,
+    load_planner: Callable[[], Any] = DefaultLoadPlanner,
+) -> tuple[Program, Plan]:
+    """What loading a checkpoint must do, and what it does.
+
+    Args:
+        saved: the state dict that a rank saves, or the metadata of a checkpoint, whose labels are then taken
+            to be right.
+        loaded: the state dict that a rank loads into.
+        saved_mesh: that of `saved`, if it is a function.
+        mesh: that of `loaded`.
+        save_planner, load_planner: make what `torch.distributed.checkpoint` is told to plan with.
+
+    Raises:
+        InputError: state dicts that do not go together, or whatever functions and planners raise.
+        UnsupportedError: tensors of other kinds than plain ones and DTensor.
+    """
+    target = Side(mesh, "loaded")
+    if isinstance(saved, Metadata):
+        source, metadata = None, saved
+    else:
+        if saved_mesh is None:
+            raise InputError("a function of what is saved, without its mesh", wanted="saved_mesh={...}")
+        source = Side(saved_mesh, "saved")
+        metadata = _save(source, saved, save_planner)
+    _load(target, loaded, load_planner, metadata)
+    return Reads(source, target, metadata).made()
+
+
+# --- what torch plans -------------------------------------------------------------------------------
+
+
+def _save(side: Side, function: StateFunction, make: Callable[[], Any]) -> Metadata:
+    coordinator: Any = None
+    local: list[Any] = []
+    planners: list[Any] = []
+    for rank in range(_count(side.mesh)):
+        with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} saves"):
+            state = _state(function(mesh))
+            planner = make()
+            with unset_fake_temporarily():  # offsets are worked out in tensors, and read
+                planner.set_up_planner(dict(state.tensors), None, rank == 0)
+                local.append(planner.create_local_plan())
+            _note(side, state, planner.state_dict)
+        planners.append(planner)
+        coordinator = coordinator or planner
+    with their_errors("the planner of what is saved"):
+        plans, metadata = coordinator.create_global_plan(local)
+        side.plans = [planner.finish_plan(plan) for planner, plan in zip(planners, plans, strict=True)]
+    found: Metadata = metadata
+    return found
+
+
+def _load(side: Side, function: StateFunction, make: Callable[[], Any], metadata: Metadata) -> None:
+    local: list[Any] = []
+    planners: list[Any] = []
+    for rank in range(_count(side.mesh)):
+        with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} loads"):
+            state = _state(function(mesh))
+            planner = make()
+            with unset_fake_temporarily():
+                planner.set_up_planner(dict(state.tensors), metadata, rank == 0)
+                local.append(planner.create_local_plan())
+            _note(side, state, planner.state_dict)
+        planners.append(planner)
+    with their_errors("the planner of what is loaded"):
+        plans = planners[0].create_global_plan(local)
+        side.plans = [planner.finish_plan(plan) for planner, plan in zip(planners, plans, strict=True)]
+
+
+def _count(mesh: Mapping[str, int]) -> int:
+    count = math.prod(mesh.values())
+    if count > MAX_RANKS:
+        raise LimitError(f"a checkpoint of {count} ranks", wanted=f"at most {MAX_RANKS}")
+    return count
+
+
+def _state(found: Any) -> RankState:
+    if isinstance(found, RankState):
+        return found
+    if not isinstance(found, Mapping):
+        raise InputError(f"a state of type {type(found).__name__}", wanted="a state dict or a RankState")
+    return RankState(found)
+
+
+def _note(side: Side, state: RankState, flat: Mapping[str, Any]) -> None:
+    tensors = {label: item for label, item in flat.items() if isinstance(item, torch.Tensor)}
+    for label, item in tensors.items():
+        if type(item).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not isinstance(
+            item, (DTensor, torch._subclasses.FakeTensor, torch.nn.Parameter)
+        ):
+            raise UnsupportedError(f"{label} is a {type(item).__name__}", wanted="plain tensors and DTensor")
+    if unknown := [label for label in state.parts if label not in tensors]:
+        raise InputError(f"a part of {unknown[0]}", wanted=f"one of {', '.join(list(tensors)[:8])}")
+    side.states.append(state)
+    side.tensors.append(tensors)

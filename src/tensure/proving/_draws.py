@@ -1,0 +1,277 @@
+"""Which of the model's random numbers each rank's own stand for, and whether two of them are mixed up.
+
+A rank's draw like a part of some tensor stands for the same part of the model's draw like that tensor. The
+numbers of two draws are the same if they come from the same place of one generator, and independent if they
+come from places apart or from generators of other seeds. So whatever stands for one element must come from
+one place, and what stands for two, from places apart. That the parts of a draw are as good as a draw of the
+whole is assumed: `_check_draws` holds claims against this alone. Knows nothing of ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tensure.bundle import Rank
+from tensure.program import Name, Op, Undecided, at_place, axes_in
+
+from ._cells import Cells, region_at
+from ._doubt import Doubt, step_words
+from ._index import Index, Region, is_free, length, members, shape_of, whole, whole_region
+from ._logical import Logical
+from ._relation import Relation, Term, plain
+from ._values import is_part
+
+Place: TypeAlias = "tuple[int, int, str, str]"
+"""Where on a generator a draw is: start, extent, law, the draws before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Random numbers that are the same where they must not be, or others where they must be the same.
+
+    `certain` is false where generators of one seed went different ways, so that nothing is known of it.
+    """
+
+    doubt: Doubt
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    order: int
+    rank: Rank
+    name: Name
+    step: Op
+    node: int
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """One rank's draw."""
+
+    drawn: _Drawn
+    rank: str
+    seed: int
+    place: Place
+    offset: int
+    region: Region
+
+
+class Draws:
+    """The draws of one walk.
+
+    Args:
+        logical: has taken the Program's steps.
+        cells: the ranks.
+        words: a relation as people read it.
+    """
+
+    def __init__(self, logical: Logical, cells: Cells, words: Callable[[Relation], str]) -> None:
+        self._logical, self._cells, self._in_words = logical, cells, words
+        self._model = [node for node, value in enumerate(logical.values) if value.op == "draw"]
+        self._drawn: list[_Drawn] = []
+
+    def place(
+        self, rank: Rank, step: Op, like: Term | None, shape: tuple[int, ...], order: int
+    ) -> Relation | None:
+        """The part of a draw of the model's that a rank's draw stands for; None where there is none.
+
+        The same numbers again stand for what they stood for; others for the first draw of which this rank
+        has not drawn the part yet. If there is none left, they are others for the last one.
+
+        Args:
+            like: the tensor it is drawn like.
+            order: its place in the order of production.
+        """
+        own = [item for item in self._drawn if item.rank == rank]
+        found: tuple[int, Region] | None = None
+        for node in self._model:
+            region = self._region(node, step, like, shape)
+            if region is None:
+                continue
+            found = (node, region)
+            mine = [item for item in own if item.node == node and _meet(item.region, region)]
+            if not mine or any(
+                _source(item.step) == _source(step) and item.region == region for item in mine
+            ):
+                break
+        if found is None:
+            return None
+        self.take(order, rank, step, *found)
+        return plain(*found)
+
+    def take(self, order: int, rank: Rank, step: Op, node: int, region: Region) -> None:
+        """Note that a rank's draw stands for a part of a draw of the model's."""
+        self._drawn.append(_Drawn(order, rank, step.outs[0], step, node, region))
+
+    def _region(self, node: int, step: Op, like: Term | None, shape: tuple[int, ...]) -> Region | None:
+        """Where a draw stands in one of the model's, if it is like the same tensor."""
+        value = self._logical.values[node]
+        full = value.type.shape
+        if value.given["law"] != dict(step.attrs)["law"]:
+            return None
+        (other,) = value.operands
+        if like is None or not is_part(other):
+            return whole_region(full) if shape == full else None
+        if like.node != other[0]:  # type: ignore[index]
+            return None
+        inside = self._logical.within(like, other[1])  # type: ignore[index]
+        if inside is None or len(inside) != len(full):
+            return None
+        # Where a tensor only repeats, its elements do not tell which they are, unless it has all of them.
+        parts = [
+            whole(size) if is_free(at) and length(at) == size else at
+            for at, size in zip(inside, full, strict=True)
+        ]
+        if any(is_free(at) for at in parts) or shape_of(tuple(parts)) != shape:
+            return None
+        return tuple(parts)
+
+    # what stands for what ----------------------------------------------------------------------------
+
+    def standing(self) -> dict[tuple[str, str], tuple[str, Region]]:
+        """By rank and local as they are printed, the model's draw and the part of it."""
+        return {
+            (spot.rank, str(item.name)): (self._logical.labels[item.node][0], spot.region)
+            for item in self._drawn
+            for spot in self._spots(item, self._cells.folded)
+        }
+
+    def mixed(self) -> Mixed | None:
+        """The first draw whose numbers are not the model's, whatever these are."""
+        whose: dict[tuple[int, Place, int], _Spot] = {}
+        parts: dict[int, _Parts] = {}
+        spots = [spot for item in self._drawn for spot in self._moving(item)]
+        for spot in spots:
+            before = whose.setdefault((spot.seed, spot.place, spot.offset), spot)
+            if (before.drawn.node, before.region) != (spot.drawn.node, spot.region):
+                return self._told(
+                    spot, f"draws the same numbers as {before.rank}: {self._words(before)}", before
+                )
+            other = parts.setdefault(spot.drawn.node, _Parts()).add(spot)
+            if other is not None:
+                return self._told(
+                    spot, f"draws other numbers than {other.rank}, of {self._words(other)}", other
+                )
+        one = _overlap([(spot.seed, spot.place, spot) for spot in spots])
+        if one is not None:
+            first, other = one
+            assert isinstance(first, _Spot)
+            assert isinstance(other, _Spot)
+            why = f"numbers {_span(first.place)} and {_span(other.place)} after seed {first.seed}"
+            return self._told(
+                other, f"{why}: {first.rank} draws in another way from there", first, certain=False
+            )
+        given = [(node, self._logical.values[node].given) for node in self._model]
+        twice = _overlap([(at["seed"], _place(at), node) for node, at in given])
+        firsts = {(at["seed"], _place(at)): node for node, at in reversed(given)}
+        if twice is None and len(firsts) == len(self._model):
+            return None
+        doubt = Doubt(0, "", "", "", "", "", "the model draws the same numbers twice, for different tensors")
+        return Mixed(doubt, False)
+
+    def _told(self, spot: _Spot, why: str, other: _Spot, *, certain: bool = True) -> Mixed:
+        item = spot.drawn
+        text, source = step_words(item.step)
+        _, theirs = step_words(other.drawn.step)
+        why += f" at {theirs}" if theirs and theirs != source else ""
+        claim = self._words(spot)
+        return Mixed(Doubt(item.order, spot.rank, str(item.name), claim, text, source, why), certain)
+
+    def _words(self, spot: _Spot) -> str:
+        return self._in_words(plain(spot.drawn.node, spot.region))
+
+    def _moving(self, item: _Drawn) -> Iterator[_Spot]:
+        """Of a cell's ranks one of each kind: those that draw alike, for the same part, are one."""
+        axes = axes_in((item.step.attrs, item.region))
+        return self._spots(item, axes & self._cells.folded)
+
+    def _spots(self, item: _Drawn, axes: frozenset[str]) -> Iterator[_Spot]:
+        given = dict(item.step.attrs)
+        for spot in self._cells.places(item.rank, axes) if axes else ((),):
+            at = dict(spot)
+            here = {key: at_place(value, at) for key, value in given.items() if key != "size"}
+            rank = Rank(item.rank.track, tuple(at_place(part, at) for part in item.rank.at))
+            if here["extent"]:
+                yield _Spot(
+                    item,
+                    str(rank),
+                    here["seed"],
+                    _place(here),
+                    here.get("offset", 0),
+                    region_at(item.region, at),
+                )
+
+
+class _Parts:
+    """Parts of one draw: of any two that meet, whether they are one part."""
+
+    def __init__(self) -> None:
+        self._known: dict[Region, _Spot] = {}
+        self._dims: list[dict[Index, bool]] = []
+
+    def add(self, spot: _Spot) -> _Spot | None:
+        """Take a part; one before that meets it and comes from another place."""
+        before = self._known.get(spot.region)
+        if before is not None:
+            same = (before.seed, before.place, before.offset) == (spot.seed, spot.place, spot.offset)
+            return None if same else before
+        self._dims = self._dims or [{} for _ in spot.region]
+        apart = True
+        for known, index in zip(self._dims, spot.region, strict=True):
+            if index not in known:
+                known[index] = all(not _overlaps(index, other) for other in known)
+            apart = apart and known[index]
+        # Where indices of every dim are the same or apart, so are parts of which one dim differs.
+        found = None
+        if not apart:
+            found = next((other for part, other in self._known.items() if _meet(part, spot.region)), None)
+        self._known[spot.region] = spot
+        return found
+
+
+def _source(step: Op) -> object:
+    return tuple((key, value) for key, value in step.attrs if key != "size")
+
+
+def _place(given: Mapping[str, Any]) -> Place:
+    return given["start"], given["extent"], given["law"], given.get("after", "")
+
+
+def _span(place: Place) -> str:
+    return f"{place[0]}:{place[0] + place[1]}"
+
+
+def _overlap(rows: list[tuple[int, Place, Any]]) -> tuple[Any, Any] | None:
+    """Two draws from one generator that share numbers and are not one draw; an empty one shares none."""
+    by_seed: dict[int, dict[Place, Any]] = {}
+    for seed, place, whose in rows:
+        by_seed.setdefault(seed, {}).setdefault(place, whose)
+    for places in by_seed.values():
+        last: Place | None = None
+        for place in sorted(places):
+            if not place[1]:
+                continue
+            if last is not None and place[0] < last[0] + last[1]:
+                return places[last], places[place]
+            last = place if last is None else max(last, place, key=lambda at: at[0] + at[1])
+    return None
+
+
+def _meet(one: Region, other: Region) -> bool:
+    """Whether two parts share an element, as far as that is seen."""
+    return len(one) == len(other) and all(_overlaps(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _overlaps(one: Index, other: Index) -> bool:
+    if one == other:
+        return True
+    try:
+        if len(one) == len(other) == 1:
+            return one[0][0] < other[0][1] and other[0][0] < one[0][1]
+        return not set(members(one)).isdisjoint(members(other))
+    except Undecided:
+        return True
