@@ -370,3 +370,18 @@ def test_the_terminal_says_it(
     )
     assert main([*call, "replayed:right", "--replay"]) == 4
     assert "proof and replay contradict each other" in capsys.readouterr().err
+
+
+def test_a_step_that_draws_random_numbers() -> None:
+    """Ranks in one process have one generator, where real ones have one each."""
+
+    class Noisy(Net):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.dropout(x), y)
+
+    result = tensure.prove(
+        lambda *_: None, lambda: (Noisy(), (torch.randn(4, 4), torch.randn(4, 4))), mesh=TWO, replay=True
+    )
+    assert result.proof.values.status == "proved"
+    assert result.replay is not None and result.replay.confirms("proved") is None
+    assert result.replay.words("proved").startswith("could not be replayed: it draws random numbers")

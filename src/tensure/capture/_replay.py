@@ -29,6 +29,7 @@ from tensure.program import Name, Program
 from ._beside import Beside, Talk
 from ._given import built, gradients, output_names, run_backward
 from ._microbatch import MICROBATCH
+from ._model import ENTRY
 from ._ranks_run import EndlessError, Found
 from ._step import ModelFunction, ParallelFunction
 
@@ -121,6 +122,9 @@ def _joined(rows: Mapping[str, Mapping[str, Any]]) -> Replay:
 
 def _too_much(plan: Plan, program: Program) -> str:
     """Why it is not run, if so."""
+    bodies = [*(track.bodies for track in plan.tracks.values()), {"": program.entries[ENTRY].body}]
+    if any(getattr(step, "op", "") == "draw" for each in bodies for body in each.values() for step in body):
+        return "it draws random numbers, and ranks in one process would draw from one generator"
     ranks = math.prod(size for axis, size in plan.mesh.items() if axis != MICROBATCH)
     if ranks > MAX_REPLAYED:
         return f"{ranks} ranks, and {MAX_REPLAYED} are run at most"
