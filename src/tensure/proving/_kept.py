@@ -67,11 +67,12 @@ def kept_values(
     for most in DRAWS:
         try:
             with np.errstate(all="ignore"):
-                first = _run(steps, given, labels, Draw(seed, most, 1.0, manner))
-                if not _overflows(first):
-                    return first
-                again = _run(steps, given, labels, Draw(seed, most, DAMPED, manner))
-                return first if _overflows(again) else again
+                for damped in (1.0, DAMPED):
+                    found = _run(steps, given, labels, Draw(seed, most, damped, manner))
+                    if not _overflows(found):
+                        return found
+                    del found  # as large as the next
+                return _run(steps, given, labels, Draw(seed, most, 1.0, manner))
         except LimitError:
             raise
         except TensureError:
