@@ -159,6 +159,14 @@ def test_examples_of_prove_run(example: str, capsys: pytest.CaptureFixture[str])
     assert out.startswith("values: ") and "storage: " in out and "refuted" not in out
 
 
+def test_every_part_of_a_proof_is_told_with_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, f"{STEP} --parallel train:tensor_parallel --mesh tp=2")
+    assert code == 0
+    told = [line.rpartition(": ") for line in err.splitlines() if line.endswith(" s")]
+    assert [what for what, _, _ in told] == ["tracing the model", "tracing ranks", "proving"]
+    assert all(float(time.removesuffix(" s")) >= 0 for _, _, time in told)
+
+
 def test_examples_of_check_run(capsys: pytest.CaptureFixture[str]) -> None:
     (written,) = [example for example in PROVE_EXAMPLES if "-o rows.certificate" in example]
     assert run(capsys, written.removeprefix("tensure "))[0] == 0

@@ -36,6 +36,7 @@ def prove(
     small: ModelFunction | str | None = None,
     jobs: int = 1,
     replay: bool | None = None,
+    stage: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
     """Two verdicts on a plan, on values and on storage, and the certificate when values are proved.
@@ -72,6 +73,7 @@ def prove(
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
             the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
             that hold 1 GiB; the verdict stays what it is.
+        stage: told what is done next, in words, as each part begins.
         progress: told (ranks traced, ranks in all).
 
     Raises:
@@ -92,8 +94,10 @@ def prove(
             optimizer=optimizer,
             jobs=jobs,
             replay=replay,
+            stage=stage,
             progress=progress,
         )
+    say = stage or (lambda words: None)
     if mesh is None:
         if optimizer is not None:
             raise InputError("an optimizer without a mesh", wanted="a parallel step with its mesh")
@@ -101,27 +105,33 @@ def prove(
             raise InputError("a parallel function without a mesh", wanted='mesh={"dp": 2, "tp": 4}, say')
         if replay:
             raise InputError("a replay of a plan's text", wanted="functions of a parallel step, with a mesh")
-        return prove_plan(read_plan(plan), _program(program), jobs=jobs)  # type: ignore[arg-type]
+        read = (read_plan(plan), _program(program))  # type: ignore[arg-type]
+        say("proving")
+        return prove_plan(*read, jobs=jobs)
     from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
     if microbatches is not None:
         parallel = _with_microbatches(parallel, microbatches)
+    say("tracing the model")
     captured = capture_model(
         model, optimizer=None if optimizer is None else _function(optimizer, "optimizer")
     )
     if replay and captured.states is not None:
         raise InputError("a replay of a step with an optimizer", wanted="a step that leaves gradients")
+    say("tracing ranks")
     found: list[RankClass] = []
     traced = capture_parallel(model, parallel, mesh, captured, progress=progress, told=found.extend)
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     if not classes:
         classes = [("every rank", "traced by itself")]
+    say("proving")
     result = prove_plan(traced, captured.program, jobs=jobs, classes=classes)
     verdict = result.proof.values
     if captured.states is None and (replay or (replay is None and verdict.status == "refuted")):
         example = verdict.counterexample
         is_stuck = example is not None and not example.claim and verdict.method != "coverage"
+        say("running all ranks for real")
         replayed = replay_step(model, parallel, traced, captured.program, is_stuck=is_stuck)
         result = replace(result, replay=replayed)
     if small is None or result.proof.values.status != "unknown":
@@ -133,6 +143,7 @@ def prove(
         optimizer=optimizer,
         jobs=jobs,
         replay=replay,
+        stage=lambda words: say(f"{words}, with smaller sizes"),
         progress=progress,
     )
     return _of_both(result, tried)

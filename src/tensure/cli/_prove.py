@@ -157,16 +157,19 @@ def prove_command(
     elif plan is not None and program is not None:
         if is_step or keep or optimizer is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
-        result = api.prove(plan, program, jobs=jobs, replay=replay)
+        with talk.stages() as (stage, _):
+            result = api.prove(plan, program, jobs=jobs, replay=replay, stage=stage)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
-        with talk.progress("tracing ranks") as progress:
-            result = api.prove(plan, optimizer=optimizer, jobs=jobs, replay=replay, progress=progress)
+        with talk.stages() as (stage, progress):
+            result = api.prove(
+                plan, optimizer=optimizer, jobs=jobs, replay=replay, stage=stage, progress=progress
+            )
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
         raise InputError("nothing to prove", wanted=WANTED)
     else:
-        with talk.progress("tracing ranks") as progress:
+        with talk.stages() as (stage, progress):
             result = api.prove(
                 parallel,
                 model,
@@ -176,6 +179,7 @@ def prove_command(
                 small=small,
                 jobs=jobs,
                 replay=replay,
+                stage=stage,
                 progress=progress,
             )
     proof = result.proof

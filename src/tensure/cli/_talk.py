@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 __all__ = ["Talk", "printable"]
@@ -92,3 +92,15 @@ class Talk:
                 task = bars.add_task(what, total=None)
                 yield lambda done, total: bars.update(task, completed=done, total=total)
         self.say(f"{what}: {time.monotonic() - begin:.1f} s")
+
+    @contextmanager
+    def stages(self) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+        """Steps that take a while, one after another: what names the next, and what is told how far it is."""
+        with ExitStack() as stack:
+            current: list[Callable[[int, int], None]] = [lambda done, total: None]
+
+            def stage(what: str) -> None:
+                stack.close()
+                current[0] = stack.enter_context(self.progress(what))
+
+            yield stage, lambda done, total: current[0](done, total)
