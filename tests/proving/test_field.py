@@ -9,7 +9,8 @@ import pytest
 
 from tensure.errors import LimitError, UnsupportedError
 from tensure.program import TensorType, evaluate_op, op
-from tensure.proving._field import MAX_PRODUCTS, F, Field, P
+from tensure.proving._field import MAX_PRODUCTS, F, Field
+from tensure.proving._field_numbers import P
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -380,3 +380,51 @@ def test_dtypes_must_be_one() -> None:
             saved_mesh={"dp": 1},
             mesh={"dp": 1},
         )
+
+
+# --- bad input ----------------------------------------------------------------------------------------
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.w * x).sum()
+
+
+@pytest.mark.parametrize("mesh", [4, {}, {"dp": 0}, {"dp": 2.0}, {3: 2}])
+def test_a_mesh_that_is_none(mesh: Any) -> None:
+    with pytest.raises(InputError, match="a mesh"):
+        tensure.prove_resharding(_tensors(w=(4,)), _tensors(w=(4,)), saved_mesh={"dp": 1}, mesh=mesh)
+    with pytest.raises(InputError, match="a mesh"):
+        tensure.prove(lambda net, mesh: None, lambda: (Summed(), (torch.randn(4),)), mesh=mesh)
+
+
+@pytest.mark.parametrize("parts", [{1: [(0, 4)]}, {0: [(0, 5)]}, {0: [(1,)]}, {0: [(3, 1)]}])
+def test_parts_that_are_outside_of_their_tensor(parts: Any) -> None:
+    def state(mesh: Any) -> RankState:
+        return RankState({"w": torch.randn(4)}, parts={"w": parts}, shapes={"w": (4,)})
+
+    with pytest.raises(InputError, match="parts of w"):
+        tensure.prove_resharding(state, state, saved_mesh={"dp": 1}, mesh={"dp": 1})
+
+
+def test_a_planner_that_writes_by_pieces_is_refused() -> None:
+    class Pieces(DefaultSavePlanner):
+        def create_local_plan(self) -> Any:
+            plan = super().create_local_plan()
+            items = []
+            for item in plan.items:
+                assert item.tensor_data is not None
+                chunk = dataclasses.replace(item.tensor_data.chunk, sizes=torch.Size([2]))
+                items.append(
+                    dataclasses.replace(item, tensor_data=dataclasses.replace(item.tensor_data, chunk=chunk))
+                )
+            return dataclasses.replace(plan, items=items)
+
+    with pytest.raises(UnsupportedError, match="written by itself"):
+        tensure.prove_resharding(
+            _tensors(w=(4,)), _tensors(w=(4,)), saved_mesh={"dp": 1}, mesh={"dp": 1}, save_planner=Pieces
+        )

@@ -31,7 +31,7 @@ from ._squares import unrooted
 from ._step import ModelFunction, ParallelFunction
 from ._tape import BEFORE, DRAWN
 from ._tracks import live_steps, tracks_of
-from ._world import MAX_WORLD
+from ._world import MAX_WORLD, count_ranks
 
 __all__ = ["capture_parallel", "plan_of"]
 
@@ -77,9 +77,7 @@ def capture_parallel(
         LimitError: more ranks than there can be, or too many that do something of their own.
         UnsupportedError: an op, group or placement without a rule.
     """
-    world = math.prod(mesh.values())
-    if not mesh or world < 1:
-        raise InputError(f"a mesh {dict(mesh)}", wanted="axes with their sizes, such as dp=2, tp=4")
+    world = count_ranks(mesh)
     if world > MAX_WORLD:
         raise LimitError(f"a mesh of {world} ranks", wanted=f"at most {MAX_WORLD}")
     if classes is False and world > MAX_TRACED:

@@ -53,6 +53,26 @@ class RankState:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
 
 
+def _cuts(
+    parts: Mapping[int, Sequence[tuple[int, int]]], shape: Sequence[int], label: str
+) -> dict[int, list[tuple[int, int]]]:
+    """Runs by dim, inside of the shape."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for dim, runs in parts.items():
+        pairs = (
+            [tuple(run) for run in runs] if isinstance(dim, int) and -len(shape) <= dim < len(shape) else None
+        )
+        if pairs is None or any(
+            len(pair) != 2 or not 0 <= pair[0] <= pair[1] <= shape[dim] for pair in pairs
+        ):
+            raise InputError(
+                f"parts of {label}: dim {dim}: {runs}",
+                wanted=f"for a dim of {list(shape)} pairs (start, stop) inside of it",
+            )
+        found[dim % len(shape)] = [(int(lo), int(hi)) for lo, hi in pairs]
+    return found
+
+
 StateFunction: TypeAlias = "Callable[[DeviceMesh], RankState | Mapping[str, Any]]"
 """The state dict of this rank, at full size; called where tensors have no bytes."""
 
@@ -157,7 +177,7 @@ class Reads:
                     continue
                 shape = self.shapes[label]
                 if label in state.parts:
-                    cuts = {dim % max(len(shape), 1): runs for dim, runs in state.parts[label].items()}
+                    cuts = _cuts(state.parts[label], shape, label)
                     whole = whole_part(shape).dims
                     part = Part(
                         tuple(
@@ -202,6 +222,12 @@ class Reads:
                 label = item.index.fqn
                 if item.type == WriteItemType.BYTE_IO or label not in placed:
                     continue
+                shape, chunk = tuple(local_of(tensors[label]).shape), item.tensor_data.chunk
+                if tuple(chunk.sizes) != shape:
+                    raise UnsupportedError(
+                        f"{label}: {list(chunk.sizes)} of a rank's {list(shape)} written by itself",
+                        wanted="a planner that writes what a rank has of a tensor as one part",
+                    )
                 name = self.names[label]
                 self.locals[track][name] = self._local(placed[label], label, name)
                 held[_key(item.index)] = (track, Name(name), tuple(local_of(tensors[label]).shape))

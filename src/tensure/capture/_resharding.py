@@ -7,7 +7,6 @@ where, is the planners' word, and is what the Plan does. Values of other kinds t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from tensure.program import Program
 
 from ._reads import RankState, Reads, Side, StateFunction
 from ._sources import their_errors
-from ._world import fake_rank
+from ._world import count_ranks, fake_rank
 
 __all__ = ["RankState", "StateFunction", "capture_resharding"]
 
@@ -53,6 +52,8 @@ def capture_resharding(
         InputError: state dicts that do not go together, or whatever functions and planners raise.
         UnsupportedError: tensors of other kinds than plain ones and DTensor.
     """
+    for given in (mesh, *([] if saved_mesh is None else [saved_mesh])):
+        _count(given)
     target = Side(mesh, "loaded")
     if isinstance(saved, Metadata):
         source, metadata = None, saved
@@ -107,7 +108,7 @@ def _load(side: Side, function: StateFunction, make: Callable[[], Any], metadata
 
 
 def _count(mesh: Mapping[str, int]) -> int:
-    count = math.prod(mesh.values())
+    count = count_ranks(mesh)
     if count > MAX_RANKS:
         raise LimitError(f"a checkpoint of {count} ranks", wanted=f"at most {MAX_RANKS}")
     return count

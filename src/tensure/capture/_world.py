@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from tensure.errors import InputError
 from ._ddp import bucketed_reductions
 from ._pipelining import static_stages
 
-__all__ = ["MAX_WORLD", "fake_rank", "live_rank", "no_bytes"]
+__all__ = ["MAX_WORLD", "count_ranks", "fake_rank", "live_rank", "no_bytes"]
 
 MAX_WORLD: Final = 1 << 16
 _WORLDS: Final = itertools.count(-1, -1)  # no thread has such a number
@@ -45,6 +46,20 @@ _MESH_METHODS: Final = (
     "size",
 )
 """What a mesh computes with real integer tensors, whose values it needs: never under fake tensors."""
+
+
+def count_ranks(mesh: Mapping[str, int]) -> int:
+    """How many ranks a mesh has.
+
+    Raises:
+        InputError: it is no mapping of axes to sizes of at least 1.
+    """
+    if not isinstance(mesh, Mapping) or not mesh:
+        raise InputError(f"a mesh {mesh!r}", wanted="axes with their sizes, such as dp=2, tp=4")
+    for axis, size in mesh.items():
+        if not isinstance(axis, str) or isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"a mesh {dict(mesh)}", wanted="axes with their sizes, such as dp=2, tp=4")
+    return math.prod(mesh.values())
 
 
 @contextmanager

@@ -14,16 +14,7 @@ from ._check_linear import signs, value
 from ._check_ops import FLOATS
 from ._check_piece import ONE, Reg, Shape, whole
 from ._check_spelled import CheckSpelled
-from ._check_sums import (
-    Def,
-    Rel,
-    Term,
-    but,
-    is_rel,
-    size,
-    spread,
-    times,
-)
+from ._check_sums import Def, Rel, Term, but, is_rel, size, spread, times
 
 COMBINING: Final = frozenset("addmm baddbmm linear convolution sum mul div add sub rsub add_n neg".split())
 """Steps that may be linear in several operands, or multiples of one."""

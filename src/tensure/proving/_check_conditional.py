@@ -21,14 +21,7 @@ from ._check_masked import _number
 from ._check_masked_gather import _unshifted
 from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, letters
 from ._check_piece import ONE, Shape, is_part
-from ._check_sums import (
-    CheckSums,
-    Limit,
-    Rel,
-    Term,
-    is_rel,
-    size,
-)
+from ._check_sums import CheckSums, Limit, Rel, Term, is_rel, size
 
 MAX_NUMBERS: Final = 1 << 22
 MAX_DEEP: Final = 64

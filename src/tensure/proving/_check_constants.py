@@ -13,13 +13,7 @@ from typing import Any, Final
 
 from ._check_ops import FLOATS
 from ._check_piece import ONE, Reg, is_part
-from ._check_sums import (
-    CheckSums,
-    Rel,
-    is_rel,
-    size,
-    spread,
-)
+from ._check_sums import CheckSums, Rel, is_rel, size, spread
 
 MAX_MOVES: Final = 16
 

@@ -23,10 +23,7 @@ from ._check_openers import OPENERS
 from ._check_ops import FLOATS
 from ._check_piece import ONE, Reg, Shape, is_part
 from ._check_spots import ANY, Source, Spot, here, on_axis, part_of, seen_as, source_of
-from ._check_sums import (
-    Rel,
-    size,
-)
+from ._check_sums import Rel, size
 
 MAX_OPENED: Final = 1 << 12
 MAX_DEEP: Final = 40

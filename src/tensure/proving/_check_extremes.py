@@ -14,10 +14,7 @@ from tensure.program import Op
 
 from ._check_index import FIRST, Index, all_of, joined
 from ._check_piece import ONE, is_part
-from ._check_sums import (
-    Rel,
-    size,
-)
+from ._check_sums import Rel, size
 
 OPS: Final = {"max": "amax", "min": "amin"}
 

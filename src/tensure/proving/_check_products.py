@@ -17,13 +17,7 @@ from ._check_index import selected
 from ._check_linear import value
 from ._check_ops import FLOATS
 from ._check_piece import ONE, Reg, is_part
-from ._check_sums import (
-    CheckSums,
-    Def,
-    Rel,
-    is_rel,
-    size,
-)
+from ._check_sums import CheckSums, Def, Rel, is_rel, size
 
 Sum: TypeAlias = "dict[frozenset[tuple[Any, int]], Fraction]"
 """Coefficients by unknowns with their powers."""

@@ -14,16 +14,7 @@ from ._check_index import FIRST, selected
 from ._check_moves import MOVES, regrouped
 from ._check_ops import REDUCTIONS, shapes_of
 from ._check_piece import ONE, Shape, whole
-from ._check_sums import (
-    CheckSums,
-    Rel,
-    Term,
-    but,
-    held_itself,
-    is_rel,
-    size,
-    sliced,
-)
+from ._check_sums import CheckSums, Rel, Term, but, held_itself, is_rel, size, sliced
 
 
 class CheckSpelled(CheckSums):

@@ -26,15 +26,7 @@ from ._check_ops import follows as holds_as
 from ._check_piece import ONE, Piece, Reg, is_part
 from ._check_placed import placed
 from ._check_products import multiplied
-from ._check_sums import (
-    Def,
-    Limit,
-    Rel,
-    Term,
-    is_rel,
-    need,
-    size,
-)
+from ._check_sums import Def, Limit, Rel, Term, is_rel, need, size
 from ._check_values import CheckValues
 
 MAX_MOVES: Final = 8

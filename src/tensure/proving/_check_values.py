@@ -23,16 +23,7 @@ from ._check_linear import every, single, value
 from ._check_moves import MOVES
 from ._check_ops import FLOATS, clean, dtype_of, repeats, shapes_of
 from ._check_piece import ONE, Reg, Shape, is_part, whole
-from ._check_sums import (
-    Def,
-    Rel,
-    Term,
-    is_rel,
-    need,
-    size,
-    sliced,
-    times,
-)
+from ._check_sums import Def, Rel, Term, is_rel, need, size, sliced, times
 
 NO_AXES: Final[frozenset[str]] = frozenset()
 MAX_DIM: Final = 1 << 48

@@ -34,17 +34,7 @@ from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
 from ._check_piece import ONE, Reg, Shape, whole
 from ._check_steps import CheckSteps
-from ._check_sums import (
-    Def,
-    Limit,
-    Rel,
-    Term,
-    is_rel,
-    need,
-    refuse,
-    size,
-    spelled,
-)
+from ._check_sums import Def, Limit, Rel, Term, is_rel, need, refuse, size, spelled
 
 NOWHERE: Final[Mapping[str, Any]] = {}
 

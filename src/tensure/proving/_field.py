@@ -24,12 +24,12 @@ from ._contraction import TERMS, terms_of
 from ._field_convolution import convolution, gradients, taps
 from ._field_degree import CONSTANT, DRAWN, Degree, widest
 from ._field_lookups import CONSTANTS, LOOKUPS, constant
+from ._field_numbers import P, element_of, hash_number
 from ._field_products import PRODUCTS
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
 from ._values import FLOATS
 from ._windows import walks
 
-P: Final = (1 << 127) - 1
 MAX_PRODUCTS: Final = 2_000_000
 MOVES: Final = frozenset(
     "view reshape flatten permute transpose t unsqueeze squeeze select expand cat stack slice slice_scatter "
@@ -121,7 +121,7 @@ class Field:
         return F((one.array + other.array) % P, one.degree.plus(other.degree))
 
     def scale(self, value: F, by: Fraction) -> F:
-        return F(value.array * _element(by) % P, value.degree)
+        return F(value.array * element_of(by) % P, value.degree)
 
     def difference(self, have: F, want: F) -> tuple[int, ...] | None:
         self.compared += 1
@@ -144,7 +144,7 @@ class Field:
                 if given["rounding_mode"] is not None:
                     return [self.oracle(op, given, operands)]
                 values[1] = self.quotient(values[1])
-            alpha = _element(rational(given.get("alpha", 1)))
+            alpha = element_of(rational(given.get("alpha", 1)))
             made = np.asarray(_RATIONAL[op](values, alpha), dtype=object) % P
             return [F(made, _combined(op, operands))]
         if op in TERMS:
@@ -209,10 +209,6 @@ class Field:
     def like(self, array: Array) -> F:
         """Integers as field elements."""
         return F(array % P)
-
-    def element(self, value: Fraction) -> int:
-        """A fraction as the field element it stands for."""
-        return _element(value)
 
     def _along(self, op: str, given: dict[str, Any], x: F, dims: tuple[int, ...]) -> F:
         """One oracle for each set of reduced elements; order counts only for the positions of extrema."""
@@ -370,11 +366,6 @@ def _combined(op: str, operands: list[Any]) -> Degree:
     return items[0].times(items[0]) if op == "square" else items[0].plus(*items[1:])
 
 
-def hash_number(value: float) -> int:
-    """A number as the field element it stands for."""
-    return _element(rational(value))
-
-
 def _move(op: str, given: dict[str, Any], operands: list[Any]) -> Array:
     """A move of elements, done by the op table's semantics on the numbers of the elements."""
     from tensure.program import evaluate_op
@@ -417,8 +408,4 @@ def _objects(values: list[int], shape: tuple[int, ...]) -> Array:
 def _number(value: Any) -> int:
     if not isinstance(value, (int, float)):
         raise UnsupportedError(f"operand {value!r} in the field")
-    return _element(rational(value))
-
-
-def _element(value: Fraction) -> int:
-    return value.numerator * pow(value.denominator, -1, P) % P
+    return element_of(rational(value))

@@ -15,6 +15,7 @@ import numpy as np
 from tensure.program import rational
 
 from ._field_degree import CONSTANT, DRAWN, Degree
+from ._field_numbers import element_of, hash_number
 
 if TYPE_CHECKING:
     from ._field import F, Field
@@ -116,20 +117,20 @@ def _reciprocal(field: Field, given: dict[str, Any], operands: list[Any]) -> Mad
 
 def _addcmul(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
-    by = field.element(rational(given["value"]))
+    by = element_of(rational(given["value"]))
     return x.array + by * one.array * other.array, x.degree.plus(one.degree.times(other.degree))
 
 
 def _addcdiv(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
-    by = field.element(rational(given["value"]))
+    by = element_of(rational(given["value"]))
     degree = x.degree.plus(one.degree.times(other.degree.inverse()))
     return x.array + by * one.array * field.quotient(other.array), degree
 
 
 def _added_product(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     x, one, other = operands
-    beta, alpha = (field.element(rational(given[key])) for key in ("beta", "alpha"))
+    beta, alpha = (element_of(rational(given[key])) for key in ("beta", "alpha"))
     field.work(one.array.size * other.array.shape[-1])
     product = np.asarray(np.matmul(one.array, other.array), dtype=object)
     inner = max(one.array.shape[-1], 1)
@@ -147,8 +148,6 @@ def _value(item: Any) -> Any:
         return item.array
     if not math.isfinite(item):
         return None
-    from ._field import hash_number
-
     return hash_number(item)
 
 

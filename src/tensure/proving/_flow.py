@@ -12,11 +12,7 @@ from dataclasses import dataclass
 
 from tensure.bundle import Plan, Rank
 from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
-from tensure.program import (
-    Name,
-    Program,
-    TensorType,
-)
+from tensure.program import Name, Program, TensorType
 
 from ._cells import Cells
 from ._cone import Asked, Trail

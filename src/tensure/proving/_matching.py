@@ -7,11 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from tensure.errors import TensureError
-from tensure.program import (
-    TensorType,
-    axes_in,
-    infer_op,
-)
+from tensure.program import TensorType, axes_in, infer_op
 
 from ._index import Index, Region, free_index, length, relative, shape_of, whole, whole_region
 from ._movement import viewed_whole

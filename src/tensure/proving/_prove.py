@@ -1,7 +1,7 @@
 """Prove a Plan: walk every invocation, decide every doubt, write and re-check the certificate.
 
 `proved` is said only when no rule left a doubt and the independent checker accepts the certificate.
-A doubt is first replayed concretely, which alone can refute; a doubt that no replay confirms goes to
+A doubt is first replayed concretely, which alone can refute a value; a doubt that no replay confirms goes to
 the field, which can make the whole `probable`; what is left is `unknown`, with the reason.
 """
 
@@ -15,14 +15,7 @@ from typing import Final
 
 from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_digest
 from tensure.errors import LimitError, RecordError
-from tensure.program import (
-    Program,
-    Undecided,
-    bind_entry,
-    digest,
-    state_pairs,
-    unswept,
-)
+from tensure.program import Program, Undecided, bind_entry, digest, state_pairs, unswept
 
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
