@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from tensure.bundle import BoundClaims, PlacedRuns, Plan, Rank
 from tensure.program import (
@@ -22,21 +21,18 @@ from tensure.program import (
     apart,
     axes_in,
     bind_entry,
-    coordinate,
-    evaluate,
     expand,
     leaves,
     state_pairs,
 )
 
-from ._certificate import Invocation, Runs
+from ._certificate import Invocation
 from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
 from ._check_piece import ONE, Reg, Shape, whole
+from ._check_said import CheckSaid
 from ._check_steps import CheckSteps
-from ._check_sums import Def, Limit, Rel, Term, is_rel, need, refuse, size, spelled
-
-NOWHERE: Final[Mapping[str, Any]] = {}
+from ._check_sums import Limit, Rel, Term, need, refuse, size
 
 
 class Walk:
@@ -48,9 +44,9 @@ class Walk:
         self.env = bind_entry(program, entry, given.params)
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
-        self.spots, self.parts = dict[Any, Index](), dict[Any, Reg]()
-        self.names, self.spelled = dict[tuple[Runs, ...], tuple[str, ...]](), dict[Any, Reg]()
-        self._define(given)
+        self.parts: dict[Any, Reg] = {}
+        self.said = CheckSaid(self.values)
+        self.said.define(given)
         self.leaves = {label: role for label, _, role in leaves(program, entry, self.env)}
         self.pairs = {str(after): before for before, after in state_pairs(program.entry(entry), self.env)}
         outputs = [str(name.ground(self.env)) for name in program.entry(entry).outputs]
@@ -67,7 +63,7 @@ class Walk:
         unknown = {rank for rank, _ in given.locals} - by_name.keys()
         need(not unknown, f"there is no rank {next(iter(unknown), None)}")
         self.claims: dict[tuple[str, str], tuple[Term, ...]] = {
-            key: tuple(self._term(*term, by_name[key[0]]) for term in terms)
+            key: tuple(self.said.term(*term, by_name[key[0]]) for term in terms)
             for key, terms in given.locals.items()
         }
         for key, rel in self.claims.items():
@@ -88,7 +84,7 @@ class Walk:
             need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
         self.values.draws.settle(self.cells)
         for label in self.due:
-            shape = size(self._one(label)[2])
+            shape = size(self.said.one(label)[2])
             need(covers(self.held.get(label, set()), shape), "{} is not covered", label)
         unused = self.claims.keys() - self.used
         need(not unused, f"no rank has {next(iter(unused), None)}")
@@ -215,7 +211,7 @@ class Walk:
             return
         label = str(bound.of)
         need(label in self.values.names, "the program never makes {}", label)
-        by, node, outer, _ = self._one(label)
+        by, node, outer, _ = self.said.one(label)
         part = self._part(bound, size(outer))
         reg = selected(outer, part)
         pinned: Limit = (
@@ -275,7 +271,7 @@ class Walk:
             if bound is None or not self._supplied(bound):
                 refuse(f"{rank}: {name} is read before anything made it")
             label = str(bound.of)
-            _, leaf, outer, _ = self._one(label)
+            _, leaf, outer, _ = self.said.one(label)
             part = self._part(bound, size(outer))
             self._make(rank, name, lambda claim: claim == ((ONE, leaf, part, None),))
             if self.leaves[label] == "state":
@@ -295,115 +291,7 @@ class Walk:
             self.parts[key] = tuple(held.get(dim, index) for dim, index in enumerate(whole(shape)))
         return self.parts[key]
 
-    def _one(self, label: str) -> Term:
-        rel = self.values.named(label)
-        return rel[0] if rel is not None and len(rel) == 1 else refuse(f"{label} is no one value")
-
-    # what the certificate says -----------------------------------------------------------------------
-
-    def _define(self, given: Invocation) -> None:
-        """Values that the certificate names besides the Program's."""
-        for item in given.values:
-            need(item.label.startswith("$") and item.label not in self.values.names, "{} again", item.label)
-            attrs: Any = tuple(item.attrs.items())
-            for axis, lo, hi in item.where:
-                need(
-                    axis in given.folded and 0 <= lo < hi,
-                    "{} along {} at {}:{}",
-                    item.label,
-                    axis[:40],
-                    lo,
-                    hi,
-                )
-            env = {axis: coordinate(axis, lo, hi) for axis, lo, hi in item.where}
-            operands = [self._part_of(part, env) for part in item.operands]
-            rel: Rel
-            if item.op == "+":
-                rel = self.values.gathered(tuple(part[0] for part in operands if is_rel(part)))
-            elif item.op == "full":
-                rel = self.values.filled(item.attrs["fill_value"], item.shape, item.dtype)
-            else:
-                made = self.values.make(Op(item.op, (), (), attrs), operands)
-                rel = made[item.out]
-                if item.op == "cat" and rel is not None and not self._is_whole(rel):
-                    # One part several times reads as places of it that repeat. Joined as they stand they are
-                    # a value as well: the same elements, and each place may then be an addend of its own.
-                    rel = self.values.as_joined(dict(item.attrs), operands)
-            need(rel is not None and len(rel) == 1, "{} is no value", item.label)
-            self.values.names[item.label] = rel
-
-    def _is_whole(self, rel: Rel) -> bool:
-        return rel is not None and all(self.values.is_whole(node, reg) for _, node, reg, _ in rel)
-
-    def _part_of(self, part: Any, env: Mapping[str, Any]) -> Any:
-        if part is None:
-            return None
-        if len(part) == 4:
-            coef, label, dims, limit = part
-            return (self._term(coef, label, dims, limit, env),)
-        return _number(*part)
-
-    def _term(
-        self, coef: Fraction, label: str, dims: tuple[Runs, ...], limit: Any, env: Mapping[str, Any] = NOWHERE
-    ) -> Term:
-        """A term; `env` says which coordinates the ends of its runs may name."""
-        by, node, outer, _ = self._one(label)
-        need(self.values.is_whole(node, outer), "{} is no whole value", label)
-        reg = self._reg(dims, env, self.values.defs[node], label)
-        found = None
-        if limit is not None:
-            found = self._limit(limit, env)
-            need(self.values.sound(node, found), "{} has no such addend", label)
-        coef = coef if by is ONE else coef * by
-        return ONE if coef == 1 else coef, node, reg, found
-
-    def _reg(self, dims: tuple[Runs, ...], env: Mapping[str, Any], item: Def, label: str) -> Reg:
-        """A part of a class, as it is spelled; the same one over again is one object."""
-        names = self.names.get(dims)
-        if names is None:
-            ends = [end for runs in dims for run in runs for end in run if not isinstance(end, int)]
-            names = self.names[dims] = tuple(sorted({name for end in ends for name in end.names}))
-        key = (dims, item.shape, item.free, tuple([env.get(name) for name in names]))
-        if key not in self.spelled:
-            reg = tuple(self._index(runs, env) for runs in dims)
-            inside = len(reg) == len(item.shape) and all(
-                dim in item.free or at.stop <= n
-                for dim, (at, n) in enumerate(zip(reg, item.shape, strict=True))
-            )
-            need(inside, "{} has no such part", label)
-            self.spelled[key] = spelled(item, reg)
-        return self.spelled[key]
-
-    def _index(self, runs: Runs, env: Mapping[str, Any]) -> Index:
-        """Runs where the coordinates are; the same runs over again are worked out once."""
-        names = {label for run in runs for end in run if not isinstance(end, int) for label in end.names}
-        key = (runs, tuple((label, env.get(label)) for label in sorted(names)))
-        if key not in self.spots:
-            self.spots[key] = _index(runs, env)
-        return self.spots[key]
-
-    def _limit(self, limit: Any, env: Mapping[str, Any]) -> Limit:
-        """A limit with the parts of sums by class."""
-        if limit is None:
-            return None
-        through = [
-            (self._one(key)[1] if isinstance(key, str) else key, self._limit(inner, env))
-            for key, inner in limit[1]
-        ]
-        need(len(dict(through)) == len(through), "a limit through one operand twice")
-        shares = {self._letter(letter): self._index(runs, env) for letter, runs in limit[0]}
-        need(len(shares) == len(limit[0]), "a letter twice")
-        return tuple(sorted(shares.items(), key=lambda pair: pair[0])), tuple(
-            sorted(through, key=lambda pair: pair[0])
-        )
-
-    def _letter(self, letter: str) -> str:
-        """A letter that names a tensor of indices, by its class."""
-        if not letter.startswith("?"):
-            return letter
-        by, node, reg, _ = self._one(letter[1:])
-        need(by == 1 and self.values.is_whole(node, reg), "{} is no index", letter[:80])
-        return f"?{node}"
+    # what steps read ---------------------------------------------------------------------------------
 
     def _named_operands(self, step: Op, named: Callable[[str], Rel]) -> list[Any]:
         found = [self._operand(arg, lambda ref: named(str(ref.name))) for arg in step.args]
@@ -426,16 +314,3 @@ class Walk:
         if isinstance(arg, Cat):
             return self.values.together([self._operand(part, get) for part in arg.parts], arg.dim)
         return arg
-
-
-def _index(runs: Runs, env: Mapping[str, Any]) -> Index:
-    """Runs with their ends where the coordinates are; spelled as they must be at every place."""
-    ends = [(evaluate(lo, env), evaluate(hi, env)) for lo, hi in runs]
-    for at, (lo, hi) in enumerate(ends):
-        need(0 <= lo < hi and (not at or lo != ends[at - 1][1]), "runs that are empty, or one run as two")
-    return Index(tuple(ends))
-
-
-def _number(kind: str, text: str) -> Any:
-    known: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda at: at == "True"}
-    return known[kind](text)
