@@ -266,3 +266,44 @@ def test_numbers_drawn_behind_the_trace_are_seen() -> None:
 
     with pytest.raises(UnsupportedError, match="where nothing is traced"):
         of_model(hidden)
+
+
+# --- generators that outlive a trace ------------------------------------------------------------------
+
+
+def by_generator(generator: torch.Generator) -> Step:
+    """Dropout by a generator that the model and all ranks share."""
+    return lambda y: y * torch.empty_like(y).bernoulli_(0.5, generator=generator)
+
+
+def test_each_trace_finds_a_generator_as_it_was_before_the_first() -> None:
+    generator = torch.Generator().manual_seed(6)
+    wanted = generator.get_state()
+    then = by_generator(generator)
+    for found in (of_model(then), *of_ranks(lambda net, mesh: None, {"dp": 2}, then)):
+        assert [(str(draw["seed"]), draw["start"]) for draw in found] == [("6", 0)]
+    assert torch.equal(generator.get_state(), wanted)
+
+
+def test_a_generator_that_was_drawn_from_before_is_refused() -> None:
+    generator = torch.Generator().manual_seed(6)
+    torch.rand(3, generator=generator)
+    with pytest.raises(UnsupportedError, match="seed 6 of which numbers were drawn before"):
+        of_model(by_generator(generator))
+    assert of_model(by_generator(generator.manual_seed(6)))[0]["start"] == 0
+
+
+def test_a_state_that_another_trace_left_is_refused() -> None:
+    """A tracker that keeps states for good: the next rank's process would not find this one's."""
+    torch.manual_seed(7)
+    kept = [torch.get_rng_state()]
+
+    def tracked(y: Tensor) -> Tensor:
+        torch.set_rng_state(kept[0])
+        y = F.dropout(y)
+        kept[0] = torch.get_rng_state()
+        return y
+
+    assert of_model(tracked)[0]["seed"] == 7
+    with pytest.raises(UnsupportedError, match="a state of another trace"):
+        of_model(tracked)
