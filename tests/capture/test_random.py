@@ -181,6 +181,21 @@ def test_recomputation_draws_again_unless_the_state_is_kept(keep: bool) -> None:
     assert (found[0]["start"] == found[1]["start"]) == keep and len(found) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_of_another_dtype_are_others_and_so_is_the_state_after(dtype: torch.dtype) -> None:
+    def drawn(first: torch.dtype, then: torch.dtype) -> Step:
+        def step(y: Tensor) -> Tensor:
+            torch.manual_seed(5)
+            return y * torch.rand_like(y, dtype=first) * torch.rand_like(y, dtype=then)
+
+        return step
+
+    plain = of_model(drawn(torch.float32, torch.float32))
+    other, after = of_model(drawn(dtype, torch.float32))
+    assert other != plain[0] and after["after"] not in ("", plain[1]["after"])
+    assert of_model(drawn(dtype, torch.float32)) == [other, after]
+
+
 def test_what_is_made_for_a_tensors_elements_is_like_it() -> None:
     (plain,) = of_model(lambda y: F.dropout(y))
     assert plain["like"] is not None and "like" not in plain["like"]

@@ -1,4 +1,4 @@
-"""Generators that the model and all ranks share, and passes of one tensor that ranks take in turn."""
+"""Generators that ranks share, passes of one tensor that they take in turn, numbers of several dtypes."""
 
 from __future__ import annotations
 
@@ -130,3 +130,43 @@ def test_ranks_taken_together_that_draw_different_passes_are_taken_apart() -> No
 def test_with_one_way_to_read_them_other_numbers_are_refuted() -> None:
     verdict = tensure.prove(split(lambda rank: 5 + rank), passes(1), mesh={"mc": 2}).proof.values
     assert verdict.status == "refuted" and "other numbers than" in str(verdict.counterexample)
+
+
+# --- numbers of several dtypes ------------------------------------------------------------------------
+
+
+class Noisy(steps.Net):
+    """The inner features' mask is drawn in one dtype or another."""
+
+    dtype = torch.float64
+
+    def hidden(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.up(x))
+        return y * (torch.rand_like(y, dtype=self.dtype) < 0.5).to(y.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss: Tensor = self.down(self.hidden(x)).pow(2).mean()
+        return loss
+
+
+def noisy() -> Any:
+    return Noisy(), (torch.randn(8, 8),)
+
+
+@pytest.mark.parametrize(("both", "status"), [(True, "proved"), (False, "unknown")])
+def test_numbers_of_one_seed_are_not_the_same_in_another_dtype(both: bool, status: str) -> None:
+    def parallel(net: Any, mesh: Any) -> ParallelStep:
+        torch.manual_seed(3)
+        if not both and mesh.get_local_rank("tp") == 1:
+            net.dtype = torch.float32
+
+        def step(x: Tensor) -> Tensor:
+            loss: Tensor = net(x)
+            loss.backward()
+            return loss
+
+        return ParallelStep(step)
+
+    verdict = tensure.prove(parallel, noisy, mesh={"tp": 2}).proof.values
+    assert verdict.status == status, verdict
+    assert both or "draws other numbers than" in verdict.reason

@@ -77,8 +77,12 @@ class Generators:
     _region: tuple[int, int] | None = None
     """Of a distributed tensor's draw: where its shard begins, and the extent of all."""
 
-    def take(self, law: str, count: int, generator: torch.Generator | None = None) -> Draw:
+    def take(
+        self, law: str, count: int, dtype: torch.dtype, generator: torch.Generator | None = None
+    ) -> Draw:
         """The next `count` numbers of a generator, torch's own by default.
+
+        Numbers of two dtypes are not the same, and leave a generator in two states.
 
         Raises:
             UnsupportedError: numbers may not be drawn here, or the state is one that nothing here made.
@@ -93,7 +97,7 @@ class Generators:
                 wanted="shards of at least 4 numbers, for torch rounds where they begin up to 4",
             )
         now = self._state(found)
-        text = f"{now.after} {law} {extent}"
+        text = f"{now.after} {law} {dtype} {extent}"
         after = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         self._put(found, _State(now.seed, now.start + extent, after))
         return Draw(now.seed, now.start, now.after, offset, extent)
@@ -230,5 +234,5 @@ class counted_draws(TorchDispatchMode):
         found = func(*args, **given)
         if torch.Tag.nondeterministic_seeded in func.tags and isinstance(found, torch.Tensor):
             count = math.prod(found.shape)
-            self._generators.take(func._schema.name, count, given.get("generator"))
+            self._generators.take(func._schema.name, count, found.dtype, given.get("generator"))
         return found

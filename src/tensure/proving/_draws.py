@@ -23,8 +23,8 @@ from ._logical import Logical
 from ._relation import Relation, Term, plain
 from ._values import is_part
 
-Place: TypeAlias = "tuple[int, int, str, str]"
-"""Where on a generator a draw is: start, extent, law, the draws before."""
+Place: TypeAlias = "tuple[int, int, str, str, str]"
+"""Where on a generator a draw is: start, extent, law, the draws before; and the dtype of its numbers."""
 Part: TypeAlias = "tuple[int, Region]"
 """A draw of the model's, and the part of it."""
 
@@ -199,7 +199,7 @@ class Draws:
             other = parts.setdefault(spot.drawn.node, _Parts()).add(spot)
             if other is not None:
                 why = f"draws other numbers than {other.rank}, of {self._words(other)}"
-                certain = len(spot.fitting) == len(other.fitting) == 1
+                certain = len(spot.fitting) == len(other.fitting) == 1 and _are_others(spot, other)
                 yield self._told(spot, why, other, certain=certain)
         one = _overlap([(spot.seed, spot.place, spot) for spot in spots])
         if one is not None:
@@ -282,7 +282,15 @@ def _source(step: Op) -> object:
 
 
 def _place(given: Mapping[str, Any]) -> Place:
-    return given["start"], given["extent"], given["law"], given.get("after", "")
+    dtype = given.get("dtype", "f32")
+    return given["start"], given["extent"], given["law"], given.get("after", ""), dtype
+
+
+def _are_others(one: _Spot, other: _Spot) -> bool:
+    """Whether numbers of two places are others for certain: not if stretches of one generator overlap."""
+    if one.seed != other.seed or one.place == other.place:
+        return True
+    return one.place[0] + one.place[1] <= other.place[0] or other.place[0] + other.place[1] <= one.place[0]
 
 
 def _span(place: Place) -> str:
