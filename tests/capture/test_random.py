@@ -181,6 +181,21 @@ def test_recomputation_draws_again_unless_the_state_is_kept(keep: bool) -> None:
     assert (found[0]["start"] == found[1]["start"]) == keep and len(found) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_of_another_dtype_are_others_and_so_is_the_state_after(dtype: torch.dtype) -> None:
+    def drawn(first: torch.dtype, then: torch.dtype) -> Step:
+        def step(y: Tensor) -> Tensor:
+            torch.manual_seed(5)
+            return y * torch.rand_like(y, dtype=first) * torch.rand_like(y, dtype=then)
+
+        return step
+
+    plain = of_model(drawn(torch.float32, torch.float32))
+    other, after = of_model(drawn(dtype, torch.float32))
+    assert other != plain[0] and after["after"] not in ("", plain[1]["after"])
+    assert of_model(drawn(dtype, torch.float32)) == [other, after]
+
+
 def test_what_is_made_for_a_tensors_elements_is_like_it() -> None:
     (plain,) = of_model(lambda y: F.dropout(y))
     assert plain["like"] is not None and "like" not in plain["like"]
@@ -266,3 +281,44 @@ def test_numbers_drawn_behind_the_trace_are_seen() -> None:
 
     with pytest.raises(UnsupportedError, match="where nothing is traced"):
         of_model(hidden)
+
+
+# --- generators that outlive a trace ------------------------------------------------------------------
+
+
+def by_generator(generator: torch.Generator) -> Step:
+    """Dropout by a generator that the model and all ranks share."""
+    return lambda y: y * torch.empty_like(y).bernoulli_(0.5, generator=generator)
+
+
+def test_each_trace_finds_a_generator_as_it_was_before_the_first() -> None:
+    generator = torch.Generator().manual_seed(6)
+    wanted = generator.get_state()
+    then = by_generator(generator)
+    for found in (of_model(then), *of_ranks(lambda net, mesh: None, {"dp": 2}, then)):
+        assert [(str(draw["seed"]), draw["start"]) for draw in found] == [("6", 0)]
+    assert torch.equal(generator.get_state(), wanted)
+
+
+def test_a_generator_that_was_drawn_from_before_is_refused() -> None:
+    generator = torch.Generator().manual_seed(6)
+    torch.rand(3, generator=generator)
+    with pytest.raises(UnsupportedError, match="seed 6 of which numbers were drawn before"):
+        of_model(by_generator(generator))
+    assert of_model(by_generator(generator.manual_seed(6)))[0]["start"] == 0
+
+
+def test_a_state_that_another_trace_left_is_refused() -> None:
+    """A tracker that keeps states for good: the next rank's process would not find this one's."""
+    torch.manual_seed(7)
+    kept = [torch.get_rng_state()]
+
+    def tracked(y: Tensor) -> Tensor:
+        torch.set_rng_state(kept[0])
+        y = F.dropout(y)
+        kept[0] = torch.get_rng_state()
+        return y
+
+    assert of_model(tracked)[0]["seed"] == 7
+    with pytest.raises(UnsupportedError, match="a state of another trace"):
+        of_model(tracked)

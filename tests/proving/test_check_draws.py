@@ -172,6 +172,7 @@ def drawn_rows(rng: random.Random) -> list[Row]:
                     (place, *other[1:]),
                     ({**place, "start": place["start"] + 1}, node, part),
                     ({**place, "after": "00"}, node, part),
+                    ({**place, "dtype": "f64"}, node, part),
                     (place, node, (*part[:-1], tuple((lo, hi) for lo, hi in part[-1][::-1]))),
                 ]
             )
@@ -188,7 +189,7 @@ def counted_out(rows: list[Row]) -> bool:
     number: dict[Any, Any] = {}
     stretches: dict[int, set[Any]] = {}
     for place, node, part in rows:
-        stretch = (place["start"], place["extent"], place.get("after", ""))
+        stretch = (place["start"], place["extent"], place.get("after", ""), place.get("dtype", "f32"))
         stretches.setdefault(place["seed"], set()).add(stretch)
         dims = [[at for lo, hi in runs for at in range(lo, hi)] for runs in part]
         for turn, index in enumerate(itertools.product(*dims)):

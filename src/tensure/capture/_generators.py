@@ -30,6 +30,9 @@ __all__ = ["Draw", "Generators", "counted_draws", "own_generators"]
 _SYNCHRONIZED: Final = 0x73796E63
 """Stands for the seed of the state that a distributed tensor's first draw takes from rank 0."""
 
+_MADE: Final = set[int]()
+"""Seeds of all states that `Generators` made in this process, of whichever rank: nobody else's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -67,12 +70,19 @@ class Generators:
 
     refusal: str = ""
     _known: dict[bytes, _State] = field(default_factory=dict[bytes, _State])
-    _made: set[int] = field(default_factory=set[int])
+    _touched: list[tuple[torch.Generator, torch.Tensor]] = field(
+        default_factory=list[tuple[torch.Generator, torch.Tensor]]
+    )
+    """Generators besides torch's own that were drawn from, and the state that each had before."""
     _region: tuple[int, int] | None = None
     """Of a distributed tensor's draw: where its shard begins, and the extent of all."""
 
-    def take(self, law: str, count: int, generator: torch.Generator | None = None) -> Draw:
+    def take(
+        self, law: str, count: int, dtype: torch.dtype, generator: torch.Generator | None = None
+    ) -> Draw:
         """The next `count` numbers of a generator, torch's own by default.
+
+        Numbers of two dtypes are not the same, and leave a generator in two states.
 
         Raises:
             UnsupportedError: numbers may not be drawn here, or the state is one that nothing here made.
@@ -87,7 +97,7 @@ class Generators:
                 wanted="shards of at least 4 numbers, for torch rounds where they begin up to 4",
             )
         now = self._state(found)
-        text = f"{now.after} {law} {extent}"
+        text = f"{now.after} {law} {dtype} {extent}"
         after = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         self._put(found, _State(now.seed, now.start + extent, after))
         return Draw(now.seed, now.start, now.after, offset, extent)
@@ -105,22 +115,39 @@ class Generators:
         finally:
             self._region = None
 
+    def restore(self) -> None:
+        """Put every generator but torch's own into the state that it had before its first draw.
+
+        All ranks are traced in one process and may share a generator; each process of a real run has its own.
+        """
+        while self._touched:
+            generator, state = self._touched.pop()
+            generator.set_state(state)
+
     def _state(self, generator: torch.Generator) -> _State:
         key, seed = _digest(generator), generator.initial_seed()
         if key not in self._known:
-            if seed in self._made:
+            if seed in _MADE:
                 raise UnsupportedError(
-                    "random numbers that were drawn where nothing is traced",
+                    "random numbers that were drawn where nothing is traced, or by a state of another trace",
                     wanted="draws by tensors of the model, the parallel function and the step alone",
+                )
+            if key != _digest(torch.Generator().manual_seed(seed)):
+                raise UnsupportedError(
+                    f"a generator of seed {seed} of which numbers were drawn before",
+                    wanted="generators that are seeded and then drawn from where the trace sees it",
                 )
             self._known[key] = _State(seed - (1 << 64) if seed >= 1 << 63 else seed)
         return self._known[key]
 
     def _put(self, generator: torch.Generator, state: _State) -> None:
+        if generator is not torch.default_generator and all(generator is not one for one, _ in self._touched):
+            with unset_fake_temporarily(), _disable_current_modes():
+                self._touched.append((generator, generator.get_state()))
         text = f"{state.seed} {state.start} {state.after}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
         generator.manual_seed(seed)
-        self._made.add(seed)
+        _MADE.add(seed)
         self._known[_digest(generator)] = state
 
 
@@ -132,7 +159,7 @@ def _digest(generator: torch.Generator) -> bytes:
 
 @contextlib.contextmanager
 def own_generators(generators: Generators) -> Iterator[None]:
-    """Begin as a process that was just started, and leave torch's generator as it was.
+    """Begin as a process that was just started, and leave torch's generator, and others, as they were.
 
     Until the end an accelerator's generator is the processor's, and distributed tensors draw as they do on
     accelerators: each shard its own part of what all ranks' generators go forward by.
@@ -180,6 +207,7 @@ def own_generators(generators: Generators) -> Iterator[None]:
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
+        generators.restore()
         torch.default_generator.set_state(kept)
 
 
@@ -206,5 +234,5 @@ class counted_draws(TorchDispatchMode):
         found = func(*args, **given)
         if torch.Tag.nondeterministic_seeded in func.tags and isinstance(found, torch.Tensor):
             count = math.prod(found.shape)
-            self._generators.take(func._schema.name, count, given.get("generator"))
+            self._generators.take(func._schema.name, count, found.dtype, given.get("generator"))
         return found

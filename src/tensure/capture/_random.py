@@ -44,24 +44,25 @@ class _Drawing:
         self.tracer, self.note = tracer, note
         self.generator: torch.Generator | None = bound.get("generator")
 
-    def like(self, law: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Numbers that share the place of a tensor's elements."""
-        tape = self.tracer.tape
+    def like(self, law: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Numbers that share the place of a tensor's elements, in its dtype by default."""
+        tape, dtype = self.tracer.tape, dtype or tensor.dtype
         if not tape.knows(tensor):
-            return self.shaped(law, tuple(tensor.shape), tensor.dtype)
-        return self.shaped(law, tuple(tensor.shape), tensor.dtype, tape.likeness(tensor, self.note))
+            return self.shaped(law, tuple(tensor.shape), dtype)
+        return self.shaped(law, tuple(tensor.shape), dtype, tape.likeness(tensor, self.note))
 
     def shaped(
         self, law: str, shape: Sequence[int], dtype: torch.dtype, like: Ref | None = None
     ) -> torch.Tensor:
-        """Numbers of a shape, in float32 or float64."""
+        """Numbers of a shape, in float32 or float64; what tells them apart says in what they were drawn."""
         shape = tuple(map(int, shape))
-        found = self.tracer.generators.take(law, math.prod(shape), self.generator)
+        found = self.tracer.generators.take(law, math.prod(shape), dtype, self.generator)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
+        after = found.after if wide == dtype else f"{found.after}:{dtype_word(dtype)}"
         attrs: dict[str, Any] = {
             "law": law, "seed": found.seed, "start": found.start, "size": shape, "extent": found.extent,
         }  # fmt: skip
-        extra = {"offset": found.offset, "after": found.after, "dtype": dtype_word(wide)}
+        extra = {"offset": found.offset, "after": after, "dtype": dtype_word(wide)}
         attrs |= {key: value for key, value in extra.items() if value not in (None, "", "f32")}
         made = torch.empty(shape, dtype=wide)
         self.tracer.tape.add(made, self.tracer.tape.step("draw", (like,), self.note, **attrs))
@@ -115,7 +116,7 @@ def _normal_in_place(draw: _Drawing, given: Mapping[str, Any]) -> torch.Tensor:
 def _like(law: str) -> Callable[[_Drawing, Mapping[str, Any]], torch.Tensor]:
     def make(draw: _Drawing, given: Mapping[str, Any]) -> torch.Tensor:
         dtype = given.get("dtype") or given["self"].dtype
-        numbers = draw.like(law, given["self"])
+        numbers = draw.like(law, given["self"], dtype)
         with draw.tracer:
             return numbers.to(dtype)
 

@@ -134,7 +134,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
             for item in result if isinstance(result, (tuple, list)) else (result,):
                 self.tape.draw(item, note)
-                self.generators.take(word, item.numel(), kwargs.get("generator"))
+                self.generators.take(word, item.numel(), item.dtype, kwargs.get("generator"))
             return result
         if is_random:
             return drawn(self, func, args, kwargs, note)

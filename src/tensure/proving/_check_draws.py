@@ -4,8 +4,8 @@ What a draw stands for is taken from the certificate as it stands. It is right i
 that numbers come from, and the elements of the model's draws, are told apart by each other: numbers from
 one place stand for one part, a part comes from one place, and places as well as parts that are not one have
 nothing in common. Then the ranks' numbers have the distribution of the model's. Assumed is of generators that
-one seed and the same draws since give the same numbers, and all else independent ones. Shares nothing with
-the prover.
+one seed and the same draws since give the same numbers of one dtype, and all else independent ones. Shares
+nothing with the prover.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class CheckDraws:
 
 def _source(given: Mapping[str, Any]) -> tuple[Any, ...]:
     """Where numbers come from: seed; the stretch of the generator's numbers; where in it."""
-    stretch = (given["start"], given["extent"], given["law"], given.get("after", ""))
+    kind = given["law"], given.get("after", ""), given.get("dtype", "f32")
+    stretch = (given["start"], given["extent"], *kind)
     return given["seed"], stretch, given.get("offset", 0)
 
 

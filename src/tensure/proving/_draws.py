@@ -23,15 +23,18 @@ from ._logical import Logical
 from ._relation import Relation, Term, plain
 from ._values import is_part
 
-Place: TypeAlias = "tuple[int, int, str, str]"
-"""Where on a generator a draw is: start, extent, law, the draws before."""
+Place: TypeAlias = "tuple[int, int, str, str, str]"
+"""Where on a generator a draw is: start, extent, law, the draws before; and the dtype of its numbers."""
+Part: TypeAlias = "tuple[int, Region]"
+"""A draw of the model's, and the part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
     """Random numbers that are the same where they must not be, or others where they must be the same.
 
-    `certain` is false where generators of one seed went different ways, so that nothing is known of it.
+    `certain` is false where generators of one seed went different ways, so that nothing is known of it, and
+    where numbers may stand for others of the model's than was guessed.
     """
 
     doubt: Doubt
@@ -46,6 +49,8 @@ class _Drawn:
     step: Op
     node: int
     region: Region
+    fitting: tuple[Part, ...]
+    """All draws of the model's that it may stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class _Spot:
     place: Place
     offset: int
     region: Region
+    fitting: tuple[Part, ...]
 
 
 class Draws:
@@ -73,39 +79,62 @@ class Draws:
         self._logical, self._cells, self._in_words = logical, cells, words
         self._model = [node for node, value in enumerate(logical.values) if value.op == "draw"]
         self._drawn: list[_Drawn] = []
+        self._taken: dict[int, dict[Region, dict[object, set[Rank]]]] = {}
+        """By draw of the model's, and part of it: what sources stand for that, and on which ranks."""
+        self.guessed = False
+        """Whether some draw fits several of the model's."""
 
     def place(
         self, rank: Rank, step: Op, like: Term | None, shape: tuple[int, ...], order: int
     ) -> Relation | None:
         """The part of a draw of the model's that a rank's draw stands for; None where there is none.
 
-        The same numbers again stand for what they stood for; others for the first draw of which this rank
-        has not drawn the part yet. If there is none left, they are others for the last one.
+        Where several of the model's are like that tensor, which one is a guess: the same numbers again, on
+        whichever rank, stand for what they stood for; others for the first draw of which no rank has drawn
+        the part from elsewhere, or else of which this one has not. If there is none left, they are others
+        for the last one.
 
         Args:
             like: the tensor it is drawn like.
             order: its place in the order of production.
-        """
-        own = [item for item in self._drawn if item.rank == rank]
-        found: tuple[int, Region] | None = None
-        for node in self._model:
-            region = self._region(node, step, like, shape)
-            if region is None:
-                continue
-            found = (node, region)
-            mine = [item for item in own if item.node == node and _meet(item.region, region)]
-            if not mine or any(
-                _source(item.step) == _source(step) and item.region == region for item in mine
-            ):
-                break
-        if found is None:
-            return None
-        self.take(order, rank, step, *found)
-        return plain(*found)
 
-    def take(self, order: int, rank: Rank, step: Op, node: int, region: Region) -> None:
+        Raises:
+            Undecided: ranks taken together draw different numbers, for which several fit.
+        """
+        found = [(node, self._region(node, step, like, shape)) for node in self._model]
+        fitting = tuple((node, region) for node, region in found if region is not None)
+        if not fitting:
+            return None
+        if len(fitting) > 1:
+            self.guessed = True
+            apart = axes_in(step.attrs) & self._cells.folded
+            apart -= axes_in(tuple(region for _, region in fitting))
+            if apart:
+                raise Undecided("which of the model's draws a draw stands for", apart)
+        node, region = fitting[0] if len(fitting) == 1 else self._guess(rank, _source(step), fitting)
+        self.take(order, rank, step, node, region, fitting)
+        return plain(node, region)
+
+    def take(
+        self, order: int, rank: Rank, step: Op, node: int, region: Region, fitting: tuple[Part, ...] = ()
+    ) -> None:
         """Note that a rank's draw stands for a part of a draw of the model's."""
-        self._drawn.append(_Drawn(order, rank, step.outs[0], step, node, region))
+        fitting = fitting or ((node, region),)
+        self._drawn.append(_Drawn(order, rank, step.outs[0], step, node, region, fitting))
+        if len(fitting) > 1:
+            of_part = self._taken.setdefault(node, {}).setdefault(region, {})
+            of_part.setdefault(_source(step), set()).add(rank)
+
+    def _guess(self, rank: Rank, source: object, fitting: tuple[Part, ...]) -> Part:
+        first: dict[int, Part] = {}
+        for node, region in fitting:
+            taken = self._taken.get(node, {})
+            if source in taken.get(region, {}):
+                return node, region
+            by = [ranks for part, of in taken.items() if _meet(part, region) for ranks in of.values()]
+            worth = 2 if any(rank in ranks for ranks in by) else 1 if by else 0
+            first.setdefault(worth, (node, region))
+        return first[min(first)] if min(first) < 2 else fitting[-1]
 
     def _region(self, node: int, step: Op, like: Term | None, shape: tuple[int, ...]) -> Region | None:
         """Where a draw stands in one of the model's, if it is like the same tensor."""
@@ -132,8 +161,10 @@ class Draws:
 
     # what stands for what ----------------------------------------------------------------------------
 
-    def standing(self) -> dict[tuple[str, str], tuple[str, Region]]:
-        """By rank and local as they are printed, the model's draw and the part of it."""
+    def standing(self) -> dict[tuple[str, str], tuple[str, Region]] | None:
+        """By rank and local as they are printed, the model's draw and the part; None if some is a guess."""
+        if self.guessed:
+            return None
         return {
             (spot.rank, str(item.name)): (self._logical.labels[item.node][0], spot.region)
             for item in self._drawn
@@ -141,7 +172,15 @@ class Draws:
         }
 
     def mixed(self) -> Mixed | None:
-        """The first draw whose numbers are not the model's, whatever these are."""
+        """The first draw whose numbers are not the model's, whatever these are; of certain ones, if any."""
+        first: Mixed | None = None
+        for found in self._clashes():
+            if found.certain:
+                return found
+            first = first or found
+        return first
+
+    def _clashes(self) -> Iterator[Mixed]:
         whose: dict[tuple[int, Place, int], _Spot] = {}
         parts: dict[int, _Parts] = {}
         shared: dict[tuple[int, Place], _Spot] = {}
@@ -149,36 +188,35 @@ class Draws:
         for spot in spots:
             before = whose.setdefault((spot.seed, spot.place, spot.offset), spot)
             if (before.drawn.node, before.region) != (spot.drawn.node, spot.region):
-                return self._told(
-                    spot, f"draws the same numbers as {before.rank}: {self._words(before)}", before
-                )
+                why = f"draws the same numbers as {before.rank}: {self._words(before)}"
+                certain = set(before.fitting).isdisjoint(spot.fitting)  # not one, whatever they stand for
+                yield self._told(spot, why, before, certain=certain)
+                continue
             beside = shared.setdefault((spot.seed, spot.place), spot)
             if beside.drawn.node != spot.drawn.node:
                 why = f"draws from the same numbers as {beside.rank}: {self._words(beside)}"
-                return self._told(spot, why, beside, certain=False)
+                yield self._told(spot, why, beside, certain=False)
             other = parts.setdefault(spot.drawn.node, _Parts()).add(spot)
             if other is not None:
-                return self._told(
-                    spot, f"draws other numbers than {other.rank}, of {self._words(other)}", other
-                )
+                why = f"draws other numbers than {other.rank}, of {self._words(other)}"
+                certain = len(spot.fitting) == len(other.fitting) == 1 and _are_others(spot, other)
+                yield self._told(spot, why, other, certain=certain)
         one = _overlap([(spot.seed, spot.place, spot) for spot in spots])
         if one is not None:
             first, other = one
             assert isinstance(first, _Spot)
             assert isinstance(other, _Spot)
             why = f"numbers {_span(first.place)} and {_span(other.place)} after seed {first.seed}"
-            return self._told(
-                other, f"{why}: {first.rank} draws in another way from there", first, certain=False
-            )
+            why += f": {first.rank} draws in another way from there"
+            yield self._told(other, why, first, certain=False)
         given = [(node, self._logical.values[node].given) for node in self._model]
         twice = _overlap([(at["seed"], _place(at), node) for node, at in given])
         firsts = {(at["seed"], _place(at)): node for node, at in reversed(given)}
-        if twice is None and len(firsts) == len(self._model):
-            return None
-        doubt = Doubt(0, "", "", "", "", "", "the model draws the same numbers twice, for different tensors")
-        return Mixed(doubt, False)
+        if twice is not None or len(firsts) != len(self._model):
+            why = "the model draws the same numbers twice, for different tensors"
+            yield Mixed(Doubt(0, "", "", "", "", "", why), False)
 
-    def _told(self, spot: _Spot, why: str, other: _Spot, *, certain: bool = True) -> Mixed:
+    def _told(self, spot: _Spot, why: str, other: _Spot, *, certain: bool) -> Mixed:
         item = spot.drawn
         text, source = step_words(item.step)
         _, theirs = step_words(other.drawn.step)
@@ -191,7 +229,7 @@ class Draws:
 
     def _moving(self, item: _Drawn) -> Iterator[_Spot]:
         """Of a cell's ranks one of each kind: those that draw alike, for the same part, are one."""
-        axes = axes_in((item.step.attrs, item.region))
+        axes = axes_in((item.step.attrs, item.region, item.fitting))
         return self._spots(item, axes & self._cells.folded)
 
     def _spots(self, item: _Drawn, axes: frozenset[str]) -> Iterator[_Spot]:
@@ -208,6 +246,7 @@ class Draws:
                     _place(here),
                     here.get("offset", 0),
                     region_at(item.region, at),
+                    tuple((node, region_at(region, at)) for node, region in item.fitting),
                 )
 
 
@@ -243,7 +282,15 @@ def _source(step: Op) -> object:
 
 
 def _place(given: Mapping[str, Any]) -> Place:
-    return given["start"], given["extent"], given["law"], given.get("after", "")
+    dtype = given.get("dtype", "f32")
+    return given["start"], given["extent"], given["law"], given.get("after", ""), dtype
+
+
+def _are_others(one: _Spot, other: _Spot) -> bool:
+    """Whether numbers of two places are others for certain: not if stretches of one generator overlap."""
+    if one.seed != other.seed or one.place == other.place:
+        return True
+    return one.place[0] + one.place[1] <= other.place[0] or other.place[0] + other.place[1] <= one.place[0]
 
 
 def _span(place: Place) -> str:

@@ -208,7 +208,7 @@ def _shown(
     if not found.doubts or plan.num_ranks() <= MAX_RANKS:
         return ()
     reason = ""
-    if _is_strange(found):
+    if _is_unknown(found):
         program = constant_program(program, LEVELS[1])
     for seed in SEEDS:
         try:
@@ -225,11 +225,12 @@ def _shown(
 def _standing(found: Flow, plan: Plan) -> Mapping[tuple[str, str], tuple[str, Region]] | None:
     if not found.doubts or plan.num_ranks() > MAX_RANKS:
         return {}
-    return None if _is_strange(found) else found.draws.standing()
+    return None if _is_unknown(found) else found.draws.standing()
 
 
-def _is_strange(found: Flow) -> bool:
-    return any(doubt.claim == STRANGE for doubt in found.doubts)
+def _is_unknown(found: Flow) -> bool:
+    """Whether some random numbers stand for nothing, or for one of several: a guess shows no difference."""
+    return found.draws.guessed or any(doubt.claim == STRANGE for doubt in found.doubts)
 
 
 def _has_mean_loss(program: Program) -> bool:
