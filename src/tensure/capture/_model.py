@@ -15,7 +15,7 @@ from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program,
 
 from ._generators import Generators, counted_draws, own_generators
 from ._given import built, gradients, leaves, output_names, returned_by, run_backward
-from ._optimizer import as_optimizers, built_optimizer, counted, started, state_leaf, states_of
+from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started, state_leaf
 from ._placements import whole_part
 from ._sources import Sources, their_errors
 from ._squares import unrooted
@@ -127,32 +127,31 @@ class _Updates:
         else:
             self.optimizers = built_optimizer(make, given.module) if make is not None else ()
         started(self.optimizers)
-        self.held: dict[str, tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = {}
+        self.watched = Watched(self.optimizers)
+        self.held: dict[str, States] = {}
         names = {id(tensor): label for label, tensor in leaves(given.module)}
-        for optimizer in self.optimizers:
-            for states in states_of(optimizer):
-                label = names.get(id(states.parameter))
-                if label is None:
-                    raise InputError(
-                        f"the optimizer steps a tensor of shape {list(states.parameter.shape)} that is no "
-                        "parameter of the module",
-                        wanted="an optimizer of module.parameters()",
-                    )
-                self.held[label] = (states.parameter, states.tensors)
+        for key, states in self.watched.before.items():
+            if key not in names:
+                raise InputError(
+                    f"the optimizer steps a tensor of shape {list(states.parameter.shape)} that is no "
+                    "parameter of the module",
+                    wanted="an optimizer of module.parameters()",
+                )
+            self.held[names[key]] = states
         self.states: dict[str, dict[str, str]] | None = None
         if self.optimizers:
             self.states = {
                 label: {
-                    name: state_leaf(label, name, tuple(tensor.shape), tuple(parameter.shape))
-                    for name, tensor in tensors.items()
+                    name: state_leaf(label, name, tuple(tensor.shape), tuple(states.parameter.shape))
+                    for name, tensor in states.tensors.items()
                 }
-                for label, (parameter, tensors) in self.held.items()
+                for label, states in self.held.items()
             }
 
     def leaves(self) -> list[tuple[str, torch.Tensor]]:
         """The states with the values that they begin with."""
         return [
-            (leaf, self.held[label][1][name])
+            (leaf, self.held[label].tensors[name])
             for label, named in (self.states or {}).items()
             for name, leaf in named.items()
         ]
@@ -170,7 +169,9 @@ class _Updates:
     def results(self) -> dict[str, torch.Tensor]:
         """Parameters and states afterwards, by the names of the outputs."""
         found: dict[str, torch.Tensor] = {}
-        for label, (parameter, tensors) in self.held.items():
-            found[f"new.{label}"] = parameter
-            found |= {f"new.{label}.{name}": tensor for name, tensor in tensors.items()}
+        after = self.watched.after()
+        for label, before in self.held.items():
+            found[f"new.{label}"] = before.parameter
+            tensors = after[id(before.parameter)].tensors
+            found |= {f"new.{label}.{name}": tensors[name] for name in before.tensors}
         return found

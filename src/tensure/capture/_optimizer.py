@@ -15,10 +15,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.distributed.tensor import DTensor
 from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 
 from tensure.errors import InputError, UnsupportedError
+from tensure.host import dtype_word
 
 from ._changes import changed, replaced
 from ._sources import their_errors
@@ -27,6 +29,7 @@ from ._step import OptimizerFunction
 __all__ = [
     "SHARED",
     "States",
+    "Watched",
     "as_optimizers",
     "built_optimizer",
     "counted",
@@ -128,6 +131,69 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[States]:
         for parameter in group["params"]
         if parameter.requires_grad
     ]
+
+
+class Watched:
+    """What optimizers hold of each parameter, by its id: before the step, and read again after it.
+
+    A state is what stands under its name: an optimizer may write into the tensor or put another there.
+
+    Raises:
+        InputError: two optimizers step one parameter.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = tuple(optimizers)
+        self.before = self._read()
+
+    def after(self) -> Mapping[int, States]:
+        """The states as they are now, of the parameters and names from before.
+
+        Raises:
+            InputError: other parameters, names, shapes or dtypes than before; then the next step is another.
+        """
+        now = self._read()
+        if now.keys() != self.before.keys():
+            raise InputError(
+                "a step after which the optimizer holds other parameters", wanted="the same ones every step"
+            )
+        for key, states in self.before.items():
+            shape, tensors = list(states.parameter.shape), now[key].tensors
+            unlike = sorted(states.tensors.keys() ^ tensors.keys())
+            if unlike:
+                raise InputError(
+                    f"a step that makes or drops {', '.join(unlike)} of a parameter of shape {shape}",
+                    wanted="an optimizer that keeps the same states from its first step on",
+                )
+            for name, tensor in states.tensors.items():
+                if _form(tensors[name]) != _form(tensor):
+                    raise InputError(
+                        f"a step that changes {name} of a parameter of shape {shape} from "
+                        f"{_said(tensor)} to {_said(tensors[name])}",
+                        wanted="a state of one form",
+                    )
+        return now
+
+    def _read(self) -> dict[int, States]:
+        found = dict[int, States]()
+        for optimizer in self._optimizers:
+            for states in states_of(optimizer):
+                if id(states.parameter) in found:
+                    raise InputError(
+                        f"a parameter of shape {list(states.parameter.shape)} that is stepped twice",
+                        wanted="one optimizer for each parameter",
+                    )
+                found[id(states.parameter)] = states
+        return found
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, isinstance(tensor, DTensor)
+
+
+def _said(tensor: Tensor) -> str:
+    kind = " DTensor" if isinstance(tensor, DTensor) else ""
+    return f"{dtype_word(tensor.dtype)}{list(tensor.shape)}{kind}"
 
 
 @contextmanager
