@@ -130,3 +130,94 @@ def test_a_parameter_of_two_optimizers_is_refused() -> None:
 
     with pytest.raises(InputError, match="stepped twice"):
         capture_model(single, optimizer=twice)
+
+
+# --- numbers of a parameter ---------------------------------------------------------------------------
+
+
+def scaled(swap: bool = False, name: str = "scale") -> Any:
+    """Each parameter goes by a number of its own; or by its neighbour's, if they are taken to be equal."""
+
+    def make(parameters: Iterable[Any]) -> Optimizer:
+        items = list(parameters)
+
+        class Scaled(Optimizer):
+            def __init__(self) -> None:
+                super().__init__(items, {"lr": 0.1})
+                for item in items:
+                    self.state[item][name] = torch.ones(())
+
+            @torch.no_grad()
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                others = [*items[1:], items[0]] if swap else items
+                for item, other in zip(items, others, strict=True):
+                    item.sub_(self.state[other][name] * item.grad)
+                for item in items:
+                    self.state[item][name].mul_(1.25)
+
+        return Scaled()
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["scale", "step"])
+def test_a_number_of_a_parameter_is_its_own(name: str) -> None:
+    """Whatever it is called: what is multiplied is no counter."""
+    assert status(scaled(name=name)) == "proved"
+    assert status(scaled(name=name), scaled(True, name)) == "refuted"
+
+
+def two(parameters: Iterable[Any]) -> Any:
+    items = list(parameters)
+    return [torch.optim.AdamW(half, lr=0.1) for half in (items[:2], items[2:])]
+
+
+def counting(swap: bool) -> Any:
+    """Two optimizers on the ranks; one parameter may be stepped with the other optimizer's counter."""
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        made, items = two(net.parameters()), list(net.parameters())
+
+        def step(x: Tensor, target: Tensor) -> Tensor:
+            loss: Tensor = net(x, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for parameter in items:
+                torch.distributed.all_reduce(parameter.grad, group=mesh.get_group("dp"))
+                parameter.grad.div_(mesh.size())
+            mine, other = (made[at].state[item]["step"] for at, item in ((0, items[0]), (1, items[2])))
+            kept = mine.clone()
+            if swap:
+                mine.copy_(other)
+            for optimizer in made:
+                optimizer.step()
+            mine.copy_(kept + 1)
+            return loss
+
+        return data_parallel(step, optimizer=made)
+
+    return parallel
+
+
+def test_each_optimizer_has_a_counter() -> None:
+    captured = capture_model(single, optimizer=two)
+    leaves = {str(name) for name in captured.program.entries["step"].inputs}
+    assert {"optimizer.step", "optimizer_1.step"} <= leaves
+    for swap, said in ((False, "proved"), (True, "refuted")):
+        values = tensure.prove(counting(swap), single, mesh=TWO, optimizer=two).proof.values
+        assert values.status == said, values.reason
+
+
+def test_counters_of_two_dtypes_are_not_one() -> None:
+    def make(parameters: Iterable[Any]) -> Any:
+        optimizer = torch.optim.AdamW(list(parameters), lr=0.1)
+        for at, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float64 if at else torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return optimizer
+
+    values = capture_model(single, optimizer=make).program.values
+    kinds = {str(name): value.dtype for name, value in values.items() if str(name).endswith(".step")}
+    assert len(kinds) == 6 and set(kinds.values()) == {"f32", "f64"}

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tensure.errors import InputError, UnsupportedError
 from tensure.host import dtype_word
+from tensure.program import Name, Op, Ref
 
 from ._changes import changed, replaced
 from ._sources import their_errors
@@ -33,13 +34,17 @@ __all__ = [
     "as_optimizers",
     "built_optimizer",
     "counted",
+    "counters",
+    "increment",
     "started",
-    "state_leaf",
     "states_of",
 ]
 
 SHARED: Final = "optimizer"
-"""Before the name of a state that all parameters have in common, as their number of steps."""
+"""Before the name of a state that all parameters of an optimizer have in common: their number of steps."""
+
+_COUNTER: Final = "step"
+"""What torch's optimizers, and others after them, call it."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,50 @@ class States:
     tensors: Mapping[str, Tensor]
 
 
-def state_leaf(label: str, name: str, shape: Sequence[int], parameter: Sequence[int]) -> str:
-    """The value that a state of the single device begins with.
+def counters(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, str]:
+    """The shared leaf that a parameter's number of steps is before the step, by the parameter's id.
 
-    A state of one number of a parameter that has more is no part of it: a counter. All parameters were
-    stepped equally often, so there is one for all.
+    Parameters of one optimizer are taken to be stepped equally often, so there is one for all of them.
+    Nothing but `step` is meant: any other number of a parameter, a norm or a scale, is its own. A parameter
+    of one number has its own too, for there it may be a moment.
     """
-    return f"{SHARED}.{name}" if not shape and parameter else f"{label}.{name}"
+    found = dict[int, str]()
+    for at, optimizer in enumerate(optimizers):
+        counts = {
+            id(states.parameter): states.tensors[_COUNTER]
+            for states in states_of(optimizer)
+            if states.parameter.ndim and _COUNTER in states.tensors and not states.tensors[_COUNTER].ndim
+        }
+        if len({count.dtype for count in counts.values()}) == 1:
+            found |= dict.fromkeys(counts, f"{SHARED}{f'_{at}' if at else ''}.{_COUNTER}")
+    return found
+
+
+def increment(made: Mapping[Name, Op], value: Ref, leaf: str) -> float | None:
+    """What a step adds to a counter; None if it is no such sum.
+
+    Args:
+        made: the step behind every value.
+        value: the counter afterwards.
+        leaf: the counter before.
+    """
+    step = made.get(_uncopied(made, value).name)
+    if step is None or step.op != "add" or step.attrs or len(step.args) != 2:
+        return None
+    first, by = step.args
+    if not isinstance(first, Ref) or _uncopied(made, first) != Ref(Name(leaf)):
+        return None
+    number: Any = by
+    if isinstance(by, Ref):
+        constant = made.get(_uncopied(made, by).name)
+        number = dict(constant.attrs).get("fill_value") if constant and constant.op == "full" else None
+    return float(number) if isinstance(number, (int, float)) else None
+
+
+def _uncopied(made: Mapping[Name, Op], value: Ref) -> Ref:
+    while (step := made.get(value.name)) is not None and step.op == "copy" and isinstance(step.args[0], Ref):
+        value = step.args[0]
+    return value
 
 
 def as_optimizers(found: Any) -> tuple[torch.optim.Optimizer, ...]:
