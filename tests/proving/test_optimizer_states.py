@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 import tensure
 from tensure.capture import ParallelStep, capture_model
-from tensure.errors import InputError
+from tensure.errors import InputError, UnsupportedError
 from tests.proving.optimizer_steps import Net, data_parallel
 
 TWO = {"dp": 2}
@@ -221,3 +221,83 @@ def test_counters_of_two_dtypes_are_not_one() -> None:
     values = capture_model(single, optimizer=make).program.values
     kinds = {str(name): value.dtype for name, value in values.items() if str(name).endswith(".step")}
     assert len(kinds) == 6 and set(kinds.values()) == {"f32", "f64"}
+
+
+# --- counters -----------------------------------------------------------------------------------------
+
+
+def by_state(state: dict[str, Any], parameter: Tensor, grad: Tensor) -> None:
+    state["step"] = state.get("step", 0) + 1
+    state["m"] = 0.9 * state.get("m", torch.zeros_like(parameter)) + grad
+    parameter.sub_(0.1 / (1 - 0.9 ** state["step"]) * state["m"])
+
+
+def by_tensor(power: int = 0) -> Any:
+    def update(state: dict[str, Any], parameter: Tensor, grad: Tensor) -> None:
+        step = state.setdefault("step", torch.zeros(()))
+        step.add_(1)
+        state["m"] = 0.9 * state.get("m", torch.zeros_like(parameter)) + grad
+        parameter.sub_(0.1 / (1 - 0.9 ** (step + power)) * state["m"])
+
+    return of(update)
+
+
+def by_group(parameters: Iterable[Any]) -> Optimizer:
+    class Group(Own):
+        def step(self, closure: Any = None) -> None:
+            self.param_groups[0]["k"] = self.param_groups[0].get("k", 0) + 1
+            super().step()
+
+    return Group(parameters, lambda state, parameter, grad: parameter.sub_(grad))
+
+
+def by_attribute(parameters: Iterable[Any]) -> Optimizer:
+    class Attribute(Own):
+        count = 0
+
+        def step(self, closure: Any = None) -> None:
+            self.count += 1
+            super().step()
+
+    return Attribute(parameters, lambda state, parameter, grad: parameter.sub_(grad))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (of(by_state), r"Own.state\[0\]\['step'\], a Python number, from 1 to 2"),
+        (by_group, r"Group.param_groups\[0\]\['k'\], a Python number"),
+        (by_attribute, r"Attribute\.count, a Python number"),
+    ],
+    ids=["state", "group", "attribute"],
+)
+def test_a_counter_that_is_a_python_number_is_refused(make: Any, says: str) -> None:
+    """What was traced is its second step, and no other."""
+    with pytest.raises(UnsupportedError, match=says):
+        capture_model(single, optimizer=make)
+
+
+def test_ranks_that_count_in_python_are_refused() -> None:
+    def plain(state: dict[str, Any], parameter: Tensor, grad: Tensor) -> None:
+        parameter.sub_(0.1 * grad)
+
+    assert status(of(plain)) == "proved"
+    with pytest.raises(UnsupportedError, match=r"Attribute\.count"):
+        status(of(plain), by_attribute)
+
+
+def test_a_counter_that_is_a_tensor_is_proved() -> None:
+    assert status(by_tensor()) == "proved"
+    assert status(by_tensor(), by_tensor(1)) == "refuted"
+
+
+def test_a_scheduler_in_the_step_is_none() -> None:
+    """What it sets is a hyperparameter; that it counts for itself is no state of the optimizer."""
+
+    def make(parameters: Iterable[Any]) -> Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        return optimizer
+
+    assert status(make) == "proved"

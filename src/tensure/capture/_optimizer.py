@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Final
 
 import torch
@@ -186,14 +187,24 @@ class Watched:
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
-        self.before = self._read()
+        self.before, self._numbers = self._read(), _numbers_of(self._optimizers)
 
     def after(self) -> Mapping[int, States]:
         """The states as they are now, of the parameters and names from before.
 
         Raises:
             InputError: other parameters, names, shapes or dtypes than before; then the next step is another.
+            UnsupportedError: a Python number has changed: what was traced is the step at one count of many.
         """
+        numbers = _numbers_of(self._optimizers)
+        for name in sorted(numbers.keys() | self._numbers.keys()):
+            if numbers.get(name) != self._numbers.get(name):
+                raise UnsupportedError(
+                    f"a step that changes {name}, a Python number, from {self._numbers.get(name)} to "
+                    f"{numbers.get(name)}: it would be proved for this count alone",
+                    wanted="a counter that is a tensor in the optimizer's state, as torch's own have it "
+                    "(torch.tensor(0.0)), and is counted in place",
+                )
         now = self._read()
         if now.keys() != self.before.keys():
             raise InputError(
@@ -227,6 +238,40 @@ class Watched:
                     )
                 found[id(states.parameter)] = states
         return found
+
+
+def _numbers_of(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Python numbers that optimizers keep from one step to the next: in states, groups and attributes.
+
+    What torch's schedulers set is a hyperparameter, which is what it is built with.
+    """
+    found = dict[str, Any]()
+    for at, optimizer in enumerate(optimizers):
+        inner: Any = getattr(optimizer, "optim", None)
+        for item in (optimizer, inner) if isinstance(inner, torch.optim.Optimizer) else (optimizer,):
+            said = f"{type(item).__name__}{f' {at}' if at else ''}"
+            for number, state in enumerate(item.state.values()):
+                _note_numbers(found, f"{said}.state[{number}]", state)
+            for number, group in enumerate(item.param_groups):
+                kept = {key: value for key, value in group.items() if key not in ("params", *_SCHEDULED)}
+                _note_numbers(found, f"{said}.param_groups[{number}]", kept)
+            for name, value in vars(item).items():
+                if isinstance(value, Number) and name not in _MARKS:
+                    found[f"{said}.{name}"] = value
+    return found
+
+
+def _note_numbers(found: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, Number):
+        found[name] = value
+    elif isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _note_numbers(found, f"{name}[{key!r}]", item)
+
+
+_SCHEDULED: Final = ("lr", "momentum", "betas")
+_MARKS: Final = ("_opt_called", "_step_count")
+"""Set by torch's schedulers, to warn; no step reads them."""
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
