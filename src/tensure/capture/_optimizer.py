@@ -312,7 +312,11 @@ class _TensorFactors(TorchFunctionMode):
         make, value = _BY_FACTOR.get(f"_foreach_{getattr(func, '__name__', '')}"), given.get("value")
         if make is None or not isinstance(value, Tensor):
             return func(*args, **given)
-        target, one, other = args
+        # tensors come in order or by name
+        operands = [*args, *(given[key] for key in ("tensor1", "tensor2") if key in given)]
+        if len(operands) != 3:
+            return func(*args, **given)  # torch itself says what is wrong
+        target, one, other = operands
         return target.add_(value * make(one, other))
 
 
