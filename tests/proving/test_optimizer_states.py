@@ -16,9 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
 import tensure
-from tensure.capture import ParallelStep, capture_model
+from tensure.capture import ParallelStep, capture_model, capture_parallel
 from tensure.errors import InputError, UnsupportedError
-from tests.proving.optimizer_steps import Net, data_parallel
+from tests.proving.optimizer_steps import Net, data_parallel, model, zero_flat
 
 TWO = {"dp": 2}
 Update = Callable[[dict[str, Any], Tensor, Tensor], None]
@@ -205,6 +205,17 @@ def test_each_optimizer_has_a_counter() -> None:
     for swap, said in ((False, "proved"), (True, "refuted")):
         values = tensure.prove(counting(swap), single, mesh=TWO, optimizer=two).proof.values
         assert values.status == said, values.reason
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of collectives by newer names
+def test_a_number_of_several_parameters_that_each_have_their_own_is_refused() -> None:
+    """NAdam's product of momenta, of parameters laid one after another; a counter alone is one for all."""
+    make = torch.optim.NAdam
+    whole = model(make, rows=9)
+    with pytest.raises(InputError, match="one number mu_product for"):
+        capture_parallel(whole, zero_flat(make), {"dp": 3}, capture_model(whole))
+    adagrad = model(torch.optim.Adagrad, rows=9)
+    assert capture_parallel(adagrad, zero_flat(torch.optim.Adagrad), {"dp": 3}, capture_model(adagrad)).tracks
 
 
 def test_counters_of_two_dtypes_are_not_one() -> None:

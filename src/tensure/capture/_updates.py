@@ -150,7 +150,12 @@ class Updates:
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
                 part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
-            if part.shape != tuple(local.shape) or (ref is not None and leaf != ref):
+            if ref is not None and leaf != ref:
+                raise InputError(
+                    f"one number {name} for {label} and others, each with its own on the single device",
+                    wanted="a parameter of the optimizer for each of the model's",
+                )
+            if part.shape != tuple(local.shape):
                 raise InputError(
                     f"state {name} of {label} of shape {list(local.shape)}", wanted=f"{list(part.shape)}"
                 )
