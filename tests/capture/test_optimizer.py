@@ -124,6 +124,37 @@ def test_the_program_is_torchs_step(name: str, how: dict[str, bool]) -> None:
     assert wrong(make, captured) == []
 
 
+class Factors(optim.Optimizer):
+    """A counter as a factor, in each way that torch lets it be called."""
+
+    def __init__(self, parameters: Iterable[Any], how: str, grow: float = 1.0) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.how, self.grow = how, grow
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            state, grad = self.state[parameter], parameter.grad
+            step = state.setdefault("step", torch.zeros((), dtype=torch.float64)).add_(1)
+            by, other = -0.01 * self.grow / step, grad.abs() + 1
+            if self.how == "in order":
+                parameter.addcdiv_(grad, other, value=by)
+            elif self.how == "half by name":
+                parameter.addcdiv_(grad, tensor2=other, value=by)
+            else:
+                parameter.addcdiv_(tensor1=grad, tensor2=other, value=by)
+
+
+HOW = ["in order", "half by name", "by name"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_factors_that_are_tensors_however_they_are_called(how: str) -> None:
+    captured = capture_model(single(lambda p: Factors(p, how)))
+    assert wrong(lambda p: Factors(p, how), captured) == []
+    assert wrong(lambda p: Factors(p, how, grow=1.5), captured) != []
+
+
 @pytest.mark.parametrize("max_norm", [1e-3, 1e3])
 def test_clipped_gradients(max_norm: float) -> None:
     """Below and above the norm: the coefficient is held to 1."""

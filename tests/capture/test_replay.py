@@ -25,9 +25,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import tensure
 from tensure import proving
 from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict
-from tensure.capture import ParallelStep, capture_model, capture_parallel, replay_step
+from tensure.capture import ParallelStep, TrainingStep, capture_model, capture_parallel, replay_step
 from tensure.capture import _replay as module
 from tensure.cli import main
+from tensure.proving import prove_plan
 
 TWO = {"tp": 2}
 ROWS = {"tp": Shard(0)}
@@ -131,6 +132,30 @@ def test_each_way_tells_right_from_wrong(way: str) -> None:
     assert {name for name, _, _ in other.outputs} == {f"grad.{p}" for p, _ in Net().named_parameters()}
     assert all(far == pytest.approx(0.5) for _, _, far in other.outputs)
     assert not dist.is_initialized() and torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_step_of_its_own_on_the_single_device(factor: float) -> None:
+    """It is that step that is run, not a plain forward and backward."""
+
+    def own() -> TrainingStep:
+        net, inputs = model()
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = net(x, y)
+            (loss * 2).backward()
+            return loss
+
+        return TrainingStep(net, inputs, step)
+
+    def parallel(net: nn.Module, mesh: DeviceMesh) -> Callable[..., Any]:
+        return by_placements(net, mesh, factor)
+
+    captured = capture_model(own)
+    plan = capture_parallel(own, parallel, TWO, captured)
+    found = replay_step(own, parallel, plan, captured.program)
+    assert found.status == ("agrees" if factor == 2 else "differs"), found.reason
+    assert prove_plan(plan, captured.program).proof.values.status == ("proved" if factor == 2 else "refuted")
 
 
 def test_micro_batches_as_an_axis() -> None:

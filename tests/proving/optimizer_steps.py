@@ -386,7 +386,7 @@ def zero(stage: int, *, clip: bool = False, fault: str = "") -> Any:
     return parallel
 
 
-def zero_flat(*, fault: str = "") -> Any:
+def zero_flat(make: Make = adamw, *, fault: str = "") -> Any:
     """All parameters one after another, filled up with zeros and cut into equal parts, wherever that is."""
 
     def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
@@ -398,7 +398,7 @@ def zero_flat(*, fault: str = "") -> Any:
             return torch.cat([flat, flat.new_zeros(-len(flat) % size)])
 
         shard = nn.Parameter(laid(parameters).chunk(size)[rank].clone())
-        optimizer = adamw([shard])
+        optimizer = make([shard])
 
         def step(x: Tensor, target: Tensor) -> Tensor:
             loss: Tensor = net(x, target)

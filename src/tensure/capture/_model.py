@@ -15,7 +15,7 @@ from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program,
 
 from ._generators import Generators, counted_draws, own_generators
 from ._given import built, gradients, leaves, output_names, returned_by, run_backward
-from ._optimizer import as_optimizers, built_optimizer, counted, started, state_leaf, states_of
+from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, counters, increment, started
 from ._placements import whole_part
 from ._sources import Sources, their_errors
 from ._squares import unrooted
@@ -77,7 +77,8 @@ def capture_model(model: ModelFunction, *, optimizer: OptimizerFunction | None =
         return _captured(model, optimizer)
 
 
-def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
+def _captured(model: ModelFunction, make: OptimizerFunction | None, is_shared: bool = True) -> Captured:
+    """The step; once more, with a counter for each parameter, if one for all does not count."""
     tape, values, generators = Tape(), dict[str, Value](), Generators()
     with own_generators(generators), no_bytes():
         with counted_draws(generators):
@@ -89,13 +90,19 @@ def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
             for label, tensor in table.items():
                 values[label] = Value(tuple(tensor.shape), dtype_word(tensor.dtype), role)  # type: ignore[arg-type]
                 tape.add(tensor, Ref(Name(label)))
-        updates = _Updates(given, make)
+        updates = _Updates(given, make, is_shared)
         for label, tensor in updates.leaves():
-            values.setdefault(label, Value(tuple(tensor.shape), dtype_word(tensor.dtype), "value"))
+            leaf = Value(tuple(tensor.shape), dtype_word(tensor.dtype), "value")
+            if values.setdefault(label, leaf) != leaf:
+                raise InputError(
+                    f"a parameter or buffer that is called {label}",
+                    wanted="another name: a state of the optimizer has it",
+                )
             tape.add(tensor, Ref(Name(label)))
         sources = Sources(net)
         with their_errors("the step"), sources.watching(), Tracer(tape, sources, None, generators):
             returned = updates.run()
+        are_counters = updates.are_counters(tape)
         labels = output_names(len(returned))
         found = dict(zip(labels, returned, strict=True))
         graded = gradients(net, known) if updates.states is None else gradients(None, known)
@@ -103,6 +110,8 @@ def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
         found |= updates.results()
         for label, tensor in found.items():
             tape.steps.append(Op("copy", (tape.read(tensor, ()),), (Name(label),)))
+    if not are_counters:
+        return _captured(model, make, is_shared=False)
     claims = {label: (label, whole_part(())) for label in found}
     (steps,) = unrooted([tape.steps])
     (trace,) = live_steps([RankTrace((), tuple(steps), claims, frozenset(found))])
@@ -120,39 +129,49 @@ def _captured(model: ModelFunction, make: OptimizerFunction | None) -> Captured:
 class _Updates:
     """The optimizers of the single device, and the step with them."""
 
-    def __init__(self, given: TrainingStep, make: OptimizerFunction | None) -> None:
+    def __init__(self, given: TrainingStep, make: OptimizerFunction | None, is_shared: bool) -> None:
         self.given, self.is_ours = given, given.optimizer is None and make is not None
         if given.optimizer is not None:
             self.optimizers = as_optimizers(given.optimizer)
         else:
             self.optimizers = built_optimizer(make, given.module) if make is not None else ()
         started(self.optimizers)
-        self.held: dict[str, tuple[torch.Tensor, Mapping[str, torch.Tensor]]] = {}
+        self.watched = Watched(self.optimizers)
+        self.held: dict[str, States] = {}
         names = {id(tensor): label for label, tensor in leaves(given.module)}
-        for optimizer in self.optimizers:
-            for states in states_of(optimizer):
-                label = names.get(id(states.parameter))
-                if label is None:
-                    raise InputError(
-                        f"the optimizer steps a tensor of shape {list(states.parameter.shape)} that is no "
-                        "parameter of the module",
-                        wanted="an optimizer of module.parameters()",
-                    )
-                self.held[label] = (states.parameter, states.tensors)
+        for key, states in self.watched.before.items():
+            if key not in names:
+                raise InputError(
+                    f"the optimizer steps a tensor of shape {list(states.parameter.shape)} that is no "
+                    "parameter of the module",
+                    wanted="an optimizer of module.parameters()",
+                )
+            self.held[names[key]] = states
+        self.shared = counters(self.optimizers) if is_shared else {}
         self.states: dict[str, dict[str, str]] | None = None
         if self.optimizers:
             self.states = {
-                label: {
-                    name: state_leaf(label, name, tuple(tensor.shape), tuple(parameter.shape))
-                    for name, tensor in tensors.items()
-                }
-                for label, (parameter, tensors) in self.held.items()
+                label: {name: self._leaf(states.parameter, label, name) for name in states.tensors}
+                for label, states in self.held.items()
             }
+
+    def _leaf(self, parameter: torch.Tensor, label: str, name: str) -> str:
+        shared = self.shared.get(id(parameter), "")
+        return shared if shared.endswith(f".{name}") else f"{label}.{name}"
+
+    def are_counters(self, tape: Tape) -> bool:
+        """Whether all that is shared is counted up by one number for all that share it."""
+        by: dict[str, set[float | None]] = {}
+        after, made = self.watched.after(), tape.makers()
+        for key, leaf in self.shared.items():
+            state = after[key].tensors[leaf.rpartition(".")[2]]
+            by.setdefault(leaf, set()).add(increment(made, tape.read(state, ()), leaf))
+        return all(len(found) == 1 and None not in found for found in by.values())
 
     def leaves(self) -> list[tuple[str, torch.Tensor]]:
         """The states with the values that they begin with."""
         return [
-            (leaf, self.held[label][1][name])
+            (leaf, self.held[label].tensors[name])
             for label, named in (self.states or {}).items()
             for name, leaf in named.items()
         ]
@@ -170,7 +189,9 @@ class _Updates:
     def results(self) -> dict[str, torch.Tensor]:
         """Parameters and states afterwards, by the names of the outputs."""
         found: dict[str, torch.Tensor] = {}
-        for label, (parameter, tensors) in self.held.items():
-            found[f"new.{label}"] = parameter
-            found |= {f"new.{label}.{name}": tensor for name, tensor in tensors.items()}
+        after = self.watched.after()
+        for label, before in self.held.items():
+            found[f"new.{label}"] = before.parameter
+            tensors = after[id(before.parameter)].tensors
+            found |= {f"new.{label}.{name}": tensors[name] for name in before.tensors}
         return found

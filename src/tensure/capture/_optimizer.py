@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.distributed.tensor import DTensor
 from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 
 from tensure.errors import InputError, UnsupportedError
+from tensure.host import dtype_word
+from tensure.program import Name, Op, Ref
 
 from ._changes import changed, replaced
 from ._sources import their_errors
@@ -27,16 +31,21 @@ from ._step import OptimizerFunction
 __all__ = [
     "SHARED",
     "States",
+    "Watched",
     "as_optimizers",
     "built_optimizer",
     "counted",
+    "counters",
+    "increment",
     "started",
-    "state_leaf",
     "states_of",
 ]
 
 SHARED: Final = "optimizer"
-"""Before the name of a state that all parameters have in common, as their number of steps."""
+"""Before the name of a state that all parameters of an optimizer have in common: their number of steps."""
+
+_COUNTER: Final = "step"
+"""What torch's optimizers, and others after them, call it."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,50 @@ class States:
     tensors: Mapping[str, Tensor]
 
 
-def state_leaf(label: str, name: str, shape: Sequence[int], parameter: Sequence[int]) -> str:
-    """The value that a state of the single device begins with.
+def counters(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, str]:
+    """The shared leaf that a parameter's number of steps is before the step, by the parameter's id.
 
-    A state of one number of a parameter that has more is no part of it: a counter. All parameters were
-    stepped equally often, so there is one for all.
+    Parameters of one optimizer are taken to be stepped equally often, so there is one for all of them.
+    Nothing but `step` is meant: any other number of a parameter, a norm or a scale, is its own. A parameter
+    of one number has its own too, for there it may be a moment.
     """
-    return f"{SHARED}.{name}" if not shape and parameter else f"{label}.{name}"
+    found = dict[int, str]()
+    for at, optimizer in enumerate(optimizers):
+        counts = {
+            id(states.parameter): states.tensors[_COUNTER]
+            for states in states_of(optimizer)
+            if states.parameter.ndim and _COUNTER in states.tensors and not states.tensors[_COUNTER].ndim
+        }
+        if len({count.dtype for count in counts.values()}) == 1:
+            found |= dict.fromkeys(counts, f"{SHARED}{f'_{at}' if at else ''}.{_COUNTER}")
+    return found
+
+
+def increment(made: Mapping[Name, Op], value: Ref, leaf: str) -> float | None:
+    """What a step adds to a counter; None if it is no such sum.
+
+    Args:
+        made: the step behind every value.
+        value: the counter afterwards.
+        leaf: the counter before.
+    """
+    step = made.get(_uncopied(made, value).name)
+    if step is None or step.op != "add" or step.attrs or len(step.args) != 2:
+        return None
+    first, by = step.args
+    if not isinstance(first, Ref) or _uncopied(made, first) != Ref(Name(leaf)):
+        return None
+    number: Any = by
+    if isinstance(by, Ref):
+        constant = made.get(_uncopied(made, by).name)
+        number = dict(constant.attrs).get("fill_value") if constant and constant.op == "full" else None
+    return float(number) if isinstance(number, (int, float)) else None
+
+
+def _uncopied(made: Mapping[Name, Op], value: Ref) -> Ref:
+    while (step := made.get(value.name)) is not None and step.op == "copy" and isinstance(step.args[0], Ref):
+        value = step.args[0]
+    return value
 
 
 def as_optimizers(found: Any) -> tuple[torch.optim.Optimizer, ...]:
@@ -130,6 +176,113 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[States]:
     ]
 
 
+class Watched:
+    """What optimizers hold of each parameter, by its id: before the step, and read again after it.
+
+    A state is what stands under its name: an optimizer may write into the tensor or put another there.
+
+    Raises:
+        InputError: two optimizers step one parameter.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = tuple(optimizers)
+        self.before, self._numbers = self._read(), _numbers_of(self._optimizers)
+
+    def after(self) -> Mapping[int, States]:
+        """The states as they are now, of the parameters and names from before.
+
+        Raises:
+            InputError: other parameters, names, shapes or dtypes than before; then the next step is another.
+            UnsupportedError: a Python number has changed: what was traced is the step at one count of many.
+        """
+        numbers = _numbers_of(self._optimizers)
+        for name in sorted(numbers.keys() | self._numbers.keys()):
+            if numbers.get(name) != self._numbers.get(name):
+                raise UnsupportedError(
+                    f"a step that changes {name}, a Python number, from {self._numbers.get(name)} to "
+                    f"{numbers.get(name)}: it would be proved for this count alone",
+                    wanted="a counter that is a tensor in the optimizer's state, as torch's own have it "
+                    "(torch.tensor(0.0)), and is counted in place",
+                )
+        now = self._read()
+        if now.keys() != self.before.keys():
+            raise InputError(
+                "a step after which the optimizer holds other parameters", wanted="the same ones every step"
+            )
+        for key, states in self.before.items():
+            shape, tensors = list(states.parameter.shape), now[key].tensors
+            unlike = sorted(states.tensors.keys() ^ tensors.keys())
+            if unlike:
+                raise InputError(
+                    f"a step that makes or drops {', '.join(unlike)} of a parameter of shape {shape}",
+                    wanted="an optimizer that keeps the same states from its first step on",
+                )
+            for name, tensor in states.tensors.items():
+                if _form(tensors[name]) != _form(tensor):
+                    raise InputError(
+                        f"a step that changes {name} of a parameter of shape {shape} from "
+                        f"{_said(tensor)} to {_said(tensors[name])}",
+                        wanted="a state of one form",
+                    )
+        return now
+
+    def _read(self) -> dict[int, States]:
+        found = dict[int, States]()
+        for optimizer in self._optimizers:
+            for states in states_of(optimizer):
+                if id(states.parameter) in found:
+                    raise InputError(
+                        f"a parameter of shape {list(states.parameter.shape)} that is stepped twice",
+                        wanted="one optimizer for each parameter",
+                    )
+                found[id(states.parameter)] = states
+        return found
+
+
+def _numbers_of(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Python numbers that optimizers keep from one step to the next: in states, groups and attributes.
+
+    What torch's schedulers set is a hyperparameter, which is what it is built with.
+    """
+    found = dict[str, Any]()
+    for at, optimizer in enumerate(optimizers):
+        inner: Any = getattr(optimizer, "optim", None)
+        for item in (optimizer, inner) if isinstance(inner, torch.optim.Optimizer) else (optimizer,):
+            said = f"{type(item).__name__}{f' {at}' if at else ''}"
+            for number, state in enumerate(item.state.values()):
+                _note_numbers(found, f"{said}.state[{number}]", state)
+            for number, group in enumerate(item.param_groups):
+                kept = {key: value for key, value in group.items() if key not in ("params", *_SCHEDULED)}
+                _note_numbers(found, f"{said}.param_groups[{number}]", kept)
+            for name, value in vars(item).items():
+                if isinstance(value, Number) and name not in _MARKS:
+                    found[f"{said}.{name}"] = value
+    return found
+
+
+def _note_numbers(found: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, Number):
+        found[name] = value
+    elif isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _note_numbers(found, f"{name}[{key!r}]", item)
+
+
+_SCHEDULED: Final = ("lr", "momentum", "betas")
+_MARKS: Final = ("_opt_called", "_step_count")
+"""Set by torch's schedulers, to warn; no step reads them."""
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, isinstance(tensor, DTensor)
+
+
+def _said(tensor: Tensor) -> str:
+    kind = " DTensor" if isinstance(tensor, DTensor) else ""
+    return f"{dtype_word(tensor.dtype)}{list(tensor.shape)}{kind}"
+
+
 @contextmanager
 def counted() -> Iterator[None]:
     """Let torch's optimizers compute with a counter that is a tensor, where they would read its value.
@@ -159,7 +312,11 @@ class _TensorFactors(TorchFunctionMode):
         make, value = _BY_FACTOR.get(f"_foreach_{getattr(func, '__name__', '')}"), given.get("value")
         if make is None or not isinstance(value, Tensor):
             return func(*args, **given)
-        target, one, other = args
+        # tensors come in order or by name
+        operands = [*args, *(given[key] for key in ("tensor1", "tensor2") if key in given)]
+        if len(operands) != 3:
+            return func(*args, **given)  # torch itself says what is wrong
+        target, one, other = operands
         return target.add_(value * make(one, other))
 
 

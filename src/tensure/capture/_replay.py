@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -27,11 +27,11 @@ from tensure.errors import TensureError, UnsupportedError
 from tensure.program import Name, Program
 
 from ._beside import Beside, Talk
-from ._given import built, gradients, output_names, run_backward
+from ._given import built, gradients, output_names, returned_by, run_backward
 from ._microbatch import MICROBATCH
 from ._model import ENTRY
 from ._ranks_run import EndlessError, Found
-from ._step import ModelFunction, ParallelFunction
+from ._step import ModelFunction, ParallelFunction, TrainingStep
 
 __all__ = ["MAX_REPLAYED", "replay_step"]
 
@@ -152,11 +152,10 @@ def _run(
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     try:
-        net, inputs = _drawn(model)
+        given = _drawn(model)
         world = {axis: size for axis, size in plan.mesh.items() if axis != MICROBATCH}
-        found = _runner(way)(net, inputs, parallel, world, patience_s)
-        net, inputs = _drawn(model)
-        expected, is_rough = _single(net, inputs)
+        found = _runner(way)(given.module, given.inputs, parallel, world, patience_s)
+        expected, is_rough = _single(_drawn(model))
         return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER)))
     except EndlessError as error:
         return (
@@ -190,8 +189,8 @@ def _bound_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _drawn(model: ModelFunction) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The module in double precision, with weights that are nowhere special, and its inputs."""
+def _drawn(model: ModelFunction) -> TrainingStep:
+    """The step of a module in double precision, with weights that are nowhere special."""
     torch.manual_seed(SEED)
     given = built(model)
     net, inputs = given.module, given.inputs
@@ -200,10 +199,11 @@ def _drawn(model: ModelFunction) -> tuple[nn.Module, tuple[Tensor, ...]]:
         for parameter in net.parameters():
             if parameter.is_floating_point():
                 parameter.copy_(0.5 * torch.randn(parameter.shape) + 0.25)
-    return net, tuple(
+    wide = (
         item.detach().double().requires_grad_(item.requires_grad) if item.is_floating_point() else item
         for item in inputs
     )
+    return replace(given, inputs=tuple(wide))
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -223,10 +223,11 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def _single(net: nn.Module, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], bool]:
-    precision = _Precision()
+def _single(given: TrainingStep) -> tuple[dict[str, Tensor], bool]:
+    """What the single device's step returns and leaves, and whether it is less than double precision."""
+    net, inputs, precision = given.module, given.inputs, _Precision()
     with precision:
-        returned = run_backward(net, inputs)
+        returned = run_backward(net, inputs) if given.step is None else returned_by(given.step(*inputs))
     found = dict(zip(output_names(len(returned)), returned, strict=True))
     known = {f"input_{at}": item for at, item in enumerate(inputs)}
     found |= {f"grad.{label}": grad for label, grad in gradients(net, known)}

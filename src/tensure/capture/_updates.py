@@ -7,7 +7,7 @@ A parameter that is none of the module's was cut from one, or from several one a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from tensure.program import Name, Ref
 
 from ._given import axes_of, leaves, local_of
 from ._layout import boxes, layout_of
-from ._optimizer import as_optimizers, built_optimizer, counted, started, states_of
+from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started
 from ._placements import Part, whole_part
 from ._step import ParallelStep
 from ._tape import WHOLE
@@ -48,8 +48,8 @@ class Updates:
         self.rank, self.given, self.module = rank, given, module
         self.states = rank.captured.states
         make, self.is_ours = rank.captured.optimizer, False
-        self.held: list[tuple[str, str, torch.Tensor, Part, int | None]] = []
-        """States: local and output, tensor and place; of flat ones, where in it."""
+        self.held: list[tuple[str, str, tuple[int, str], Part, int | None]] = []
+        """States: local and output, parameter's id and name, and place; of flat ones, where in it."""
         if given.optimizer is not None:
             self.optimizers = as_optimizers(given.optimizer)
             if self.states is None:
@@ -68,9 +68,9 @@ class Updates:
             self.optimizers, self.is_ours = built_optimizer(make, module), True
         started(self.optimizers)
         self.names = {id(tensor): label for label, tensor in leaves(module)}
-        for optimizer in self.optimizers:
-            for states in states_of(optimizer):
-                self._take(states.parameter, states.tensors)
+        self.watched = Watched(self.optimizers)
+        for states in self.watched.before.values():
+            self._take(states)
 
     @contextmanager
     def stepping(self) -> Iterator[Callable[..., Any]]:
@@ -99,9 +99,13 @@ class Updates:
                 self.rank.output(f"new.{label}", tensor, None)
             else:
                 self.rank.claim(f"new.{label}", tensor, self.rank.standing[label])
-        tape = self.rank.tape
-        for local, output, tensor, part, start in self.held:
-            ref = tape.read(local_of(tensor), ())
+        tape, after = self.rank.tape, self.watched.after()
+        for local, output, (parameter, name), part, start in self.held:
+            tensor = after[parameter].tensors[name]
+            if isinstance(tensor, DTensor):  # it says where it stands now
+                self.rank.output(output, tensor, None)
+                continue
+            ref = tape.read(tensor, ())
             if start is not None:
                 end = start + math.prod(part.shape)
                 ref = tape.step("slice", (ref,), (), dim=0, start=start, end=end)
@@ -110,9 +114,9 @@ class Updates:
 
     # states ------------------------------------------------------------------------------------------
 
-    def _take(self, parameter: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _take(self, states: States) -> None:
         """A parameter's states: leaves of this rank's steps, to be claimed again afterwards."""
-        stands = self._stands(parameter)
+        stands, tensors, parameter = self._stands(states.parameter), states.tensors, id(states.parameter)
         for label in dict.fromkeys(label for label, _ in stands if label is not None):
             known = (self.states or {}).get(label)
             if known is None:
@@ -128,15 +132,16 @@ class Updates:
                 )
         for name, tensor in tensors.items():
             if isinstance(tensor, DTensor) or len(stands) == 1 or tuple(tensor.shape) == ():
-                self._whole_state(name, tensor, stands)
+                self._whole_state((parameter, name), tensor, stands)
             else:
-                self._flat_state(name, tensor, stands)
+                self._flat_state((parameter, name), tensor, stands)
 
     def _whole_state(
-        self, name: str, tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]
+        self, key: tuple[int, str], tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]
     ) -> None:
         """A state that is a part of one parameter's, or a number that parameters share."""
         assert self.states is not None
+        _, name = key
         local, ref, shapes = local_of(tensor), None, self.rank.captured.shapes
         for label, place in {label: place for label, place in stands if label is not None}.items():
             leaf, mine = self.states[label][name], f"{label}.{name}"
@@ -145,7 +150,12 @@ class Updates:
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
                 part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
-            if part.shape != tuple(local.shape) or (ref is not None and leaf != ref):
+            if ref is not None and leaf != ref:
+                raise InputError(
+                    f"one number {name} for {label} and others, each with its own on the single device",
+                    wanted="a parameter of the optimizer for each of the model's",
+                )
+            if part.shape != tuple(local.shape):
                 raise InputError(
                     f"state {name} of {label} of shape {list(local.shape)}", wanted=f"{list(part.shape)}"
                 )
@@ -153,11 +163,14 @@ class Updates:
                 self.rank.claims[mine] = (leaf, part)
                 self.rank.tape.add(local, Ref(Name(mine)))
             ref = leaf
-            self.held.append((f"new.{mine}", f"new.{mine}", tensor, part, None))
+            self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
 
-    def _flat_state(self, name: str, tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]) -> None:
+    def _flat_state(
+        self, key: tuple[int, str], tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]
+    ) -> None:
         """A state of parts of parameters one after another."""
         assert self.states is not None
+        _, name = key
         tape, pieces, at, counts = self.rank.tape, list[Ref](), 0, dict[str, int]()
         for label, place in stands:
             size = math.prod(place.shape)
@@ -170,7 +183,7 @@ class Updates:
                 local = f"{mine}.{counts[mine]}" if counts[mine] else mine
                 self.rank.claims[local] = (self.states[label][name], place)
                 pieces.append(tape.step("view", (Ref(Name(local)),), (), size=(size,)))
-                self.held.append((f"new.{local}", f"new.{mine}", tensor, place, at))
+                self.held.append((f"new.{local}", f"new.{mine}", key, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
             raise InputError(
