@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from ._check_ops import REDUCTIONS, shapes_of
 from ._check_piece import ONE, Shape, whole
 from ._check_sums import CheckSums, Rel, Term, but, held_itself, is_rel, size, sliced
 
+MAX_PARTS: Final = 8
+"""Parts of a sum of which a view is opened."""
+
 
 class CheckSpelled(CheckSums):
     """How a step is told, before it makes anything."""
@@ -23,6 +27,29 @@ class CheckSpelled(CheckSums):
     def make(self, step: Op, operands: Sequence[Any]) -> list[Rel]:
         """What an op makes; `CheckValues` knows."""
         raise NotImplementedError
+
+    def opened(self, rel: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Every value that is a sum as its parts, and every view of one as views of them."""
+        return tuple(itertools.chain.from_iterable(map(self._seen_apart, super().opened(rel))))
+
+    def _seen_apart(self, term: Term) -> tuple[Term, ...]:
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        if item.op != "view" or limit is not None:
+            return (term,)
+        inner, outer, by = item.operands[0]
+        form = self.defs[inner].form
+        if form is None or len(form) > MAX_PARTS or not self.is_whole(inner, outer):
+            return (term,)
+        made: list[Term] = []
+        for part, own in form.items():
+            whole_part: Rel = ((ONE, part, self.spelled(part, outer), None),)
+            (seen,) = self.make(Op("view", (), (), (("size", item.shape),)), [whole_part])
+            if seen is None or len(seen) != 1 or seen[0][3] is not None:
+                return (term,)
+            factor, view, stands, _ = seen[0]
+            made.append((coef * by * own * factor, view, self.spelled(view, selected(stands, reg)), None))
+        return tuple(made)
 
     def told(self, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, Any, Any]:
         """A step in one spelling: a view says its whole shape, and is one of what was viewed first."""

@@ -284,7 +284,7 @@ def _sum_of_exps(values: Sums, value: Value) -> Relation | None:
 def _seen(values: Sums, value: Value) -> Relation | None:
     """Of what equals a sum, part by part; of a sum itself as it is."""
     part = value.operands[0]
-    if not isinstance(part, tuple) or not is_part(part) or values.values[part[0]].op == "+":
+    if not isinstance(part, tuple) or not is_part(part):
         return None
     parts = parts_of(values, part)
     if values.values[part[0]].form is None or not values.is_whole(part[0], part[1]):

@@ -180,7 +180,7 @@ def _flowed(
 ) -> tuple[Flow, bool]:
     """The walk; and whether it took that no class of a mean loss is the one to be ignored.
 
-    Doubts are told without the assumption.
+    Doubts are told without the assumption, unless there are fewer with it.
     """
     found: Flow | None = None
     differing: Undecided | None = None
@@ -193,8 +193,8 @@ def _flowed(
             counted = flow(plan, program, entry, env, targets=True, folded=folded)
         except Undecided:
             counted = None
-        if counted is not None and (found is None or not counted.doubts):
-            return counted, True
+        if counted is not None and (found is None or len(counted.doubts) < len(found.doubts)):
+            return counted, True  # fewer doubts are nearer to what is wrong
     if found is None:
         assert differing is not None
         raise differing
