@@ -1,7 +1,7 @@
 """All-to-alls with splits: one collective where all parts of a group are alike, messages where they are not.
 
-Messages alone would not wait for a member that neither gives nor takes anything; so members meet besides, by a
-collective of nothing: whoever does not call it hangs the others, as it does in truth.
+Messages alone would not wait for a member that neither gives nor takes anything; so members meet besides, by
+a collective of nothing: whoever does not call it hangs the others, as it does in truth.
 
 A rank sees its own splits, and cannot know whether those of others are as even; so a call with splits is put
 down with them (`gives`, `takes`), and settled here, when all ranks are known. Knows nothing of torch.
@@ -191,7 +191,7 @@ def _messages(
     own: Mapping[str, int],
     world: Mapping[str, int],
 ) -> list[Op]:
-    """A meeting of all; each part on its way, the own one kept; then those of others, joined in the group's order.
+    """A meeting; each part on its way, the own one kept; then those of others, joined in the group's order.
 
     What is met with is empty, and joined too, so that nobody drops it.
     """
