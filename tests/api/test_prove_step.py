@@ -16,6 +16,7 @@ import torch.distributed as dist
 import tensure
 from tensure.api import prove_script
 from tensure.bundle import parse_plan
+from tensure.capture import ParallelStep, TrainingStep
 from tensure.cli import main
 from tensure.errors import InputError, RefutedError
 
@@ -106,6 +107,30 @@ def test_a_module_that_is_not_the_models() -> None:
             net = live_cases.Net()
             net.up = torch.nn.Linear(4, 6)
             live_cases.prove(None, live_cases.batch(4), net)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_an_optimizer_to_be_proved_is_refused() -> None:
+    """On either side: optimizers rest here, and what they do is no part of what is compared."""
+
+    def stepped() -> TrainingStep:
+        net = live_cases.Net()
+        return TrainingStep(net, live_cases.batch(4), optimizer=torch.optim.SGD(net.parameters()))
+
+    def plain() -> TrainingStep:
+        return TrainingStep(live_cases.Net(), inputs)
+
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        net = live_cases.Net()
+        with pytest.raises(InputError, match=r"an optimizer in the proof of a live step, .*tensure\.prove\("):
+            live_cases.prove(None, live_cases.batch(4), net, model=stepped)
+        step = ParallelStep(lambda x, y: net(x, y), optimizer=torch.optim.SGD(net.parameters()))
+        with pytest.raises(InputError, match="an optimizer in the proof of a live step"):
+            live_cases.prove(step, live_cases.batch(4), net)
+        inputs = live_cases.batch(4)
+        assert live_cases.prove(None, inputs, net, model=plain) == "proved"
     finally:
         dist.destroy_process_group()
 

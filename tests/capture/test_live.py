@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tensure.capture import (
     Beside,
     Exchange,
     LiveRank,
+    TrainingStep,
     capture_model,
     capture_parallel,
     plan_of,
@@ -23,6 +25,7 @@ from tensure.capture import (
     rank_to_bytes,
     without_bytes,
 )
+from tensure.capture._given import built
 from tensure.capture._shadows import Shadows
 from tensure.capture._tape import Tape
 from tensure.capture._world import no_bytes
@@ -158,6 +161,16 @@ class _Summed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight, self.bias).sum()
+
+
+def test_inputs_made_beforehand_are_stripped_of_their_bytes() -> None:
+    inputs = (torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    net = nn.Linear(3, 1)
+    with no_bytes():
+        for given in (without_bytes(lambda: (net, inputs)), without_bytes(lambda: TrainingStep(net, inputs))):
+            found = built(given).inputs
+            assert all(isinstance(item, FakeTensor) for item in found)
+            assert [item.dtype for item in found] == [torch.float32, torch.int64]
 
 
 # --- traces --------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def prove_step(
     Raises:
         RefutedError: the step computes something else; the message says on which rank, where and how.
         InputError: no process group, a mesh of another size, parameters or inputs that do not stand where
-            they are said to, a second call.
+            they are said to, a second call, an optimizer to be proved.
         UnsupportedError: the step reads a value, or has an op, group or placement without a rule.
         LimitError: it took longer than `timeout_s`, or another rank did not come.
     """
@@ -149,6 +149,12 @@ class _Work:
 
         torch.set_num_threads(1)  # a copy has none of its pool
         captured = capture_model(without_bytes(self.model))
+        if captured.states is not None or getattr(self.step, "optimizer", None) is not None:
+            raise InputError(
+                "an optimizer in the proof of a live step, where optimizers rest",
+                wanted="a TrainingStep and a ParallelStep without one: gradients are what is compared",
+                next_step="Use tensure.prove(parallel, model, mesh=..., optimizer=...) for those.",
+            )
         if len(self.inputs) != len(captured.inputs) or not all(
             isinstance(item, torch.Tensor) for item in self.inputs
         ):

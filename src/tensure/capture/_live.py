@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from ._given import as_step, gradients, leaves, local_of, returned_by
 from ._rank import TracedRank
 from ._shadows import Shadows
 from ._sources import Sources, their_errors
-from ._step import ModelFunction, ParallelStep
+from ._step import ModelFunction, ParallelStep, TrainingStep
 from ._tracer import Tracer
 from ._world import live_rank
 
@@ -220,15 +220,19 @@ def without_bytes(model: ModelFunction) -> ModelFunction:
 
     def stripped() -> Any:
         found: Any = model()
+        if isinstance(found, TrainingStep):
+            return replace(found, inputs=_all_stripped(found.inputs))
         if not isinstance(found, tuple) or len(found) != 2:
             return found
         net, inputs = found
-        inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
-        if not isinstance(inputs, (tuple, list)):
-            return found
-        return net, tuple(_stripped(item) for item in inputs)
+        return net, _all_stripped(inputs)
 
     return stripped
+
+
+def _all_stripped(inputs: Any) -> Any:
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(map(_stripped, inputs)) if isinstance(inputs, (tuple, list)) else inputs
 
 
 def _stripped(item: Any) -> Any:
