@@ -31,6 +31,7 @@ from tensure.capture._tape import Tape
 from tensure.capture._world import no_bytes
 from tensure.errors import FormatError, LimitError, TensureError, UnsupportedError
 from tensure.program import Name, Ref
+from tensure.proving import prove_plan
 
 
 @pytest.fixture
@@ -171,6 +172,44 @@ def test_inputs_made_beforehand_are_stripped_of_their_bytes() -> None:
             found = built(given).inputs
             assert all(isinstance(item, FakeTensor) for item in found)
             assert [item.dtype for item in found] == [torch.float32, torch.int64]
+
+
+class _Two(nn.Module):
+    """Two players: the gradient of each is of a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.a * self.b.detach() * x).sum() + (self.b * x).sum()
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_an_optimizer_rests_from_its_own_step_on(alone: None, clears: bool) -> None:
+    """One that steps later clears first what the loss of the other has left to its parameters."""
+    net = _Two()
+    one, two = torch.optim.SGD([net.a]), torch.optim.SGD([net.b])
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        first = (net.a * net.b * x).sum()
+        first.backward()
+        one.step()
+        one.zero_grad()
+        if clears:
+            two.zero_grad()
+        second = (net.b * x).sum()
+        second.backward()
+        two.step()
+        two.zero_grad()
+        return first.detach() + second.detach()
+
+    inputs = (torch.ones(3),)
+    captured = capture_model(without_bytes(lambda: (_Two(), inputs)))
+    rank = LiveRank({"world": 1}, 0, captured)
+    rank.observe(net, step, inputs)
+    verdict = prove_plan(plan_of(captured, [rank]), captured.program).proof.values
+    assert verdict.status == ("proved" if clears else "refuted"), verdict
 
 
 # --- traces --------------------------------------------------------------------------------------------

@@ -250,24 +250,25 @@ def _digest(tensor: torch.Tensor) -> str:
 def _resting_optimizers() -> Iterator[None]:
     """Optimizers and schedules do nothing: what is proved of a step are its gradients.
 
+    One that has stepped does not clear gradients any more, since that ends its step; before, it does, and so
+    do others that have not.
     A scheduler puts a wrapper of its own into the optimizer, so classes are not the place to stop this.
     """
-    stepped = False
+    stepped = set[int]()
 
-    def rest(*_: Any, **__: Any) -> None:
-        nonlocal stepped
-        stepped = True
+    def rest(number: int) -> Callable[..., None]:
+        return lambda *_, **__: stepped.add(number)
 
-    def zeroing(zero: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: None if stepped else zero(*args, **kwargs)
+    def zeroing(number: int, zero: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: None if number in stepped else zero(*args, **kwargs)
 
     kept: list[tuple[Any, dict[str, Any]]] = []
     for found in gc.get_objects():
         if issubclass(type(found), (Optimizer, LRScheduler)):
             kept.append((found, dict(vars(found))))
-            vars(found)["step"] = rest
+            vars(found)["step"] = rest(id(found))
             if isinstance(found, Optimizer):
-                vars(found)["zero_grad"] = zeroing(found.zero_grad)
+                vars(found)["zero_grad"] = zeroing(id(found), found.zero_grad)
     try:
         yield
     finally:
