@@ -226,8 +226,9 @@ def test_a_live_rank_is_traced_as_on_a_group_that_does_not_exist(alone: None) ->
     rank = LiveRank({"world": 1}, 0, captured)
     rank.observe(net, None, inputs)
     live = plan_of(captured, [rank])
-    again = plan_of(captured, [rank_from_bytes(rank_to_bytes(rank), captured)])
-    assert live == again
+    read = rank_from_bytes(rank_to_bytes(rank), captured)
+    assert read.standing == rank.standing and set(read.standing) == {"weight", "bias", *captured.inputs}
+    assert live == plan_of(captured, [read])
     dist.destroy_process_group()
     expected = capture_parallel(model, lambda *_: None, {"world": 1}, captured)
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
