@@ -83,6 +83,11 @@ def test_a_copy_that_hangs_or_dies() -> None:
     with pytest.raises(LimitError, match="the work did not end in time"):
         beside.get("the work")
     beside.end()
+    beside = Beside(lambda _: time.sleep(60), time.monotonic() + 0.2, purpose="a replay", wanted=None)
+    with pytest.raises(LimitError) as caught:
+        beside.get("it")
+    beside.end()
+    assert caught.value.found == "it did not end in time" and caught.value.wanted is None
     for work, why in ((lambda _: os._exit(3), "exit code 3"), (lambda _: os.kill(os.getpid(), 9), "SIGKILL")):
         beside = Beside(work, time.monotonic() + 20)
         with pytest.raises(TensureError, match=f"the work ended early: .*{why}"):

@@ -184,6 +184,8 @@ def live_mesh(mesh: DeviceMesh | Mapping[str, int] | None) -> dict[str, int]:
                 wanted="the mesh of the whole world, as init_device_mesh makes it",
             )
         return dict(zip(names, map(int, mesh.mesh.shape), strict=True))
+    if not isinstance(mesh, Mapping) or not all(isinstance(size, int) for size in mesh.values()):
+        raise InputError(f"a mesh {mesh!r}", wanted="a DeviceMesh, or sizes by axis, as in {'dp': 2}")
     sizes = dict(mesh)
     if math.prod(sizes.values()) != world or any(size < 1 for size in sizes.values()):
         raise InputError(

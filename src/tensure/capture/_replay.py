@@ -92,7 +92,7 @@ def replay_step(
             pipe.send_bytes(json.dumps(row).encode())
 
         try:
-            beside = Beside(work, time.monotonic() + timeout_s)
+            beside = Beside(work, time.monotonic() + timeout_s, purpose="a replay", wanted=None)
             try:
                 rows[way] = json.loads(beside.get("it"))
             finally:
