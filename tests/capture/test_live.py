@@ -179,6 +179,44 @@ def test_inputs_made_beforehand_are_stripped_of_their_bytes() -> None:
             assert [item.dtype for item in found] == [torch.float32, torch.int64]
 
 
+class _Added(_Summed):
+    def __init__(self, net: nn.Linear, more: float) -> None:
+        super().__init__(net)
+        self.more = more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.more
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["a number", "a row"])
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [("add_", 2.0), ("copy_", 0.0), ("add", 0.0), ("add_", 0.0), ("copy_", 2.0)],
+    ids=["added to", "written over", "left alone", "added to unsaid", "written over unsaid"],
+)
+def test_what_is_written_into_tensors_from_before(
+    alone: None, shape: tuple[int, ...], change: str, more: float
+) -> None:
+    """An op in place looks at what was there, unless it only writes; a number is no exception."""
+    net, total = nn.Linear(3, 1), torch.full(shape, 2.0)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = net(x).sum()
+        loss.backward()
+        getattr(total, change)(loss.detach())
+        if change == "add":
+            return loss
+        return total[0] if shape else total
+
+    inputs = (torch.ones(2, 3),)
+    captured = capture_model(without_bytes(lambda: (_Added(nn.Linear(3, 1), more), inputs)))
+    rank = LiveRank({"world": 1}, 0, captured)
+    rank.observe(net, step, inputs)
+    verdict = prove_plan(plan_of(captured, [rank]), captured.program).proof.values
+    is_right = (change == "add_") == (more == 2.0)
+    assert verdict.status in (("proved", "probable") if is_right else ("refuted",)), verdict
+
+
 class _Two(nn.Module):
     """Two players: the gradient of each is of a loss of its own."""
 

@@ -30,6 +30,8 @@ _WRAPPERS: Final = (DTensor, AsyncCollectiveTensor, FakeTensor)
 _NOTHING: Final[Attrs] = ()
 _OUTPUTS: Final = frozenset({"output_tensor", "output_tensors", "outputs", "output"})
 _RECEIVED: Final = frozenset({"tensors"})
+_OVERWRITES: Final = frozenset({"copy_", "fill_", "zero_"})
+"""Of ops in place, those that do not look at what they write over."""
 
 Place: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 """Where a tensor looks: memory, offset, shape, strides, dtype."""
@@ -85,24 +87,29 @@ class Shadows:
             UnsupportedError: memory seen in ways that cannot be told apart.
         """
         arguments = func._schema.arguments
-        written = {
+        changed = {
             item.name for item in arguments if item.alias_info is not None and item.alias_info.is_write
         }
+        is_over = func._schema.name.rpartition("::")[2] in _OVERWRITES
+        written = {item.name for item in arguments if item.name in changed and (is_over or item.is_out)}
         if func.namespace == "c10d":  # whose ops do not say so
             written |= _RECEIVED if func._schema.name == "c10d::recv_" else _OUTPUTS
         names = [item.name for item in arguments]
 
-        def shadow(value: Any, is_written: bool) -> Any:
-            return tree_map_only(torch.Tensor, lambda item: self._met(item, is_written, note), value)
+        def shadow(name: str, value: Any) -> Any:
+            def met(tensor: torch.Tensor) -> torch.Tensor:
+                if name not in changed | written and self._is_number(tensor):
+                    return tensor
+                return self.of(tensor, name in written, note)
 
-        made = tuple(shadow(value, name in written) for name, value in zip(names, args, strict=False))
-        return made, {name: shadow(value, name in written) for name, value in kwargs.items()}
+            return tree_map_only(torch.Tensor, met, value)
 
-    def _met(self, tensor: torch.Tensor, is_written: bool, note: Attrs) -> torch.Tensor:
-        """An argument of a call; Python numbers come as tensors, and promote dtypes as numbers do."""
-        if not tensor.ndim and not isinstance(tensor, _WRAPPERS) and not self.knows(tensor):
-            return tensor
-        return self.of(tensor, is_written, note)
+        made = tuple(shadow(name, value) for name, value in zip(names, args, strict=False))
+        return made, {name: shadow(name, value) for name, value in kwargs.items()}
+
+    def _is_number(self, tensor: torch.Tensor) -> bool:
+        """Whether it may be a number of Python's, which come as tensors, and promote dtypes as numbers do."""
+        return not tensor.ndim and not isinstance(tensor, _WRAPPERS) and not self.knows(tensor)
 
     def of(self, tensor: torch.Tensor, is_written: bool = False, note: Attrs = _NOTHING) -> torch.Tensor:
         """What stands for a tensor.
