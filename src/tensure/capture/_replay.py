@@ -102,7 +102,7 @@ def replay_step(
     return _joined(rows, is_proved)
 
 
-def _joined(rows: Mapping[str, Mapping[str, Any]], is_proved: bool) -> Replay:
+def _joined(rows: Mapping[str, Mapping[str, Any]], is_proved: bool = False) -> Replay:
     """What the ways say together."""
     endless = {way: row["error"] for way, row in rows.items() if row.get("is_endless")}
     if endless and is_proved:
