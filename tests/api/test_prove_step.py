@@ -40,6 +40,8 @@ SAID = {
     "never": "^InputError: on_refuted='never'",
     "whole inputs": r"^InputError: rank 0: input 0 of shape \[4, 4\] on rank 0; wanted \[2, 4\]",
     "an input too few": "^InputError: rank 0: 1 inputs of the step; wanted 2",
+    "uneven fsdp": "^proved$",
+    "uneven fsdp, one doubled": r"^RefutedError: .*dp1: .*grad\.up\.weight",
     "twice": r"^InputError: a second call of tensure\.prove_step",
 }
 """What both ranks are told, by case of `live_cases`."""

@@ -128,6 +128,20 @@ def test_tensors_that_share_memory_do_so_in_the_shade() -> None:
         assert shadows.of(left) is left  # what has no bytes stands for itself
 
 
+@pytest.mark.parametrize("rest", [0.0, 1.0])
+def test_zeros_after_a_shard_are_known(rest: float) -> None:
+    """FSDP pads a last shard that is smaller, and gathers it with its zeros; others are not known."""
+    tape = Tape()
+    shadows = Shadows(tape)
+    memory = torch.full((8,), rest)
+    shard = memory[:6].view(3, 2)
+    with no_bytes():
+        shadows.leaf(shard, Ref(Name("w")))
+        tape.read(shadows.of(memory), ())
+    fills = [step.attr("fill_value") for step in tape.steps if step.op == "full"]
+    assert len(fills) == 1 and (fills == [0.0]) == (rest == 0.0)
+
+
 def test_memory_in_two_orders_is_refused() -> None:
     """Columns of a matrix have no window of their own: a write into one could not be seen in the other."""
     shadows = Shadows(Tape())

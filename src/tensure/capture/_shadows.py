@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from tensure.errors import UnsupportedError
+from tensure.host import dtype_word
 from tensure.program import Attrs, Ref
 
 from ._literal import MAX_LITERAL, written_down
@@ -67,7 +68,11 @@ class Shadows:
         return not isinstance(tensor, FakeTensor) and tensor.untyped_storage()._cdata in self._memory
 
     def leaf(self, tensor: torch.Tensor, value: Ref) -> torch.Tensor:
-        """A tensor that holds `value` when the step begins; what stands for it."""
+        """A tensor that holds `value` when the step begins; what stands for it.
+
+        The zeros after a shard that is smaller than others are known to be such.
+        """
+        self._pad(tensor)
         fake = self.of(tensor, is_written=True)
         self.tape.write(fake, value, ())
         return fake
@@ -148,6 +153,24 @@ class Shadows:
         fake = memory.root.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         self.tape.add_window(fake, memory.root, note)
         return fake
+
+    def _pad(self, tensor: torch.Tensor) -> None:
+        """Know memory that holds a tensor and zeros."""
+        held = tensor.untyped_storage()
+        count, lo = held.nbytes() // tensor.element_size(), int(tensor.storage_offset())
+        if isinstance(tensor, _WRAPPERS) or held._cdata in self._memory or tensor.numel() == count:
+            return
+        if not tensor.is_contiguous() or not tensor.is_floating_point():
+            return
+        with unset_fake_temporarily(), _disable_current_modes():
+            whole = torch.empty((0,), dtype=tensor.dtype).set_(held, 0, (count,), (1,))
+            if whole[:lo].any() or whole[lo + tensor.numel() :].any():
+                return
+        with torch.no_grad():
+            fake = torch.empty((count,), dtype=tensor.dtype)
+        zeros = self.tape.step("full", (), (), size=(count,), fill_value=0.0, dtype=dtype_word(tensor.dtype))
+        self.tape.add(fake, zeros)
+        self._memory[held._cdata] = _Memory(held, fake)
 
     def _root(self, tensor: torch.Tensor, is_written: bool, note: Attrs) -> torch.Tensor:
         """A fake tensor with memory of its own, and what that holds."""
