@@ -147,6 +147,36 @@ def as_it_was(kind: str) -> Callable[[], str]:
     return case
 
 
+class Odd(Net):
+    """Rows that two ranks cannot share evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 7), nn.Linear(7, 4)
+
+
+def uneven(fault: str = "") -> Callable[[], str]:
+    """FSDP with a smaller last shard, which is padded with zeros."""
+
+    def case() -> str:
+        mesh, net = init_device_mesh("cpu", (2,), mesh_dim_names=("dp",)), Odd()
+        fully_shard(net.up, mesh=mesh)
+        fully_shard(net, mesh=mesh)
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = net(x, y)
+            loss.backward()
+            if fault and dist.get_rank():
+                assert net.up.weight.grad is not None
+                net.up.weight.grad *= 2
+            return loss
+
+        options = {"model": lambda: (Odd(), batch(4)), "mesh": mesh}
+        return prove(ParallelStep(step, **DATA), batch(2), net, **options)
+
+    return case
+
+
 def twice() -> str:
     case = by_hand()
     case()
@@ -160,6 +190,8 @@ CASES: dict[str, Callable[[], str]] = {
         "", "sum", "warn", "other numbers", "reads", "reads a parameter", "hangs", "clears", "mesh", "never",
         "whole inputs", "an input too few",
     )},
+    "uneven fsdp": uneven(),
+    "uneven fsdp, one doubled": uneven("doubled"),
     "twice": twice,
     "one comes": by_hand("one comes"),  # the last: the other rank does not hear of it
 }  # fmt: skip

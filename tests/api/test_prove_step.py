@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 
 import tensure
-from tensure.api import prove_script
+from tensure.api import _prove_step, prove_script
 from tensure.bundle import parse_plan
+from tensure.capture import ParallelStep, TrainingStep
 from tensure.cli import main
-from tensure.errors import InputError, RefutedError
+from tensure.errors import InputError, RefutedError, TensureError
 
 from . import live_cases
 
@@ -39,6 +40,8 @@ SAID = {
     "never": "^InputError: on_refuted='never'",
     "whole inputs": r"^InputError: rank 0: input 0 of shape \[4, 4\] on rank 0; wanted \[2, 4\]",
     "an input too few": "^InputError: rank 0: 1 inputs of the step; wanted 2",
+    "uneven fsdp": "^proved$",
+    "uneven fsdp, one doubled": r"^RefutedError: .*dp1: .*grad\.up\.weight",
     "twice": r"^InputError: a second call of tensure\.prove_step",
 }
 """What both ranks are told, by case of `live_cases`."""
@@ -106,6 +109,57 @@ def test_a_module_that_is_not_the_models() -> None:
             net = live_cases.Net()
             net.up = torch.nn.Linear(4, 6)
             live_cases.prove(None, live_cases.batch(4), net)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_inputs_and_meshes_of_no_such_kind() -> None:
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        net = live_cases.Net()
+        with pytest.raises(InputError, match="inputs of type NoneType; wanted this rank's tensors"):
+            live_cases.prove(None, None, net)
+        for mesh in (4, {"dp": "1"}):
+            with pytest.raises(InputError, match=r"a mesh .*; wanted a DeviceMesh, or sizes by axis"):
+                live_cases.prove(None, live_cases.batch(4), net, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_errors_of_other_modules_come_as_plain_ones() -> None:
+    """Only those of `tensure.errors` are known to who reads them; none fails to be read."""
+
+    class ElsewhereError(TensureError):
+        pass
+
+    for error, kind in (
+        (ElsewhereError("found", wanted="w"), TensureError),
+        (InputError("found"), InputError),
+    ):
+        read = _prove_step.read_error(_prove_step._written_error(error))
+        assert type(read) is kind and read.found == "found" and read.wanted == error.wanted
+
+
+def test_an_optimizer_to_be_proved_is_refused() -> None:
+    """On either side: optimizers rest here, and what they do is no part of what is compared."""
+
+    def stepped() -> TrainingStep:
+        net = live_cases.Net()
+        return TrainingStep(net, live_cases.batch(4), optimizer=torch.optim.SGD(net.parameters()))
+
+    def plain() -> TrainingStep:
+        return TrainingStep(live_cases.Net(), inputs)
+
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        net = live_cases.Net()
+        with pytest.raises(InputError, match=r"an optimizer in the proof of a live step, .*tensure\.prove\("):
+            live_cases.prove(None, live_cases.batch(4), net, model=stepped)
+        step = ParallelStep(lambda x, y: net(x, y), optimizer=torch.optim.SGD(net.parameters()))
+        with pytest.raises(InputError, match="an optimizer in the proof of a live step"):
+            live_cases.prove(step, live_cases.batch(4), net)
+        inputs = live_cases.batch(4)
+        assert live_cases.prove(None, inputs, net, model=plain) == "proved"
     finally:
         dist.destroy_process_group()
 

@@ -85,6 +85,8 @@ def dispatched(table: Table, *, by: Any = None, fault: str = "") -> Callable[[An
             takes[0] += 1
 
         def exchange(x: Tensor, takes: list[int], gives: list[int]) -> Tensor:
+            if fault == "skips" and rank == 2:
+                return x
             if by is not None:
                 return by.apply(x, takes, gives, group)  # type: ignore[no-any-return]
             return funcol.wait_tensor(funcol.all_to_all_single(x, takes, gives, group))
@@ -148,3 +150,19 @@ def test_classes_of_ranks_take_even_splits_only() -> None:
         UnsupportedError, match="an all-to-all of uneven splits where ranks are taken as classes"
     ):
         capture_parallel(model(TWO), dispatched(TWO), {"ep": 2}, captured, classes=True)
+
+
+THROUGH_TWO = ((4, 2, 0), (2, 4, 0), (0, 0, 6))
+"""Rank 2 gives nobody else a row, and takes none."""
+
+
+def test_a_rank_without_rows_for_others_is_waited_for() -> None:
+    """`if no tokens: return` around an all-to-all: whoever calls it waits for those who do not."""
+    result = tensure.prove(dispatched(THROUGH_TWO, by=InPlace), model(THROUGH_TWO), mesh={"ep": 3})
+    assert result.proof.values.status == "proved", result.proof.values
+    skipping = dispatched(THROUGH_TWO, by=InPlace, fault="skips")
+    result = tensure.prove(skipping, model(THROUGH_TWO), mesh={"ep": 3}, replay=False)
+    assert result.proof.values.status == "refuted"
+    example = result.proof.values.counterexample
+    assert example is not None and not example.claim, example
+    assert "test_exchanges.py" in example.source and "another with all_gather" in example.step, example

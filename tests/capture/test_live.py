@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tensure.capture import (
     Beside,
     Exchange,
     LiveRank,
+    TrainingStep,
     capture_model,
     capture_parallel,
     plan_of,
@@ -23,11 +25,13 @@ from tensure.capture import (
     rank_to_bytes,
     without_bytes,
 )
+from tensure.capture._given import built
 from tensure.capture._shadows import Shadows
 from tensure.capture._tape import Tape
 from tensure.capture._world import no_bytes
 from tensure.errors import FormatError, LimitError, TensureError, UnsupportedError
 from tensure.program import Name, Ref
+from tensure.proving import prove_plan
 
 
 @pytest.fixture
@@ -79,6 +83,11 @@ def test_a_copy_that_hangs_or_dies() -> None:
     with pytest.raises(LimitError, match="the work did not end in time"):
         beside.get("the work")
     beside.end()
+    beside = Beside(lambda _: time.sleep(60), time.monotonic() + 0.2, purpose="a replay", wanted=None)
+    with pytest.raises(LimitError) as caught:
+        beside.get("it")
+    beside.end()
+    assert caught.value.found == "it did not end in time" and caught.value.wanted is None
     for work, why in ((lambda _: os._exit(3), "exit code 3"), (lambda _: os.kill(os.getpid(), 9), "SIGKILL")):
         beside = Beside(work, time.monotonic() + 20)
         with pytest.raises(TensureError, match=f"the work ended early: .*{why}"):
@@ -117,6 +126,20 @@ def test_tensors_that_share_memory_do_so_in_the_shade() -> None:
         assert tape.read(shadows.of(middle), ()) == Ref(Name("new"))
         assert shadows.of(middle) is shadows.of(middle)
         assert shadows.of(left) is left  # what has no bytes stands for itself
+
+
+@pytest.mark.parametrize("rest", [0.0, 1.0])
+def test_zeros_after_a_shard_are_known(rest: float) -> None:
+    """FSDP pads a last shard that is smaller, and gathers it with its zeros; others are not known."""
+    tape = Tape()
+    shadows = Shadows(tape)
+    memory = torch.full((8,), rest)
+    shard = memory[:6].view(3, 2)
+    with no_bytes():
+        shadows.leaf(shard, Ref(Name("w")))
+        tape.read(shadows.of(memory), ())
+    fills = [step.attr("fill_value") for step in tape.steps if step.op == "full"]
+    assert len(fills) == 1 and (fills == [0.0]) == (rest == 0.0)
 
 
 def test_memory_in_two_orders_is_refused() -> None:
@@ -160,6 +183,92 @@ class _Summed(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias).sum()
 
 
+def test_inputs_made_beforehand_are_stripped_of_their_bytes() -> None:
+    inputs = (torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    net = nn.Linear(3, 1)
+    with no_bytes():
+        for given in (without_bytes(lambda: (net, inputs)), without_bytes(lambda: TrainingStep(net, inputs))):
+            found = built(given).inputs
+            assert all(isinstance(item, FakeTensor) for item in found)
+            assert [item.dtype for item in found] == [torch.float32, torch.int64]
+
+
+class _Added(_Summed):
+    def __init__(self, net: nn.Linear, more: float) -> None:
+        super().__init__(net)
+        self.more = more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.more
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["a number", "a row"])
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [("add_", 2.0), ("copy_", 0.0), ("add", 0.0), ("add_", 0.0), ("copy_", 2.0)],
+    ids=["added to", "written over", "left alone", "added to unsaid", "written over unsaid"],
+)
+def test_what_is_written_into_tensors_from_before(
+    alone: None, shape: tuple[int, ...], change: str, more: float
+) -> None:
+    """An op in place looks at what was there, unless it only writes; a number is no exception."""
+    net, total = nn.Linear(3, 1), torch.full(shape, 2.0)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = net(x).sum()
+        loss.backward()
+        getattr(total, change)(loss.detach())
+        if change == "add":
+            return loss
+        return total[0] if shape else total
+
+    inputs = (torch.ones(2, 3),)
+    captured = capture_model(without_bytes(lambda: (_Added(nn.Linear(3, 1), more), inputs)))
+    rank = LiveRank({"world": 1}, 0, captured)
+    rank.observe(net, step, inputs)
+    verdict = prove_plan(plan_of(captured, [rank]), captured.program).proof.values
+    is_right = (change == "add_") == (more == 2.0)
+    assert verdict.status in (("proved", "probable") if is_right else ("refuted",)), verdict
+
+
+class _Two(nn.Module):
+    """Two players: the gradient of each is of a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.a * self.b.detach() * x).sum() + (self.b * x).sum()
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_an_optimizer_rests_from_its_own_step_on(alone: None, clears: bool) -> None:
+    """One that steps later clears first what the loss of the other has left to its parameters."""
+    net = _Two()
+    one, two = torch.optim.SGD([net.a]), torch.optim.SGD([net.b])
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        first = (net.a * net.b * x).sum()
+        first.backward()
+        one.step()
+        one.zero_grad()
+        if clears:
+            two.zero_grad()
+        second = (net.b * x).sum()
+        second.backward()
+        two.step()
+        two.zero_grad()
+        return first.detach() + second.detach()
+
+    inputs = (torch.ones(3),)
+    captured = capture_model(without_bytes(lambda: (_Two(), inputs)))
+    rank = LiveRank({"world": 1}, 0, captured)
+    rank.observe(net, step, inputs)
+    verdict = prove_plan(plan_of(captured, [rank]), captured.program).proof.values
+    assert verdict.status == ("proved" if clears else "refuted"), verdict
+
+
 # --- traces --------------------------------------------------------------------------------------------
 
 
@@ -174,8 +283,9 @@ def test_a_live_rank_is_traced_as_on_a_group_that_does_not_exist(alone: None) ->
     rank = LiveRank({"world": 1}, 0, captured)
     rank.observe(net, None, inputs)
     live = plan_of(captured, [rank])
-    again = plan_of(captured, [rank_from_bytes(rank_to_bytes(rank), captured)])
-    assert live == again
+    read = rank_from_bytes(rank_to_bytes(rank), captured)
+    assert read.standing == rank.standing and set(read.standing) == {"weight", "bias", *captured.inputs}
+    assert live == plan_of(captured, [read])
     dist.destroy_process_group()
     expected = capture_parallel(model, lambda *_: None, {"world": 1}, captured)
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())

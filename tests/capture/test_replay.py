@@ -215,6 +215,13 @@ def test_no_end_is_no_answer_where_none_was_expected() -> None:
     assert found.status == "none" and "come to no end" in found.reason
 
 
+def test_no_end_of_what_is_proved_is_a_doubt() -> None:
+    """Not silence: whoever reads that a step is proved reads there that it hung."""
+    found = replay(hanging, claimed=by_comparison, timeout_s=2.0, ways=("threads",), is_proved=True)
+    assert (found.status, found.how, found.reason) == ("unclear", "threads", "ranks 1 come to no end")
+    assert found.confirms("proved") is None and "come to no end" in found.words("proved")
+
+
 def test_a_step_that_raises_or_dies() -> None:
     def raising(net: nn.Module, mesh: DeviceMesh) -> Callable[..., Any]:
         def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,14 @@ def prove(
         example = verdict.counterexample
         is_stuck = example is not None and not example.claim and verdict.method != "coverage"
         say("running all ranks for real")
-        replayed = replay_step(model, parallel, traced, captured.program, is_stuck=is_stuck)
+        replayed = replay_step(
+            model,
+            parallel,
+            traced,
+            captured.program,
+            is_stuck=is_stuck,
+            is_proved=verdict.status in ("proved", "probable"),
+        )
         result = replace(result, replay=replayed)
     if small is None or result.proof.values.status != "unknown":
         return result

@@ -77,8 +77,8 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
         return ProofResult(
             parse_proof((folder / "proof.json").read_bytes()),
             certificate.read_bytes() if certificate.exists() else None,
-            parse_plan((folder / "plan.txt").read_text()),
-            parse_program((folder / "program.txt").read_text()),
+            parse_plan((folder / "plan.txt").read_text(encoding="utf-8")),
+            parse_program((folder / "program.txt").read_text(encoding="utf-8")),
             tuple(TensorVerdict(**row) for row in tensors),
             (("every rank", "traced by itself, in its own process"),),
         )

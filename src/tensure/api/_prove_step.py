@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -66,7 +66,7 @@ def prove_step(
     Raises:
         RefutedError: the step computes something else; the message says on which rank, where and how.
         InputError: no process group, a mesh of another size, parameters or inputs that do not stand where
-            they are said to, a second call.
+            they are said to, a second call, an optimizer to be proved.
         UnsupportedError: the step reads a value, or has an op, group or placement without a rule.
         LimitError: it took longer than `timeout_s`, or another rank did not come.
     """
@@ -77,7 +77,11 @@ def prove_step(
     try:
         if on_refuted not in ("raise", "warn"):
             raise InputError(f"on_refuted={on_refuted!r}", wanted="'raise' or 'warn'")
-        given: tuple[Any, ...] = (inputs,) if hasattr(inputs, "untyped_storage") else tuple(inputs)
+        given: Any = (inputs,) if hasattr(inputs, "untyped_storage") else inputs
+        if not isinstance(given, Iterable):
+            raise InputError(
+                f"inputs of type {type(inputs).__name__}", wanted="this rank's tensors, in order"
+            )
         kept = folder or keep
         world = live_mesh(mesh)
         if _called:
@@ -86,7 +90,7 @@ def prove_step(
                 wanted="one, before the first step; it holds for all steps of these shapes",
             )
         _called.append("called")
-        work = _Work(step, given, model, module, world, None if kept is None else Path(kept))
+        work = _Work(step, tuple(given), model, module, world, None if kept is None else Path(kept))
         row = json.loads(_answer(work, time.monotonic() + timeout_s))
         _raise_error(row)
     except TensureError as error:
@@ -149,6 +153,12 @@ class _Work:
 
         torch.set_num_threads(1)  # a copy has none of its pool
         captured = capture_model(without_bytes(self.model))
+        if captured.states is not None or getattr(self.step, "optimizer", None) is not None:
+            raise InputError(
+                "an optimizer in the proof of a live step, where optimizers rest",
+                wanted="a TrainingStep and a ParallelStep without one: gradients are what is compared",
+                next_step="Use tensure.prove(parallel, model, mesh=..., optimizer=...) for those.",
+            )
         if len(self.inputs) != len(captured.inputs) or not all(
             isinstance(item, torch.Tensor) for item in self.inputs
         ):
@@ -244,7 +254,7 @@ def read_error(data: bytes) -> TensureError | None:
     if not data.startswith(b'{"error"'):
         return None
     row = json.loads(data)
-    kind = getattr(errors, row.pop("error"))
+    kind = getattr(errors, row.pop("error"), TensureError)  # one that is defined elsewhere comes as plain
     found: TensureError = kind(row.pop("found"), **row)
     return found
 

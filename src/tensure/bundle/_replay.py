@@ -16,8 +16,8 @@ class Replay:
 
     Args:
         status: whether every result is that of the single device, and every part of it on some rank;
-            `unclear` where ways of running it, or the sizes of differences, do not tell; `none` where it
-            could not be run.
+            `unclear` where ways of running it, or the sizes of differences, do not tell, or where ranks of a
+            step that is proved come to no end; `none` where it could not be run.
         how: what ran it.
         reason: why it is unclear or could not be run, in full or in part.
         outputs: the results that differ: name, first rank, greatest difference over the largest value.

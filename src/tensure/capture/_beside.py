@@ -33,15 +33,24 @@ class Beside:
     Args:
         work: called there with one end of a pipe; what it raises is lost but for the end of the pipe.
         until: when it must have ended, by `time.monotonic`.
+        purpose: what it is for, as a refusal has it.
+        wanted: what helps where it did not end in time.
 
     Raises:
         UnsupportedError: this system has no `fork`.
     """
 
-    def __init__(self, work: Callable[[Talk], None], until: float) -> None:
+    def __init__(
+        self,
+        work: Callable[[Talk], None],
+        until: float,
+        *,
+        purpose: str = "a proof of a live step",
+        wanted: str | None = "a greater timeout_s",
+    ) -> None:
         if not hasattr(os, "fork"):
-            raise UnsupportedError(f"a proof of a live step on {sys.platform}", wanted="a system with fork")
-        self.until = until
+            raise UnsupportedError(f"{purpose} on {sys.platform}", wanted="a system with fork")
+        self.until, self.wanted = until, wanted
         self._pipe, theirs = Pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -63,7 +72,7 @@ class Beside:
         """
         try:
             if not self._pipe.poll(max(0.0, self.until - time.monotonic())):
-                raise LimitError(f"{what} did not end in time", wanted="a greater timeout_s")
+                raise LimitError(f"{what} did not end in time", wanted=self.wanted)
             return self._pipe.recv_bytes()
         except (EOFError, OSError):
             raise TensureError(f"{what} ended early: {self._ending()}") from None

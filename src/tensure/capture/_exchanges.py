@@ -1,5 +1,8 @@
 """All-to-alls with splits: one collective where all parts of a group are alike, messages where they are not.
 
+Messages alone would not wait for a member that neither gives nor takes anything; so members meet besides, by
+a collective of nothing: whoever does not call it hangs the others, as it does in truth.
+
 A rank sees its own splits, and cannot know whether those of others are as even; so a call with splits is put
 down with them (`gives`, `takes`), and settled here, when all ranks are known. Knows nothing of torch.
 """
@@ -188,14 +191,22 @@ def _messages(
     own: Mapping[str, int],
     world: Mapping[str, int],
 ) -> list[Op]:
-    """Each part on its way, the own one kept; then those of others, joined in the group's order."""
+    """A meeting; each part on its way, the own one kept; then those of others, joined in the group's order.
+
+    What is met with is empty, and joined too, so that nobody drops it.
+    """
     (value,) = step.args
     base, axes = step.outs[0].base, step.attr("axes")
     here = next(at for at, place in enumerate(group) if place == own)
-    steps, parts = list[Op](), dict[int, Ref]()
+    parts = dict[int, Ref]()
+    none = Name(f"none_{base}")
+    steps = [
+        Op("slice", (value,), (none,), (("dim", 0), ("end", 0), ("start", 0)), step.note),
+        Op("all_gather", (Ref(none),), step.outs, (("axes", axes), ("dim", 0)), step.note),
+    ]
     starts = (0, *accumulate(split.gives))
     for at, place in enumerate(group):
-        if not split.gives[at] and (at != here or any(split.takes)):
+        if not split.gives[at]:
             continue
         part = Name(f"part_{base}_{at}")
         cut = (("dim", 0), ("end", starts[at + 1]), ("start", starts[at]))
@@ -211,7 +222,7 @@ def _messages(
             attrs = _letter(base, _number(place, world), _number(own, world), _number(place, world), axes)
             steps.append(Op("recv", (), (got,), attrs, step.note))
             parts[at] = Ref(got)
-    ordered = tuple(parts[at] for at in sorted(parts))
+    ordered = (*(parts[at] for at in sorted(parts)), Ref(step.outs[0]))
     if len(ordered) == 1:
         return [*steps, Op("copy", ordered, (joined,), (), step.note)]
     return [*steps, Op("cat", ordered, (joined,), (("dim", 0),), step.note)]

@@ -285,6 +285,8 @@ def _scattered(run: Pass, step: Op) -> _Known | Ref | None:
 
 def _view(run: Pass, step: Op) -> _Known | Ref | None:
     value = step.args[0]
+    if isinstance(value, Ref) and value.name in run.zeros:
+        run.zeros.update(step.outs)  # in another shape
     padding = run.padding.get(value.name) if isinstance(value, Ref) else None
     shape = run.shape(Ref(step.outs[0]))
     if padding is not None and shape is not None and len(shape) == 1:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from ._given import as_step, gradients, leaves, local_of, returned_by
 from ._rank import TracedRank
 from ._shadows import Shadows
 from ._sources import Sources, their_errors
-from ._step import ModelFunction, ParallelStep
+from ._step import ModelFunction, ParallelStep, TrainingStep
 from ._tracer import Tracer
 from ._world import live_rank
 
@@ -184,6 +184,8 @@ def live_mesh(mesh: DeviceMesh | Mapping[str, int] | None) -> dict[str, int]:
                 wanted="the mesh of the whole world, as init_device_mesh makes it",
             )
         return dict(zip(names, map(int, mesh.mesh.shape), strict=True))
+    if not isinstance(mesh, Mapping) or not all(isinstance(size, int) for size in mesh.values()):
+        raise InputError(f"a mesh {mesh!r}", wanted="a DeviceMesh, or sizes by axis, as in {'dp': 2}")
     sizes = dict(mesh)
     if math.prod(sizes.values()) != world or any(size < 1 for size in sizes.values()):
         raise InputError(
@@ -220,15 +222,19 @@ def without_bytes(model: ModelFunction) -> ModelFunction:
 
     def stripped() -> Any:
         found: Any = model()
+        if isinstance(found, TrainingStep):
+            return replace(found, inputs=_all_stripped(found.inputs))
         if not isinstance(found, tuple) or len(found) != 2:
             return found
         net, inputs = found
-        inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
-        if not isinstance(inputs, (tuple, list)):
-            return found
-        return net, tuple(_stripped(item) for item in inputs)
+        return net, _all_stripped(inputs)
 
     return stripped
+
+
+def _all_stripped(inputs: Any) -> Any:
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    return tuple(map(_stripped, inputs)) if isinstance(inputs, (tuple, list)) else inputs
 
 
 def _stripped(item: Any) -> Any:
@@ -246,24 +252,25 @@ def _digest(tensor: torch.Tensor) -> str:
 def _resting_optimizers() -> Iterator[None]:
     """Optimizers and schedules do nothing: what is proved of a step are its gradients.
 
+    One that has stepped does not clear gradients any more, since that ends its step; before, it does, and so
+    do others that have not.
     A scheduler puts a wrapper of its own into the optimizer, so classes are not the place to stop this.
     """
-    stepped = False
+    stepped = set[int]()
 
-    def rest(*_: Any, **__: Any) -> None:
-        nonlocal stepped
-        stepped = True
+    def rest(number: int) -> Callable[..., None]:
+        return lambda *_, **__: stepped.add(number)
 
-    def zeroing(zero: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: None if stepped else zero(*args, **kwargs)
+    def zeroing(number: int, zero: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: None if number in stepped else zero(*args, **kwargs)
 
     kept: list[tuple[Any, dict[str, Any]]] = []
     for found in gc.get_objects():
         if issubclass(type(found), (Optimizer, LRScheduler)):
             kept.append((found, dict(vars(found))))
-            vars(found)["step"] = rest
+            vars(found)["step"] = rest(id(found))
             if isinstance(found, Optimizer):
-                vars(found)["zero_grad"] = zeroing(found.zero_grad)
+                vars(found)["zero_grad"] = zeroing(id(found), found.zero_grad)
     try:
         yield
     finally:

@@ -60,6 +60,9 @@ def rank_from_bytes(data: bytes, captured: Captured) -> LiveRank:
         found.claims = {label: (of, _read_part(part)) for label, (of, part) in row["claims"].items()}
         found.lacking = {label: (_read_part(part), dtype) for label, (part, dtype) in row["lacking"].items()}
         found.outputs = set(row["outputs"])
+        found.standing = {
+            label: part for label, (_, part) in found.claims.items() if label not in found.outputs
+        }
         found.contents = row["contents"]
     except (ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
         raise FormatError(f"the trace of a rank cannot be read: {error}") from None

@@ -67,6 +67,7 @@ def replay_step(
     *,
     timeout_s: float = 60.0,
     is_stuck: bool = False,
+    is_proved: bool = False,
     ways: Sequence[str] = WAYS,
 ) -> Replay:
     """Run it, and say whether every result is where the Plan says, and what the single device has.
@@ -75,7 +76,8 @@ def replay_step(
         model, parallel: as for `capture_parallel`.
         plan, program: what was captured of them; claims of results are taken from there, and sizes.
         timeout_s: for each way.
-        is_stuck: it is said to hang; that ranks come to no end is then an answer, and else none.
+        is_stuck: it is said to hang; that ranks come to no end is then an answer.
+        is_proved: it is said not to: that they come to no end is then a doubt, and else no answer.
         ways: to run it.
     """
     too_much = _too_much(plan, program)
@@ -90,18 +92,21 @@ def replay_step(
             pipe.send_bytes(json.dumps(row).encode())
 
         try:
-            beside = Beside(work, time.monotonic() + timeout_s)
+            beside = Beside(work, time.monotonic() + timeout_s, purpose="a replay", wanted=None)
             try:
                 rows[way] = json.loads(beside.get("it"))
             finally:
                 beside.end()
         except TensureError as error:
             rows[way] = {"error": str(error)}
-    return _joined(rows)
+    return _joined(rows, is_proved)
 
 
-def _joined(rows: Mapping[str, Mapping[str, Any]]) -> Replay:
+def _joined(rows: Mapping[str, Mapping[str, Any]], is_proved: bool = False) -> Replay:
     """What the ways say together."""
+    endless = {way: row["error"] for way, row in rows.items() if row.get("is_endless")}
+    if endless and is_proved:
+        return Replay("unclear", " and ".join(endless), "; ".join(endless.values()))
     ran = {way: row for way, row in rows.items() if "error" not in row}
     reasons = "; ".join(f"not by {way}: {row['error']}" for way, row in rows.items() if "error" in row)
     if not ran:
@@ -158,9 +163,9 @@ def _run(
         expected, is_rough = _single(_drawn(model))
         return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER)))
     except EndlessError as error:
-        return (
-            {"status": "differs", "outputs": [], "reason": str(error)} if is_stuck else {"error": str(error)}
-        )
+        if is_stuck:
+            return {"status": "differs", "outputs": [], "reason": str(error)}
+        return {"error": str(error), "is_endless": True}
     except Exception as error:  # noqa: BLE001 - whatever their code raises, it is a reason
         said = str(error).strip().partition("\n")[0][:300]
         return {"error": said if isinstance(error, TensureError) else f"{type(error).__name__}: {said}"}

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from tensure.errors import UnsupportedError
+from tensure.host import dtype_word
 from tensure.program import Attrs, Ref
 
 from ._literal import MAX_LITERAL, written_down
@@ -30,6 +31,8 @@ _WRAPPERS: Final = (DTensor, AsyncCollectiveTensor, FakeTensor)
 _NOTHING: Final[Attrs] = ()
 _OUTPUTS: Final = frozenset({"output_tensor", "output_tensors", "outputs", "output"})
 _RECEIVED: Final = frozenset({"tensors"})
+_OVERWRITES: Final = frozenset({"copy_", "fill_", "zero_"})
+"""Of ops in place, those that do not look at what they write over."""
 
 Place: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 """Where a tensor looks: memory, offset, shape, strides, dtype."""
@@ -65,7 +68,11 @@ class Shadows:
         return not isinstance(tensor, FakeTensor) and tensor.untyped_storage()._cdata in self._memory
 
     def leaf(self, tensor: torch.Tensor, value: Ref) -> torch.Tensor:
-        """A tensor that holds `value` when the step begins; what stands for it."""
+        """A tensor that holds `value` when the step begins; what stands for it.
+
+        The zeros after a shard that is smaller than others are known to be such.
+        """
+        self._pad(tensor)
         fake = self.of(tensor, is_written=True)
         self.tape.write(fake, value, ())
         return fake
@@ -85,24 +92,29 @@ class Shadows:
             UnsupportedError: memory seen in ways that cannot be told apart.
         """
         arguments = func._schema.arguments
-        written = {
+        changed = {
             item.name for item in arguments if item.alias_info is not None and item.alias_info.is_write
         }
+        is_over = func._schema.name.rpartition("::")[2] in _OVERWRITES
+        written = {item.name for item in arguments if item.name in changed and (is_over or item.is_out)}
         if func.namespace == "c10d":  # whose ops do not say so
             written |= _RECEIVED if func._schema.name == "c10d::recv_" else _OUTPUTS
         names = [item.name for item in arguments]
 
-        def shadow(value: Any, is_written: bool) -> Any:
-            return tree_map_only(torch.Tensor, lambda item: self._met(item, is_written, note), value)
+        def shadow(name: str, value: Any) -> Any:
+            def met(tensor: torch.Tensor) -> torch.Tensor:
+                if name not in changed | written and self._is_number(tensor):
+                    return tensor
+                return self.of(tensor, name in written, note)
 
-        made = tuple(shadow(value, name in written) for name, value in zip(names, args, strict=False))
-        return made, {name: shadow(value, name in written) for name, value in kwargs.items()}
+            return tree_map_only(torch.Tensor, met, value)
 
-    def _met(self, tensor: torch.Tensor, is_written: bool, note: Attrs) -> torch.Tensor:
-        """An argument of a call; Python numbers come as tensors, and promote dtypes as numbers do."""
-        if not tensor.ndim and not isinstance(tensor, _WRAPPERS) and not self.knows(tensor):
-            return tensor
-        return self.of(tensor, is_written, note)
+        made = tuple(shadow(name, value) for name, value in zip(names, args, strict=False))
+        return made, {name: shadow(name, value) for name, value in kwargs.items()}
+
+    def _is_number(self, tensor: torch.Tensor) -> bool:
+        """Whether it may be a number of Python's, which come as tensors, and promote dtypes as numbers do."""
+        return not tensor.ndim and not isinstance(tensor, _WRAPPERS) and not self.knows(tensor)
 
     def of(self, tensor: torch.Tensor, is_written: bool = False, note: Attrs = _NOTHING) -> torch.Tensor:
         """What stands for a tensor.
@@ -141,6 +153,24 @@ class Shadows:
         fake = memory.root.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         self.tape.add_window(fake, memory.root, note)
         return fake
+
+    def _pad(self, tensor: torch.Tensor) -> None:
+        """Know memory that holds a tensor and zeros."""
+        held = tensor.untyped_storage()
+        count, lo = held.nbytes() // tensor.element_size(), int(tensor.storage_offset())
+        if isinstance(tensor, _WRAPPERS) or held._cdata in self._memory or tensor.numel() == count:
+            return
+        if not tensor.is_contiguous() or not tensor.is_floating_point():
+            return
+        with unset_fake_temporarily(), _disable_current_modes():
+            whole = torch.empty((0,), dtype=tensor.dtype).set_(held, 0, (count,), (1,))
+            if whole[:lo].any() or whole[lo + tensor.numel() :].any():
+                return
+        with torch.no_grad():
+            fake = torch.empty((count,), dtype=tensor.dtype)
+        zeros = self.tape.step("full", (), (), size=(count,), fill_value=0.0, dtype=dtype_word(tensor.dtype))
+        self.tape.add(fake, zeros)
+        self._memory[held._cdata] = _Memory(held, fake)
 
     def _root(self, tensor: torch.Tensor, is_written: bool, note: Attrs) -> torch.Tensor:
         """A fake tensor with memory of its own, and what that holds."""
