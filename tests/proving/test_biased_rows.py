@@ -37,7 +37,7 @@ def model(*shape: int, classes: bool = False) -> Callable[[], Any]:
     return made
 
 
-def rows(net: Net, mesh: Any) -> None:
+def rows(net: Any, mesh: Any) -> None:
     parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
 
@@ -60,7 +60,7 @@ def test_a_bias_added_once_a_rank_is_refuted() -> None:
         def backward(ctx: Any, grad: Tensor) -> Any:
             return grad, None
 
-    def by_hand(net: Net, mesh: Any) -> Any:
+    def by_hand(net: Any, mesh: Any) -> Any:
         group, rank = mesh.get_group("tp"), mesh.get_local_rank("tp")
         for layer, dim in ((net.up, 0), (net.down, 1)):
             layer.weight = nn.Parameter(layer.weight.chunk(2, dim)[rank])
@@ -79,7 +79,7 @@ def test_a_bias_added_once_a_rank_is_refuted() -> None:
 
 
 def test_a_wrong_scale_is_named_where_it_is_and_not_at_the_loss() -> None:
-    def halved(net: Net, mesh: Any) -> ParallelStep:
+    def halved(net: Any, mesh: Any) -> ParallelStep:
         def step(x: Tensor, target: Tensor) -> Tensor:
             loss = net(x, target)
             loss.backward()  # type: ignore[no-untyped-call]
