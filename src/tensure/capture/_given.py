@@ -54,16 +54,19 @@ def as_step(found: Any, net: torch.nn.Module) -> ParallelStep:
     """What a parallel function returned as one record.
 
     Raises:
-        InputError: it is neither a ParallelStep, nor a function, nor None.
+        InputError: it is neither a ParallelStep, nor a module, nor a function, nor None.
     """
     if found is None:
         return ParallelStep(lambda *inputs: run_backward(net, inputs))
     if isinstance(found, ParallelStep):
         return found
+    if isinstance(found, torch.nn.Module):  # what parallelize_module, fully_shard and DDP(net) return
+        return ParallelStep(lambda *inputs: run_backward(found, inputs), module=found)
     if callable(found):
         return ParallelStep(found)
     raise InputError(
-        f"the parallel function returns {type(found).__name__}", wanted="a ParallelStep, a step or None"
+        f"the parallel function returns {type(found).__name__}",
+        wanted="nothing, the module, a step function or a ParallelStep",
     )
 
 
