@@ -148,11 +148,11 @@ def test_the_script_of_the_page_is_proved(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (["--nproc", "2"], "--script and --nproc with something else, or one alone"),
-        (["--script", "train.py"], "--script and --nproc with something else, or one alone"),
+        (["--nproc", "2"], "--nproc without --script"),
+        (["--script", "train.py"], "--script without --nproc"),
         (["--script", "nowhere.py", "--nproc", "2"], "no script nowhere.py"),
         (["--script", "a 'b", "--nproc", "2"], "No closing quotation"),
-        (["--script", "train.py", "--nproc", "2", "--mesh", "tp=2"], "with something else"),
+        (["--script", "train.py", "--nproc", "2", "--mesh", "tp=2"], "--script with --mesh"),
     ],
 )
 def test_options_of_a_script_that_do_not_fit(

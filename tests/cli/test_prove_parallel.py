@@ -116,6 +116,19 @@ def no_step(net, mesh):
     return 3
 
 
+def formatting(net, mesh):
+    def step(x, y):
+        loss = net(x, y)
+        loss.backward()
+        print(f"{loss:.3f}")
+        return loss
+    return step
+
+
+def as_numpy(net, mesh):
+    return lambda x, y: net(x, y).detach().numpy()
+
+
 def one_argument(net):
     pass
 
@@ -244,7 +257,15 @@ BAD = [
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=two", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=-2", "such as dp=2,tp=4"),
-    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2,tp=2", "such as dp=2,tp=4"),
+    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2,tp=2", "names tp twice"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable 2", "above 0 and below 1"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable 0", "above 0 and below 1"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable nan", "above 0 and below 1"),
+    ("prove --script train.py", "--script without --nproc"),
+    ("prove --nproc 2", "--nproc without --script"),
+    ("prove --script train.py --nproc 2 --mesh tp=2", "--script with --mesh"),
+    (f"{STEP} --parallel train:formatting --mesh tp=2", "the step reads a value (format)"),
+    (f"{STEP} --parallel train:as_numpy --mesh tp=2", "the step reads a value (numpy)"),
     (f"{STEP} --parallel train:tensor_parallel --mesh 2=tp", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh ''", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=1000000000", "such as dp=2,tp=4"),
