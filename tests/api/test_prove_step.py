@@ -179,6 +179,26 @@ def test_a_script_that_never_asks(tmp_path: Path) -> None:
         prove_script([str(script)], 1, timeout_s=200)
 
 
+@pytest.mark.parametrize("begun", ["", "torch.distributed.init_process_group('gloo')"])
+def test_a_script_that_fails_says_its_own_error(tmp_path: Path, begun: str) -> None:
+    """The traceback of the rank that failed first, not what torchrun says of it."""
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import os, sys, time, torch.distributed\n"
+        f"{begun}\n"
+        "def inner():\n"
+        "    raise KeyError('my own bug')\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    inner()\n"
+        "time.sleep(60)\n"
+    )
+    with pytest.raises(InputError) as caught:
+        prove_script([str(script)], 2, timeout_s=200)
+    said = str(caught.value)
+    assert "(exit code 1)" in said and "It said: rank 1: File" in said
+    assert "failing.py" in said and "line 4, in inner" in said and said.endswith("KeyError: 'my own bug'")
+
+
 def test_no_such_script() -> None:
     with pytest.raises(InputError, match="no script"):
         prove_script(["nowhere.py"], 2)
