@@ -202,11 +202,11 @@ def test_the_script_of_the_page_is_proved(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (["--nproc", "2"], "--script and --nproc with something else, or one alone"),
-        (["--script", "train.py"], "--script and --nproc with something else, or one alone"),
+        (["--nproc", "2"], "--nproc without --script"),
+        (["--script", "train.py"], "--script without --nproc"),
         (["--script", "nowhere.py", "--nproc", "2"], "no script nowhere.py"),
         (["--script", "a 'b", "--nproc", "2"], "No closing quotation"),
-        (["--script", "train.py", "--nproc", "2", "--mesh", "tp=2"], "with something else"),
+        (["--script", "train.py", "--nproc", "2", "--mesh", "tp=2"], "--script with --mesh"),
     ],
 )
 def test_options_of_a_script_that_do_not_fit(
@@ -231,6 +231,26 @@ def test_a_script_that_never_asks(tmp_path: Path) -> None:
     script.write_text("print('nothing to see')\n")
     with pytest.raises(InputError, match=r"idle\.py ended \(exit code 0\) without a proof.*nothing to see"):
         prove_script([str(script)], 1, timeout_s=200)
+
+
+@pytest.mark.parametrize("begun", ["", "torch.distributed.init_process_group('gloo')"])
+def test_a_script_that_fails_says_its_own_error(tmp_path: Path, begun: str) -> None:
+    """The traceback of the rank that failed first, not what torchrun says of it."""
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import os, sys, time, torch.distributed\n"
+        f"{begun}\n"
+        "def inner():\n"
+        "    raise KeyError('my own bug')\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    inner()\n"
+        "time.sleep(60)\n"
+    )
+    with pytest.raises(InputError) as caught:
+        prove_script([str(script)], 2, timeout_s=200)
+    said = str(caught.value)
+    assert "(exit code 1)" in said and "It said: rank 1: File" in said
+    assert "failing.py" in said and "line 4, in inner" in said and said.endswith("KeyError: 'my own bug'")
 
 
 def test_no_such_script() -> None:

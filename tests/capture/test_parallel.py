@@ -42,7 +42,7 @@ def refused(parallel: Any, says: str, kind: type[TensureError] = InputError) -> 
 # --- what is handed back ----------------------------------------------------------------------------
 
 
-def test_nothing_a_step_and_a_record_are_the_same() -> None:
+def test_nothing_the_module_a_step_and_a_record_are_the_same() -> None:
     def nothing(module: nn.Module, mesh: DeviceMesh) -> None:
         pass
 
@@ -52,16 +52,31 @@ def test_nothing_a_step_and_a_record_are_the_same() -> None:
     def record(module: nn.Module, mesh: DeviceMesh) -> ParallelStep:
         return ParallelStep(lambda x, y: backward(module, x, y), module=module)
 
+    def itself(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        return module
+
     captured = capture_model(net)
     steps = []
-    for parallel in (nothing, step, record):
+    for parallel in (nothing, itself, step, record):
         plan = capture_parallel(net, parallel, {"tp": 2}, captured)
         assert wrong_claims(captured, plan) == []
         (track,) = plan.tracks.values()
         steps.append(
             [(item.op, item.args, item.outs) for item in track.bodies["step"] if isinstance(item, Op)]
         )
-    assert steps[0] == steps[1] == steps[2]
+    assert steps[0] == steps[1] == steps[2] == steps[3]
+
+
+def test_a_module_is_returned_around_the_one_that_was_given() -> None:
+    """Gradients of the returned one are meant, under their names on the single device."""
+
+    def wrapped(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(module, process_group=mesh.get_group("dp"))
+
+    captured, plan = captured_plan(net, wrapped, {"dp": 2})
+    assert wrong_claims(captured, plan) == []
+    claimed = {local for track in plan.tracks.values() for local in track.locals}
+    assert {label for label in captured.shapes if label.startswith("grad.")} <= claimed
 
 
 @pytest.mark.parametrize("found", [3, "step", (1, 2), [], nn.Parameter(torch.ones(2))])

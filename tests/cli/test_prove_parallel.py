@@ -116,6 +116,43 @@ def no_step(net, mesh):
     return 3
 
 
+def formatting(net, mesh):
+    def step(x, y):
+        loss = net(x, y)
+        loss.backward()
+        print(f"{loss:.3f}")
+        return loss
+    return step
+
+
+def as_numpy(net, mesh):
+    return lambda x, y: net(x, y).detach().numpy()
+
+
+def one_argument(net):
+    pass
+
+
+def three_arguments(net, mesh, extra):
+    pass
+
+
+def model_of(size):
+    return model()
+
+
+def step_of_none(net, mesh):
+    return lambda: None
+
+
+def placed_bare(net, mesh):
+    return ParallelStep(lambda x, y: None, inputs=(Shard(0), Shard(0)))
+
+
+def one_microbatch(net, mesh):
+    return ParallelStep(lambda: None, microbatch=lambda x: None, microbatches=2)
+
+
 def no_model():
     return 3
 
@@ -128,6 +165,7 @@ number = 3
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The script, and the texts of other examples, in a folder of the test's own."""
     (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "dividing.py").write_text("x = 1 / 0\n")
     (tmp_path / "broken.py").write_text("import a_package_that_is_not_there\n")
     (tmp_path / "net.program.txt").write_text(format_program(cnn_rows.program()))
     (tmp_path / "rows.plan.txt").write_text(format_plan(cnn_rows.plan()))
@@ -213,13 +251,21 @@ def test_more_microbatches_are_another_plan(tmp_path: Path, capsys: pytest.Captu
 
 
 BAD = [
-    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2 --optimizer train:model", "takes parameters"),
+    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2 --optimizer train:model", "is given (parameters)"),
     ("prove rows.plan.txt --program net.program.txt --optimizer train:adamw", "options for a parallel step"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=two", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=-2", "such as dp=2,tp=4"),
-    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2,tp=2", "such as dp=2,tp=4"),
+    (f"{STEP} --parallel train:tensor_parallel --mesh tp=2,tp=2", "names tp twice"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable 2", "above 0 and below 1"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable 0", "above 0 and below 1"),
+    (f"{STEP} --parallel train:pipeline --mesh pp=2 --accept-probable nan", "above 0 and below 1"),
+    ("prove --script train.py", "--script without --nproc"),
+    ("prove --nproc 2", "--nproc without --script"),
+    ("prove --script train.py --nproc 2 --mesh tp=2", "--script with --mesh"),
+    (f"{STEP} --parallel train:formatting --mesh tp=2", "the step reads a value (format)"),
+    (f"{STEP} --parallel train:as_numpy --mesh tp=2", "the step reads a value (numpy)"),
     (f"{STEP} --parallel train:tensor_parallel --mesh 2=tp", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh ''", "such as dp=2,tp=4"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=1000000000", "such as dp=2,tp=4"),
@@ -244,6 +290,22 @@ BAD = [
     ("prove --model train:number --parallel train:pipeline --mesh pp=2", "a function"),
     ("prove --model train:no_model --parallel train:pipeline --mesh pp=2", "example input"),
     (f"{STEP} --parallel train:no_step --mesh tp=2", "ParallelStep"),
+    (
+        f"{STEP} --parallel train:one_argument --mesh tp=2",
+        "one_argument takes (net) and is given (module, mesh)",
+    ),
+    (f"{STEP} --parallel train:three_arguments --mesh tp=2", "takes (net, mesh, extra) and is given (module"),
+    (f"{STEP} --parallel train:step_of_none --mesh tp=2", "takes () and is given (input_0, input_1)"),
+    (f"{STEP} --parallel train:one_microbatch --mesh tp=2", "takes (x) and is given (input_0, input_1)"),
+    (f"{STEP} --parallel train:placed_bare --mesh tp=2", "wanted {axis: placement}"),
+    (
+        "prove --model train:model_of --parallel train:pipeline --mesh pp=2",
+        "model_of takes (size) and is given ()",
+    ),
+    (
+        "prove --model dividing:x --parallel train:pipeline --mesh pp=2",
+        "importing dividing raises ZeroDivisionError",
+    ),
     (f"{STEP} --parallel train:random_step --mesh tp=2", "draws random numbers"),
     (f"{STEP} --parallel train:tensor_parallel --mesh tp=2 --microbatches 2", "takes `microbatches`"),
     (f"{STEP} --parallel train:pipeline --mesh pp=2 --microbatches 0", "microbatches"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 from tensure.errors import InputError
@@ -32,6 +33,14 @@ def code_named(text: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"cannot import {module}: {error}", place=text, wanted="package.module:name, importable from here"
+        ) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the code is theirs
+        frames = traceback.extract_tb(error.__traceback__)
+        at = [frame for frame in frames if not frame.filename.startswith("<")][-1]
+        raise InputError(
+            f"importing {module} raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            place=f"{os.path.basename(at.filename)}:{at.lineno}",
+            wanted="a module that can be imported",
         ) from None
     for part in name.split("."):
         if not hasattr(found, part):

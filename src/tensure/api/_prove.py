@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -204,7 +205,7 @@ def _with_microbatches(parallel: Any, count: int) -> Any:
             f"microbatches={count}",
             wanted=f"a parallel function that takes `microbatches`; {parallel.__name__} does not",
         )
-    return lambda net, mesh: parallel(net, mesh, microbatches=count)
+    return functools.partial(parallel, microbatches=count)
 
 
 def proof_page(result: ProofResult) -> str:

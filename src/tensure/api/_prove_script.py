@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tensure.errors import InputError, LimitError
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["prove_script"]
 
-_SHOWN_LINES = 4
+_SHOWN_LINES: Final = 4
+_SHOWN_TRACE: Final = 8
+_ROOT_CAUSE: Final = re.compile(r"Root Cause.*?\brank\s*: (\d+)", re.DOTALL)
+"""Where torchrun says which rank failed first."""
+_TRACE: Final = "Traceback (most recent call last):"
 
 
 def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0) -> ProofResult:
@@ -49,8 +54,9 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
     with tempfile.TemporaryDirectory(prefix="tensure-") as name:
         folder = Path(name)
         launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+        kept = (f"--log-dir={folder / 'logs'}", "--redirects=2")
         run = subprocess.Popen(
-            [*launcher, f"--nproc-per-node={nproc}", *script],
+            [*launcher, f"--nproc-per-node={nproc}", *kept, *script],
             env={"OMP_NUM_THREADS": "1", **os.environ, ONLY_PROVE: name},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
@@ -66,7 +72,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
             assert error is not None
             raise error
         if not (folder / "proof.json").exists():
-            shown = " | ".join(output.splitlines()[-_SHOWN_LINES:])
+            shown = " | ".join(_last_words(output, folder / "logs"))
             raise InputError(
                 f"{script[0]} ended (exit code {run.returncode}) without a proof",
                 wanted="a script in which every process calls tensure.prove_step",
@@ -82,6 +88,32 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
             tuple(TensorVerdict(**row) for row in tensors),
             (("every rank", "traced by itself, in its own process"),),
         )
+
+
+def _last_words(output: str, logs: Path) -> list[str]:
+    """The last traceback, or else the last lines, of the rank that failed first; else of the whole output.
+
+    Args:
+        output: what the ranks wrote to stdout, and torchrun of them.
+        logs: what each rank wrote to stderr, as torchrun keeps it.
+    """
+    failed = _ROOT_CAUSE.search(output)
+    found = list(logs.glob(f"*/attempt_0/{failed[1]}/stderr.log")) if failed is not None else []
+    if failed is None or not found:
+        return output.splitlines()[-_SHOWN_LINES:]
+    rank, text = failed[1], found[0].read_text(errors="replace")
+    # Once there is a process group, torch begins each line with the rank.
+    lines = [re.sub(r"^\[rank\d+\]: ", "", line) for line in text.splitlines()]
+    lines = [line for line in lines if line.strip(" ^~")]
+    if _TRACE in lines:
+        lines = lines[len(lines) - lines[::-1].index(_TRACE) :]
+        ends = (at for at, line in enumerate(lines) if not line.startswith(" "))
+        lines = lines[: next(ends, len(lines)) + 1][-_SHOWN_TRACE:]
+    else:
+        lines = lines[-_SHOWN_LINES:]
+    if not lines:
+        return output.splitlines()[-_SHOWN_LINES:]
+    return [f"rank {rank}: {lines[0].strip()}", *(line.strip() for line in lines[1:])]
 
 
 def _end(run: subprocess.Popen[str]) -> None:

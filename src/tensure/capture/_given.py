@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tensure.errors import InputError, UnsupportedError
 
+from ._calls import check_call
 from ._sources import their_errors
 from ._step import ModelFunction, ParallelStep, TrainingStep
 
@@ -35,6 +36,7 @@ def built(model: ModelFunction) -> TrainingStep:
     Raises:
         InputError: the function returns something else.
     """
+    check_call("the model function", model, {})
     with their_errors("the model function"):
         found: Any = model()
     if isinstance(found, tuple) and len(found) == 2:
@@ -54,16 +56,25 @@ def as_step(found: Any, net: torch.nn.Module) -> ParallelStep:
     """What a parallel function returned as one record.
 
     Raises:
-        InputError: it is neither a ParallelStep, nor a function, nor None.
+        InputError: it is neither a ParallelStep, nor a module, nor a function, nor None.
     """
     if found is None:
         return ParallelStep(lambda *inputs: run_backward(net, inputs))
     if isinstance(found, ParallelStep):
+        for what, given in (("inputs", found.inputs), ("outputs", found.outputs)):
+            if not isinstance(given, (tuple, list)):
+                raise InputError(
+                    f"ParallelStep({what}={given!r})",
+                    wanted='a tuple of {axis: placement}, such as ({"dp": Shard(0)},)',
+                )
         return found
+    if isinstance(found, torch.nn.Module):  # what parallelize_module, fully_shard and DDP(net) return
+        return ParallelStep(lambda *inputs: run_backward(found, inputs), module=found)
     if callable(found):
         return ParallelStep(found)
     raise InputError(
-        f"the parallel function returns {type(found).__name__}", wanted="a ParallelStep, a step or None"
+        f"the parallel function returns {type(found).__name__}",
+        wanted="nothing, the module, a step function or a ParallelStep",
     )
 
 

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Name, Ref
 
+from ._calls import check_call
 from ._classes import MAX_TRACED
 from ._collectives import Collectives
 from ._generators import Generators
@@ -86,6 +87,7 @@ class LiveRank(TracedRank):
             for label, tensor in leaves(module):
                 self._live_leaf(label, tensor, given)
             local = self._live_inputs(inputs, given)
+            check_call("the step", given.step, dict(zip(self.captured.inputs, local, strict=True)))
             begun = len(self.tape.steps)
             sources = Sources(module)
             # what a live generator has drawn since it was seeded is not known

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -120,7 +120,7 @@ class Microbatch:
     def _once(self, inputs: Sequence[torch.Tensor], index: Any) -> tuple[torch.Tensor, ...]:
         run = self.given.microbatch
         assert run is not None
-        named = {"index": index} if "index" in _parameters(run) else {}
+        named = {"index": index} if takes_index(run) else {}
         with self.tracer:
             return returned_by(run(*inputs, **named))
 
@@ -242,11 +242,12 @@ def _line(step: Op) -> str:
     return ", ".join(str(found[key]) for key in ("module", "source") if key in found)
 
 
-def _parameters(function: Any) -> Mapping[str, Any]:
+def takes_index(microbatch: Callable[..., Any]) -> bool:
+    """Whether it is to be told its number."""
     try:
-        return inspect.signature(function).parameters
+        return "index" in inspect.signature(microbatch).parameters
     except (TypeError, ValueError):
-        return {}
+        return False
 
 
 class _Same:

@@ -13,6 +13,7 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program, unswept, validate_program
 
+from ._calls import check_call
 from ._generators import Generators, counted_draws, own_generators
 from ._given import built, gradients, leaves, output_names, returned_by, run_backward
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, counters, increment, started
@@ -180,6 +181,9 @@ class _Updates:
         """Trace the step."""
         with counted() if self.optimizers else nullcontext():
             if self.given.step is not None:
+                check_call(
+                    "the step", self.given.step, {f"input_{at}": x for at, x in enumerate(self.given.inputs)}
+                )
                 return returned_by(self.given.step(*self.given.inputs))
             returned = run_backward(self.given.module, self.given.inputs)
             for optimizer in self.optimizers:

@@ -24,6 +24,7 @@ from tensure.errors import InputError, UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import Name, Op, Ref
 
+from ._calls import check_call
 from ._changes import changed, replaced
 from ._sources import their_errors
 from ._step import OptimizerFunction
@@ -126,15 +127,9 @@ def as_optimizers(found: Any) -> tuple[torch.optim.Optimizer, ...]:
 
 def built_optimizer(make: OptimizerFunction, module: torch.nn.Module) -> tuple[torch.optim.Optimizer, ...]:
     """The optimizer of a module's parameters."""
+    check_call("the optimizer function", make, {"parameters": ()})
     with their_errors("the optimizer function"):
-        try:
-            return as_optimizers(make(module.parameters()))
-        except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                raise
-            raise InputError(
-                f"the optimizer function cannot be called: {error}", wanted="one that takes parameters"
-            ) from None
+        return as_optimizers(make(module.parameters()))
 
 
 def started(optimizers: Sequence[torch.optim.Optimizer]) -> None:

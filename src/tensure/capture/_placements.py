@@ -71,6 +71,10 @@ def part_of(
     ranges = [(0, size) for size in shape]
     total: list[str] = []
     scale = Fraction(1)
+    if not isinstance(placements, Mapping):
+        raise InputError(
+            f"{what} is placed as {placements!r}", wanted='{axis: placement}, such as {"dp": Shard(0)}'
+        )
     unknown = [axis for axis in placements if axis not in mesh]
     if unknown:
         raise InputError(f"{what} is placed on axis {unknown[0]!r}", wanted=f"one of {', '.join(mesh)}")

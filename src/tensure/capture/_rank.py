@@ -18,11 +18,12 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Name, Op, Ref, TensorType
 
+from ._calls import check_call
 from ._collectives import Collectives
 from ._coordinate import Reads
 from ._generators import Generators, counted_draws, own_generators
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
-from ._microbatch import MICROBATCH, Microbatch, checked_count
+from ._microbatch import MICROBATCH, Microbatch, checked_count, takes_index
 from ._model import Captured
 from ._placements import Part, cut_dims, part_of, whole_part
 from ._sources import Sources, their_errors
@@ -91,6 +92,7 @@ class TracedRank:
                 if label in self.captured.shapes:
                     self.claims[label + WHOLE] = (label, whole_part(self.captured.shapes[label]))
             building = Tracer(self.tape, Sources(net), ranks, generators, building=True)
+            check_call("the parallel function", parallel, {"module": net, "mesh": mesh})
             with their_errors("the parallel function"), building:
                 found = parallel(net, mesh)
             given = as_step(found, net)
@@ -101,6 +103,7 @@ class TracedRank:
                 if label in self.standing:
                     self.held[label] = self.tape.read(local_of(tensor), ()).name
             local = self._inputs(inputs, given)
+            self._check_calls(given, dict(zip(self.captured.inputs, local, strict=True)))
             updates = Updates(self, given, module)
             begun = len(self.tape.steps)
             sources = Sources(module)
@@ -121,6 +124,14 @@ class TracedRank:
         self.tape = Tape()
         if self.reads is not None:
             self.steps = without_idle(self.steps, self.claims, frozenset(self.outputs))
+
+    def _check_calls(self, given: ParallelStep, inputs: Mapping[str, torch.Tensor]) -> None:
+        if given.microbatch is None:
+            check_call("the step", given.step, inputs)
+            return
+        named = {"index": self.index} if takes_index(given.microbatch) else {}
+        check_call("microbatch", given.microbatch, inputs, **named)
+        check_call("the step after the last micro-batch", given.step, {})
 
     def _count_microbatches(self, given: ParallelStep) -> None:
         if given.microbatch is None and given.microbatches == 1:

@@ -20,6 +20,7 @@ from tensure.bundle import Plan
 from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Program
 
+from ._calls import check_call
 from ._reads import RankState, Reads, Side, StateFunction
 from ._sources import their_errors
 from ._world import count_ranks, fake_rank
@@ -75,6 +76,7 @@ def _save(side: Side, function: StateFunction, make: Callable[[], Any]) -> Metad
     planners: list[Any] = []
     for rank in range(_count(side.mesh)):
         with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} saves"):
+            check_call(f"the function of what is {side.label}", function, {"mesh": mesh})
             state = _state(function(mesh))
             planner = make()
             with unset_fake_temporarily():  # offsets are worked out in tensors, and read
@@ -95,6 +97,7 @@ def _load(side: Side, function: StateFunction, make: Callable[[], Any], metadata
     planners: list[Any] = []
     for rank in range(_count(side.mesh)):
         with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} loads"):
+            check_call(f"the function of what is {side.label}", function, {"mesh": mesh})
             state = _state(function(mesh))
             planner = make()
             with unset_fake_temporarily():

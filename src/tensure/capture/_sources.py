@@ -6,6 +6,7 @@ Knows Python frames, module hooks and autograd's sequence numbers; nothing of op
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch.nn.modules.module import (
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from tensure.errors import InputError, TensureError
+from tensure.errors import InputError, TensureError, UnsupportedError
 from tensure.program import Attrs
 
 from ._ours import is_ours
@@ -39,6 +40,10 @@ _PLUMBING: Final = tuple(
     os.path.join(_TORCH, part)
     for part in ("_compile.py", "_dynamo", "_ops.py", "_subclasses", "_tensor.py", "functional.py", "utils")
 )
+_READ: Final = re.compile(
+    r"passed to \w*Tensor\.__(format)__|\.(numpy)\(\) is not supported for tensor subclasses"
+)
+"""What torch says where a tensor without bytes, or a distributed one, is to be shown."""
 _BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
 
 
@@ -120,6 +125,12 @@ def their_errors(what: str) -> Iterator[None]:
         if is_ours:
             raise
         found = str(error).strip().partition("\n")[0]
+        if (read := _READ.search(found)) is not None:
+            raise UnsupportedError(
+                f"the step reads a value ({read[1] or read[2]})",
+                place=place,
+                wanted="a step whose course does not depend on values",
+            ) from error
         raise InputError(f"{what} raises {type(error).__name__}: {found}", place=place) from error
 
 

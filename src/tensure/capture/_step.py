@@ -95,7 +95,7 @@ OptimizerFunction: TypeAlias = (
 """From a module's parameters to what steps them, on the single device and on every rank."""
 
 ParallelFunction: TypeAlias = (
-    "Callable[[torch.nn.Module, DeviceMesh], ParallelStep | Callable[..., Any] | None]"
+    "Callable[[torch.nn.Module, DeviceMesh], ParallelStep | torch.nn.Module | Callable[..., Any] | None]"
 )
-"""What makes the module parallel, in place or not; the answer, a step alone or nothing at all:
-then the step calls the module and runs the loss backward."""
+"""What makes the module parallel, in place or not; the answer, a step alone, the module or nothing at
+all: then the step calls the module and runs the loss backward."""

@@ -141,18 +141,24 @@ def prove_command(
         *(path for path in (output, html) if path is not None),
     ]:
         check_target(target, force=force)
+    if accept_probable is not None and not 0 < accept_probable < 1:
+        raise InputError(
+            f"--accept-probable {accept_probable:g}", wanted="a chance above 0 and below 1, such as 1e-9"
+        )
     is_step = any(option is not None for option in (model, parallel, mesh, microbatches, small))
     if script is not None or nproc is not None:
-        if (
-            script is None
-            or nproc is None
-            or is_step
-            or optimizer is not None
-            or replay
-            or plan is not None
-            or program is not None
-        ):
-            raise InputError("--script and --nproc with something else, or one alone", wanted=WANTED)
+        if script is None or nproc is None:
+            had, lacks = ("--nproc", "--script") if script is None else ("--script", "--nproc")
+            raise InputError(f"{had} without {lacks}", wanted="--script 'FILE ARGS' --nproc N")
+        others = {
+            "PLAN": plan, "--program": program, "--model": model, "--parallel": parallel, "--mesh": mesh,
+            "--microbatches": microbatches, "--small": small, "--optimizer": optimizer,
+            "--replay": replay or None,
+        }  # fmt: skip
+        if odd := [option for option, value in others.items() if value is not None]:
+            raise InputError(
+                f"--script with {', '.join(odd)}", wanted="the script alone, which says these itself"
+            )
         result = api.prove_script(_words(script), nproc)
     elif plan is not None and program is not None:
         if is_step or keep or optimizer is not None:
@@ -167,6 +173,10 @@ def prove_command(
                 plan, optimizer=optimizer, jobs=jobs, replay=replay, stage=stage, progress=progress
             )
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
+        given = {"--model": model, "--parallel": parallel, "--mesh": mesh}
+        missing = [option for option, value in given.items() if value is None]
+        if plan is None and program is None and 0 < len(missing) < len(given):
+            raise InputError(f"a parallel step without {' and '.join(missing)}", wanted=WANTED)
         raise InputError("nothing to prove", wanted=WANTED)
     else:
         with talk.stages() as (stage, progress):
@@ -253,7 +263,9 @@ def _mesh(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in text.split(","):
         name, sep, size = part.strip().partition("=")
-        if not sep or not name.isidentifier() or name in found or not size.isdecimal() or len(size) > 6:
+        if name in found:
+            raise InputError(f"--mesh {text} names {name} twice", wanted="each axis once, such as dp=2,tp=4")
+        if not sep or not name.isidentifier() or not size.isdecimal() or len(size) > 6:
             raise InputError(f"--mesh {text}", wanted="axes with their sizes, such as dp=2,tp=4")
         found[name] = int(size)
     return found
