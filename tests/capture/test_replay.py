@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,24 @@ def test_a_step_of_its_own_on_the_single_device(factor: float) -> None:
     found = replay_step(own, parallel, plan, captured.program)
     assert found.status == ("agrees" if factor == 2 else "differs"), found.reason
     assert prove_plan(plan, captured.program).proof.values.status == ("proved" if factor == 2 else "refuted")
+
+
+@pytest.mark.parametrize("crashes", [1, 3])
+def test_a_copy_that_crashes_is_made_again(
+    crashes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = module._run
+
+    def crashing(*args: Any) -> Any:
+        if len(list(tmp_path.iterdir())) < crashes:
+            (tmp_path / str(len(list(tmp_path.iterdir())))).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(*args)
+
+    monkeypatch.setattr(module, "_run", crashing)
+    found = replay(by_placements, ways=("threads",))
+    assert found.status == ("agrees" if crashes == 1 else "none"), found
+    assert ("SIGKILL" in found.reason) == (crashes == 3)
 
 
 def test_micro_batches_as_an_axis() -> None:

@@ -51,6 +51,8 @@ class Beside:
         if not hasattr(os, "fork"):
             raise UnsupportedError(f"{purpose} on {sys.platform}", wanted="a system with fork")
         self.until, self.wanted = until, wanted
+        self.signal: str | None = None
+        """What ended it, when it was no end of its own."""
         self._pipe, theirs = Pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,7 +95,8 @@ class Beside:
     def _ending(self) -> str:
         status = self._reap()
         if os.WIFSIGNALED(status):
-            return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+            self.signal = signal.Signals(os.WTERMSIG(status)).name
+            return f"signal {self.signal}"
         return f"exit code {os.waitstatus_to_exitcode(status)}"
 
     def _reap(self) -> int:

@@ -41,6 +41,8 @@ MAX_BYTES: Final = 1 << 30
 """Of all ranks' parameters and inputs, and as much again for gradients and what is between."""
 MAX_GROWTH: Final = 4 << 30
 """Of the address space of the process that replays."""
+ATTEMPTS: Final = 3
+"""To run it a way, when the copy of the process crashes."""
 
 SAME: Final = 1e-9
 OTHER: Final = 1e-6
@@ -84,6 +86,8 @@ def replay_step(
     if too_much:
         return Replay("none", reason=too_much)
     rows = dict[str, Mapping[str, Any]]()
+    if not hasattr(os, "fork"):
+        return Replay("none", reason="this system has no fork")
     patience = HANG_S if is_stuck else timeout_s / 2
     for way in ways[-1:] if is_stuck else ways:  # one program for all ranks has nobody to wait for
 
@@ -91,14 +95,16 @@ def replay_step(
             row = _run(way, model, parallel, plan, patience, is_stuck)
             pipe.send_bytes(json.dumps(row).encode())
 
-        try:
+        for _ in range(ATTEMPTS):
             beside = Beside(work, time.monotonic() + timeout_s, purpose="a replay", wanted=None)
             try:
                 rows[way] = json.loads(beside.get("it"))
+            except TensureError as error:
+                rows[way] = {"error": str(error)}
             finally:
                 beside.end()
-        except TensureError as error:
-            rows[way] = {"error": str(error)}
+            if beside.signal is None:
+                break  # torch's own threads do not always stand being copied: a crash may be ours
     return _joined(rows, is_proved)
 
 

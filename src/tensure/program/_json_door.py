@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, Final
 
 from tensure.errors import FormatError, LimitError
 
 __all__ = ["parse_json"]
 
-_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+MAX_QUOTES: Final = 1 << 21
+"""Beyond this the depth is found bracket by bracket."""
 _STRING = re.compile(rb'"[^"]*"?')
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
@@ -71,9 +72,12 @@ def parse_json(
 
 
 def _check_depth(data: bytes, max_depth: int, base: int) -> None:
-    # Each round takes the innermost pairs away; what does not come out even is looked at one by one.
-    plain = _ESCAPE.sub(b"", data) if b"\\" in data else data
-    left = _STRING.sub(b"", plain).translate(_ONE_KIND, _NO_BRACKET)
+    # Each round takes the innermost pairs away; what does not come out even is looked at one by one, and
+    # so is text with escapes or very many strings: the pieces between them would take more room than it.
+    if b"\\" in data or data.count(b'"') > MAX_QUOTES:
+        _find_depth(data, max_depth, base)
+        return
+    left = _STRING.sub(b"", data).translate(_ONE_KIND, _NO_BRACKET)
     for _ in range(max_depth):
         if not left:
             return
