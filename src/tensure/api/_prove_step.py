@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,7 +140,7 @@ class _Work:
         pipe.send_bytes(rank_to_bytes(found))
         if self.rank:
             return
-        others = [pipe.recv_bytes() for _ in range(1, _size(self.world))]
+        others = [pipe.recv_bytes() for _ in range(1, math.prod(self.world.values()))]
         try:
             answer = self._proved(found, others)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -203,7 +204,7 @@ def _answer(work: _Work, until: float) -> bytes:
             return answer
     if work.rank == 0:
         exchange.put("answer", answer)
-        for rank in range(1, _size(work.world)):
+        for rank in range(1, math.prod(work.world.values())):
             if exchange.has(f"trace/{rank}"):
                 exchange.seen(f"seen/{rank}")
     else:
@@ -218,7 +219,7 @@ def _round(work: _Work, beside: Any, exchange: Any) -> bytes:
         return exchange.get("answer", "no answer from rank 0")  # type: ignore[no-any-return]
     others = [
         exchange.get(f"trace/{rank}", f"rank {rank} did not come to tensure.prove_step")
-        for rank in range(1, _size(work.world))
+        for rank in range(1, math.prod(work.world.values()))
     ]
     for rank, data in enumerate([own, *others]):
         error = read_error(data)
@@ -227,13 +228,6 @@ def _round(work: _Work, beside: Any, exchange: Any) -> bytes:
     for data in others:
         beside.put(data)
     return beside.get("the proof")  # type: ignore[no-any-return]
-
-
-def _size(world: Mapping[str, int]) -> int:
-    count = 1
-    for size in world.values():
-        count *= size
-    return count
 
 
 # --- errors, on their way to other processes -----------------------------------------------------------
@@ -278,7 +272,9 @@ def _stop(error: TensureError, folder: str) -> None:
 
 
 def _said(proof: Proof, outputs: int, world: Mapping[str, int]) -> str:
-    ranks = f"{_size(world)} ranks ({', '.join(f'{axis} {size}' for axis, size in world.items())})"
+    ranks = (
+        f"{math.prod(world.values())} ranks ({', '.join(f'{axis} {size}' for axis, size in world.items())})"
+    )
     values = proof.values
     if values.status == "proved":
         return (

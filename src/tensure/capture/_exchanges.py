@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from tensure.errors import InputError, UnsupportedError
 from tensure.program import Name, Op, Ref
 
+from ._places import number_of
 from ._tracks import reread
 
 __all__ = ["even_exchanges", "settled_exchanges"]
@@ -214,12 +215,16 @@ def _messages(
         if at == here:
             parts[at] = Ref(part)
         else:
-            attrs = _letter(base, _number(own, world), _number(place, world), _number(place, world), axes)
+            attrs = _letter(
+                base, number_of(own, world), number_of(place, world), number_of(place, world), axes
+            )
             steps.append(Op("send", (Ref(part),), (), attrs, step.note))
     for at, place in enumerate(group):
         if at != here and split.takes[at]:
             got = Name(f"recv_{base}_{at}")
-            attrs = _letter(base, _number(place, world), _number(own, world), _number(place, world), axes)
+            attrs = _letter(
+                base, number_of(place, world), number_of(own, world), number_of(place, world), axes
+            )
             steps.append(Op("recv", (), (got,), attrs, step.note))
             parts[at] = Ref(got)
     ordered = (*(parts[at] for at in sorted(parts)), Ref(step.outs[0]))
@@ -230,10 +235,3 @@ def _messages(
 
 def _letter(base: str, sender: int, receiver: int, other: int, axes: Any) -> Any:
     return (("key", ("p2p", sender, receiver, base)), ("other", other), ("over", axes))
-
-
-def _number(place: Mapping[str, int], world: Mapping[str, int]) -> int:
-    found = 0
-    for axis, size in world.items():
-        found = found * size + place[axis]
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 from tensure.errors import FormatError
 from tensure.program import Arg, Attr, Attrs, Cat, Name, Op, Ref
 
-from ._collectives import Collectives
 from ._live import LiveRank
 from ._model import Captured
 from ._placements import Part
+from ._places import place_of
 
 __all__ = ["rank_from_bytes", "rank_to_bytes"]
 
@@ -52,7 +51,7 @@ def rank_from_bytes(data: bytes, captured: Captured) -> LiveRank:
         notes = [_attrs(note) for note in row["notes"]]
         found = LiveRank(world, number, captured)
         found.mesh = dict(world)
-        found.place = _place(world, number)
+        found.place = place_of(number, world)
         found.steps = [
             Op(op, tuple(map(_read_arg, args)), tuple(map(Name, outs)), _attrs(attrs), notes[note])
             for op, args, outs, attrs, note in row["steps"]
@@ -75,10 +74,6 @@ class _Notes:
 
     def number(self, note: Attrs) -> int:
         return self.known.setdefault(note, len(self.known))
-
-
-def _place(world: Mapping[str, int], rank: int) -> dict[str, int]:
-    return dict(zip(world, Collectives(world, rank).place(rank), strict=True))
 
 
 def _arg(arg: Arg) -> Any:

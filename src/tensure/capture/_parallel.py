@@ -25,6 +25,7 @@ from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
 from ._microbatch import MICROBATCH
 from ._model import Captured
+from ._places import number_of
 from ._rank import TracedRank
 from ._spelling import spelled
 from ._squares import unrooted
@@ -94,9 +95,7 @@ def capture_parallel(
                 return _plan(captured, first.mesh, _by_rank(first, model, parallel, collect, progress))
 
         def trace(place: Mapping[str, int]) -> TracedRank:
-            number = 0
-            for axis, size in mesh.items():
-                number = number * size + place[axis]
+            number = number_of(place, mesh)
             index = place.get(MICROBATCH, 0)
             reads = Reads(dict(mesh), {axis: place[axis] for axis in mesh})
             found = TracedRank(mesh, number, captured, index, reads)

@@ -27,6 +27,7 @@ from tensure.program import Cat, Entry, Name, Op, Program, Ref, Value, digest
 
 from ._given import axes_of, local_of
 from ._placements import Part, part_of, whole_part
+from ._places import place_of
 from ._tracks import track_name
 
 __all__ = ["RankState", "Reads", "Side", "StateFunction"]
@@ -92,10 +93,7 @@ class Side:
     def places(self) -> Iterator[dict[str, int]]:
         """The coordinates of every rank, in order."""
         for number in range(math.prod(self.mesh.values())):
-            place: dict[str, int] = {}
-            for axis in reversed(list(self.mesh)):
-                number, place[axis] = divmod(number, self.mesh[axis])
-            yield {axis: place[axis] for axis in self.mesh}
+            yield place_of(number, self.mesh)
 
     def tracks(self) -> list[str]:
         """What every rank's text is called, in order."""

@@ -30,6 +30,7 @@ from ._beside import Beside, Talk
 from ._given import built, gradients, output_names, returned_by, run_backward
 from ._microbatch import MICROBATCH
 from ._model import ENTRY
+from ._places import number_of
 from ._ranks_run import EndlessError, Found
 from ._step import ModelFunction, ParallelFunction, TrainingStep
 
@@ -266,10 +267,7 @@ def _claims(plan: Plan, label: str) -> Iterator[tuple[int, _Claimed]]:
         part = None if local is None else placed(local, Name(label), env)
         if part is not None:
             place = {axis: env[axis] for axis in plan.mesh}
-            number = 0
-            for axis, size in plan.mesh.items():
-                number = number * size + place[axis]
-            yield number, _Claimed(str(rank), place, part)
+            yield number_of(place, plan.mesh), _Claimed(str(rank), place, part)
 
 
 def _compared(

@@ -71,43 +71,38 @@ def capture_resharding(
 
 
 def _save(side: Side, function: StateFunction, make: Callable[[], Any]) -> Metadata:
-    coordinator: Any = None
-    local: list[Any] = []
-    planners: list[Any] = []
-    for rank in range(_count(side.mesh)):
-        with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} saves"):
-            check_call(f"the function of what is {side.label}", function, {"mesh": mesh})
-            state = _state(function(mesh))
-            planner = make()
-            with unset_fake_temporarily():  # offsets are worked out in tensors, and read
-                planner.set_up_planner(dict(state.tensors), None, rank == 0)
-                local.append(planner.create_local_plan())
-            _note(side, state, planner.state_dict)
-        planners.append(planner)
-        coordinator = coordinator or planner
+    planners, local = _planned(side, function, make, None, "saves")
     with their_errors("the planner of what is saved"):
-        plans, metadata = coordinator.create_global_plan(local)
+        plans, metadata = planners[0].create_global_plan(local)
         side.plans = [planner.finish_plan(plan) for planner, plan in zip(planners, plans, strict=True)]
     found: Metadata = metadata
     return found
 
 
 def _load(side: Side, function: StateFunction, make: Callable[[], Any], metadata: Metadata) -> None:
-    local: list[Any] = []
+    planners, local = _planned(side, function, make, metadata, "loads")
+    with their_errors("the planner of what is loaded"):
+        plans = planners[0].create_global_plan(local)
+        side.plans = [planner.finish_plan(plan) for planner, plan in zip(planners, plans, strict=True)]
+
+
+def _planned(
+    side: Side, function: StateFunction, make: Callable[[], Any], metadata: Metadata | None, does: str
+) -> tuple[list[Any], list[Any]]:
+    """Every rank's planner and what it plans by itself; its state is noted."""
     planners: list[Any] = []
+    local: list[Any] = []
     for rank in range(_count(side.mesh)):
-        with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} loads"):
+        with fake_rank(side.mesh, rank) as mesh, their_errors(f"what rank {rank} {does}"):
             check_call(f"the function of what is {side.label}", function, {"mesh": mesh})
             state = _state(function(mesh))
             planner = make()
-            with unset_fake_temporarily():
+            with unset_fake_temporarily():  # offsets are worked out in tensors, and read
                 planner.set_up_planner(dict(state.tensors), metadata, rank == 0)
                 local.append(planner.create_local_plan())
             _note(side, state, planner.state_dict)
         planners.append(planner)
-    with their_errors("the planner of what is loaded"):
-        plans = planners[0].create_global_plan(local)
-        side.plans = [planner.finish_plan(plan) for planner, plan in zip(planners, plans, strict=True)]
+    return planners, local
 
 
 def _count(mesh: Mapping[str, int]) -> int:
