@@ -225,6 +225,8 @@ def check(
     certificate: bytes | str | os.PathLike[str],
     plan: Plan | str | os.PathLike[str],
     program: Program | Model | str | os.PathLike[str],
+    *,
+    jobs: int = 1,
 ) -> CheckReport:
     """Re-check a certificate with the small checker that shares no op code with the prover.
 
@@ -232,6 +234,7 @@ def check(
         certificate: its bytes, or its file.
         plan: as in `prove`.
         program: as in `prove`.
+        jobs: processes; the report is the same for any number.
 
     Raises:
         InputError: a file that is no certificate, plan or program.
@@ -239,7 +242,7 @@ def check(
     from tensure.proving import check_certificate
 
     data = certificate if isinstance(certificate, bytes) else _bytes(certificate, "a certificate")
-    return check_certificate(data, read_plan(plan), _program(program))
+    return check_certificate(data, read_plan(plan), _program(program), jobs=jobs)
 
 
 def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:

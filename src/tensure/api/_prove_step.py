@@ -40,6 +40,7 @@ def prove_step(
     mesh: DeviceMesh | Mapping[str, int] | None = None,
     on_refuted: Literal["raise", "warn"] = "raise",
     timeout_s: float = 600.0,
+    jobs: int = 1,
     keep: str | os.PathLike[str] | None = None,
 ) -> Proof:
     """Prove one training step of a script, where it runs, against the step of its model on one device.
@@ -62,6 +63,7 @@ def prove_step(
         mesh: the device mesh, or sizes by axis; one axis `world` if none is given.
         on_refuted: whether a refuted step stops the script or is only said.
         timeout_s: how long to wait in all, for other ranks too.
+        jobs: processes in which rank 0 proves; the result is the same for any number.
         keep: a folder for what was traced and proved, written by rank 0.
 
     Raises:
@@ -91,7 +93,7 @@ def prove_step(
                 wanted="one, before the first step; it holds for all steps of these shapes",
             )
         _called.append("called")
-        work = _Work(step, tuple(given), model, module, world, None if kept is None else Path(kept))
+        work = _Work(step, tuple(given), model, module, world, jobs, None if kept is None else Path(kept))
         row = json.loads(_answer(work, time.monotonic() + timeout_s))
         _raise_error(row)
     except TensureError as error:
@@ -119,6 +121,7 @@ class _Work:
     model: ModelFunction
     module: torch.nn.Module
     world: Mapping[str, int]
+    jobs: int
     keep: Path | None
 
     @property
@@ -178,7 +181,7 @@ class _Work:
 
         ranks = [own, *(rank_from_bytes(data, own.captured) for data in others)]
         same_contents(ranks)
-        result = prove_plan(plan_of(own.captured, ranks), own.captured.program)
+        result = prove_plan(plan_of(own.captured, ranks), own.captured.program, jobs=self.jobs)
         if self.keep is not None:
             _write(self.keep, result)
         return json.dumps(

@@ -283,6 +283,7 @@ def check_command(
     certificate: Annotated[Path, typer.Argument(metavar="CERT", help="What `tensure prove -o` wrote.")],
     plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan's text.")],
     program: CheckedProgram,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes; the answer is the same.")] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -291,7 +292,7 @@ def check_command(
     from tensure import api
 
     talk = Talk(json_only=as_json, quiet=quiet, verbose=verbose)
-    report = api.check(certificate, plan, program)
+    report = api.check(certificate, plan, program, jobs=jobs)
     talk.result(
         "tensure.check/1",
         {

@@ -1,6 +1,7 @@
 """The checker's walk: all ranks' steps in an order that can be executed, held against a certificate.
 
 It takes no walk from below; who meets whom, what is supplied and what is covered is worked out here anew.
+Whether claims follow may be decided by several walks, each for a share of the steps (`_check_shares.py`).
 """
 
 from __future__ import annotations
@@ -31,14 +32,25 @@ from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
 from ._check_piece import ONE, Reg, Shape, whole
 from ._check_said import CheckSaid
+from ._check_shares import ALL, Share
 from ._check_steps import CheckSteps
 from ._check_sums import Limit, Rel, Term, need, refuse, size
 
 
 class Walk:
-    """One invocation: all ranks' steps in an order that can be executed, held against the certificate."""
+    """One invocation: all ranks' steps in an order that can be executed, held against the certificate.
 
-    def __init__(self, plan: Plan, program: Program, given: Invocation) -> None:
+    Args:
+        share: the steps for which it is decided here whether claims follow. Of the others all is done but
+            that: what they make, send, read and hold is the same in every walk.
+    """
+
+    def __init__(self, plan: Plan, program: Program, given: Invocation, share: Share = ALL) -> None:
+        self.share, self.mine = share, True
+        self.at = 0
+        """The number of the step at hand, in the order in which steps are taken; 0 before the first."""
+        self.asked = self.decided = 0
+        """How many questions there were so far, and how many of them were decided here."""
         self.plan, self.program, self.entry = plan, program, given.entry
         entry = given.entry
         self.env = bind_entry(program, entry, given.params)
@@ -78,16 +90,38 @@ class Walk:
         bodies = {rank: self.plan.tracks[rank.track].bodies.get(self.entry, ()) for rank in self.made}
         self._take({rank: expand(self.plan.blocks, body, self.envs[rank]) for rank, body in bodies.items()})
         for members in self.sums.values():
-            total = members[0][3]
-            same = all(want == total for *_, want in members)
-            flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
-            need(same and self.values.equal(flat, total), "a sum of addends is not its claim")
-        self.values.draws.settle(self.cells)
+            self._begin()
+            need(self._holds(partial(self._adds_up, members)), "a sum of addends is not its claim")
+        self._begin()
+        self._holds(partial(self.values.draws.settle, self.cells))
         for label in self.due:
-            shape = size(self.said.one(label)[2])
-            need(covers(self.held.get(label, set()), shape), "{} is not covered", label)
+            self._begin()
+            need(self._holds(partial(self._is_covered, label)), "{} is not covered", label)
         unused = self.claims.keys() - self.used
         need(not unused, f"no rank has {next(iter(unused), None)}")
+
+    def _adds_up(self, members: list[tuple[Rank, Any, Rel, Rel]]) -> bool:
+        total = members[0][3]
+        same = all(want == total for *_, want in members)
+        flat = tuple(itertools.chain.from_iterable(self._addends(*item[:3]) for item in members))
+        return same and self.values.equal(flat, total)
+
+    def _is_covered(self, label: str) -> bool:
+        return covers(self.held.get(label, set()), size(self.said.one(label)[2]))
+
+    def _begin(self) -> bool:
+        """The next step, sum or question; whether it is decided here."""
+        self.at += 1
+        self.mine = self.share.has(self.at)
+        return self.mine
+
+    def _holds(self, question: Callable[[], Any]) -> Any:
+        """The answer to a question of the step at hand; True where another walk has it."""
+        self.asked += 1
+        if not self.mine:
+            return True
+        self.decided += self.share.has(self.at)  # what every walk asks is one walk's to answer for
+        return question()
 
     def _take(self, streams: Mapping[Rank, Iterator[Op]]) -> None:
         heads = {rank: next(stream, None) for rank, stream in streams.items()}
@@ -107,9 +141,11 @@ class Walk:
         if step.op == "recv":
             if (rank, step.attr("key")) not in mail:
                 return ()
+            self._begin()
             payload = mail.pop((rank, step.attr("key")))
             self._make(rank, step.outs[0], lambda claim: self.values.equal(claim, payload))
         elif step.op == "send":
+            self._begin()
             to, at = str(step.attr("to")), step.attr("at")
             own = self.places[rank]
             ends: Any = (
@@ -121,6 +157,8 @@ class Walk:
             need(self._unique(("message", address[0]), address[1]), "{}: a send that was there before", rank)
             (mail[address],) = self._operands(rank, step)
         elif step.op == "draw":
+            self._begin()
+            self.mine = True  # each walk has all draws, to hold them against each other
             self._make(rank, step.outs[0], partial(self.values.draws.stands, rank, step))
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
@@ -130,9 +168,19 @@ class Walk:
             differing = axes_in((step.attrs, tuple(out.index for out in step.outs))) & self._over(step)
             alike = not differing and all(s.attrs == step.attrs for s in steps)
             need(alike, "{}: {} of several minds", rank, step.op)
-            operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
-            self._meet(group, step, operands)
+            if self._begin():
+                operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
+                self._meet(group, step, operands)
+                return group
+            for member, s in zip(group, steps, strict=True):
+                self._read(member, s)
+            for member in group:
+                self._make(member, step.outs[0], _elsewhere)
             return group
+        elif not self._begin():
+            self._read(rank, step)
+            for out in step.outs:
+                self._make(rank, out, _elsewhere)
         else:
             operands = self._operands(rank, step)
             for at, out in enumerate(step.outs):
@@ -204,7 +252,8 @@ class Walk:
         written = (self.labels[rank], str(name))
         claim = self.claims.get(written)
         self.used.add(written)
-        need(claim is None or right(claim), "{}: {} does not follow", rank, name)
+        if claim is not None:
+            need(self._holds(partial(right, claim)), "{}: {} does not follow", rank, name)
         self.made[rank][name] = claim
         bound = self.bounds[rank].of(name)
         if bound is None:
@@ -218,7 +267,8 @@ class Walk:
             None if bound.over is None else (((bound.over[0], joined(sorted(bound.over[1]))),), ())
         )
         if pinned is not None:
-            need(self.values.sound(node, pinned), "{}: {} claims an addend there is not", rank, name)
+            is_sound = self._holds(partial(self.values.sound, node, pinned))
+            need(is_sound, "{}: {} claims an addend there is not", rank, name)
         coef = by if bound.scale == 1 else bound.scale * by
         want = ((coef, node, self.values.spelled(node, reg), pinned),)
         need(claim is not None, "{}: {} is claimed by the plan and not here", rank, name)
@@ -235,7 +285,8 @@ class Walk:
             over = frozenset(axis for axis in bound.sum if axis in self.cells.folded)
             self.sums.setdefault(key, []).append((rank, over, claim, want))
         else:
-            need(self.values.same(claim, want), "{}: {} is not what the plan claims", rank, name)
+            is_same = self._holds(partial(self.values.same, claim, want))
+            need(is_same, "{}: {} is not what the plan claims", rank, name)
         plain = not bound.sum and bound.scale == 1
         if label in self.due and bound.over is None and bound.scale and (plain or label not in self.pairs):
             self.held.setdefault(label, set()).update(self.cells.everywhere(rank, part))
@@ -264,6 +315,11 @@ class Walk:
 
     def _operands(self, rank: Rank, step: Op) -> list[Any]:
         return [self._operand(arg, lambda ref: self._find(rank, ref.name)) for arg in step.args]
+
+    def _read(self, rank: Rank, step: Op) -> None:
+        """See to it that all it reads is there."""
+        for ref in step.reads():
+            self._find(rank, ref.name)
 
     def _find(self, rank: Rank, name: Name) -> Rel:
         if name not in self.made[rank]:
@@ -314,3 +370,8 @@ class Walk:
         if isinstance(arg, Cat):
             return self.values.together([self._operand(part, get) for part in arg.parts], arg.dim)
         return arg
+
+
+def _elsewhere(claim: tuple[Term, ...]) -> bool:
+    """Whether it follows is decided in another walk."""
+    raise AssertionError(f"{claim} is not decided here")

@@ -109,7 +109,7 @@ def _proved(
                 values, units = faulty
                 break
             continue
-        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes)
+        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes, jobs)
         if values.status in ("proved", "refuted"):
             break
     storage = _storage(plan, program, units)
@@ -168,6 +168,7 @@ def _values(
     accept: float,
     wrong: set[str],
     classes: Sequence[tuple[str, str]],
+    jobs: int,
 ) -> tuple[Verdict, bytes | None]:
     """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
     error = 0.0
@@ -202,7 +203,7 @@ def _values(
     ]
     certificate = write_certificate(digest(program), plan_digest(plan), covered, classes)
     try:
-        report = check_certificate(certificate, plan, program)
+        report = check_certificate(certificate, plan, program, jobs=jobs)
     except LimitError as limit:
         return Verdict("unknown", "relations", reason=f"derived, but beyond the checker: {limit}"), None
     if not report.accepted:

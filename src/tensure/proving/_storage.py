@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -16,8 +17,12 @@ import numpy as np
 from tensure.bundle import Local, Plan, Rank, bind_local, cells, placed
 from tensure.program import Name, Op, Program, Ref, TensorType, evaluate, expand, item_bytes, state_pairs
 
+from ._jobs import spread
+
 MAX_POOL: Final = 1 << 26
 """Bytes of all pools of a rank: every byte carries an eight-byte tag."""
+MAX_TOGETHER: Final = 1 << 28
+"""Bytes of all pools whose tags are kept at one time, in all processes: two GiB of tags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +58,32 @@ def clash(
     env: Mapping[str, int],
     types: Mapping[Rank, Mapping[Name, TensorType]],
     supplied: Mapping[Rank, frozenset[Name]],
+    jobs: int = 1,
 ) -> Clash | None:
-    """The first read of bytes that are not one's own, on any rank; None when there is none."""
+    """The first read of bytes that are not one's own, on any rank; None when there is none.
+
+    Args:
+        jobs: processes; each rank is looked at by itself.
+    """
     if not plan.pools:
         return None
-    for rank in plan.ranks():
-        found = _Bytes(plan, program, entry, env, rank, types[rank], supplied[rank]).run()
-        if found is not None:
-            return found
+
+    def look(rank: Rank) -> None:
+        _Bytes(plan, program, entry, env, rank, types[rank], supplied[rank]).run()
+
+    together = max(1, MAX_TOGETHER // max(1, sum(plan.pools.values())))
+    try:
+        spread([partial(look, rank) for rank in plan.ranks()], min(jobs, together))
+    except _Clash as found:
+        return found.clash
     return None
 
 
 class _Clash(Exception):
-    """Carries a Clash out of nested calls; never leaves this file."""
+    """Carries a Clash out of nested calls, and processes; never leaves this file."""
 
     def __init__(self, clash: Clash) -> None:
-        super().__init__(clash.why)
+        super().__init__(clash)
         self.clash = clash
 
 
@@ -93,22 +108,22 @@ class _Bytes:
         self.spots: dict[Name, _Spot | None] = {}
         self.owners: list[Name] = []
 
-    def run(self) -> Clash | None:
-        """Walk the rank's steps."""
+    def run(self) -> None:
+        """Walk the rank's steps.
+
+        Raises:
+            _Clash: one finds other bytes than its own.
+        """
         body = self.plan.tracks[self.rank.track].bodies.get(self.entry, ())
-        try:
-            for name in self.types:
-                if name in self.supplied:
-                    self.write(name, None)
-            for step in expand(self.plan.blocks, body, self.env):
-                for read in step.reads():
-                    self.read(read, step)
-                for out in step.outs:
-                    self.write(out, step)
-            self.stands()
-        except _Clash as found:
-            return found.clash
-        return None
+        for name in self.types:
+            if name in self.supplied:
+                self.write(name, None)
+        for step in expand(self.plan.blocks, body, self.env):
+            for read in step.reads():
+                self.read(read, step)
+            for out in step.outs:
+                self.write(out, step)
+        self.stands()
 
     def write(self, name: Name, step: Op | None) -> None:
         """Tag the bytes of a local."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Any, Final
 
-from tensure.bundle import Json, Plan, format_plan, parse_plan
+from tensure.bundle import Json, Plan
 from tensure.program import (
     For,
     Op,
@@ -20,8 +17,6 @@ from tensure.program import (
     bind_entry,
     corner_params,
     evaluate,
-    format_program,
-    parse_program,
 )
 
 from ._completed import completed
@@ -30,6 +25,7 @@ from ._doubt import STRANGE, Doubt
 from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
+from ._jobs import spread
 from ._kept import kept_values
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
@@ -120,29 +116,24 @@ def walked(
     Raises:
         Undecided: ranks taken together would have to be taken apart.
     """
-    if jobs <= 1 or len(invocations) <= 1:
-        return [_unit(plan, program, entry, params, folded, listed) for entry, params in invocations]
-    texts = (format_plan(plan), format_program(program))
-    with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
-        return list(
-            pool.map(
-                _unit_of_text,
-                itertools.repeat(texts),
-                invocations,
-                itertools.repeat(folded),
-                itertools.repeat(listed),
-            )
-        )
-
-
-def _unit_of_text(
-    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str], listed: bool
-) -> Unit:
-    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, listed)
+    within = jobs if len(invocations) == 1 else 1
+    return spread(
+        [
+            partial(_unit, plan, program, entry, params, folded, listed, within)
+            for entry, params in invocations
+        ],
+        jobs,
+    )
 
 
 def _unit(
-    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str], listed: bool
+    plan: Plan,
+    program: Program,
+    entry: str,
+    params: Mapping[str, int],
+    folded: frozenset[str],
+    listed: bool,
+    jobs: int,
 ) -> Unit:
     env = bind_entry(program, entry, params)
     if listed:
@@ -154,7 +145,7 @@ def _unit(
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
         if alone.ended:
-            clashing = clash(plan, program, entry, env, alone.types(), alone.supplied)
+            clashing = clash(plan, program, entry, env, alone.types(), alone.supplied, jobs)
     return Unit(
         entry,
         dict(params),
