@@ -17,13 +17,12 @@ import pytest
 from tensure.bundle import Plan
 from tensure.bundle._json import Json, canonical_json, parse_canonical
 from tensure.errors import LimitError, RecordError, TensureError
-from tensure.program import Program
+from tensure.program import ProcessFailed, Program, spread
 from tensure.proving import CheckReport, ProofResult, check_certificate, prove_plan
 from tensure.proving import _check as checking
 from tensure.proving import _check_shares as shares
 from tensure.proving._check_shares import Share, Walked, joined_shares
 from tensure.proving._check_walk import Walk
-from tensure.proving._jobs import ProcessFailed, spread
 from tests.golden import cnn_rows, decode_stages, int8_pool, tp_block
 from tests.proving.test_folding import by_hand
 
@@ -316,7 +315,7 @@ def test_an_answer_that_is_dropped_or_of_another_walk_is_no_proof() -> None:
 
 SCRIPT = """
 import os, signal, time
-from tensure.proving._jobs import spread
+from tensure.program import spread
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this may ignore it
 def work():
     os.write(1, (str(os.getpid()) + os.linesep).encode())

@@ -122,7 +122,9 @@ def prove(
         raise InputError("a replay of a step with an optimizer", wanted="a step that leaves gradients")
     say("tracing ranks")
     found: list[RankClass] = []
-    traced = capture_parallel(model, parallel, mesh, captured, progress=progress, told=found.extend)
+    traced = capture_parallel(
+        model, parallel, mesh, captured, jobs=jobs, progress=progress, told=found.extend
+    )
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     if not classes:
         classes = [("every rank", "traced by itself")]

@@ -10,7 +10,7 @@ agree, short intervals are traced place by place, and long ones are halved until
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ __all__ = ["MAX_BOXES", "MAX_TRACED", "RankClass", "classes_of"]
 
 MAX_TRACED: Final = 256
 MAX_BOXES: Final = 4096
+MAX_AHEAD: Final = 8
+"""Places along an axis that are looked at ahead of time."""
 _SHORT: Final = 16
 """Places that are traced one by one where texts do not agree."""
 
@@ -50,6 +52,7 @@ def classes_of(
     trace: Callable[[Mapping[str, int]], TracedRank],
     mesh: Mapping[str, int],
     progress: Callable[[int, int], None] | None = None,
+    ahead: Callable[[Sequence[Mapping[str, int]], bool], None] | None = None,
 ) -> list[RankClass]:
     """The mesh in boxes of ranks that do the same, in the order of their first places.
 
@@ -57,11 +60,13 @@ def classes_of(
         trace: of the rank at a place, with its place watched.
         mesh: sizes of all axes.
         progress: told (ranks that are settled, ranks in all).
+        ahead: told at which places ranks will be traced next, so that it be done at once, and whether that is
+            more than a guess.
 
     Raises:
         LimitError: too many ranks do something of their own; names the line that tells them apart.
     """
-    return _Search(trace, tuple(mesh), tuple(mesh.values()), progress).run()
+    return _Search(trace, tuple(mesh), tuple(mesh.values()), progress, ahead).run()
 
 
 @dataclass
@@ -70,6 +75,7 @@ class _Search:
     axes: tuple[str, ...]
     shape: tuple[int, ...]
     progress: Callable[[int, int], None] | None
+    ahead: Callable[[Sequence[Mapping[str, int]], bool], None] | None
     traced: list[TracedRank] = field(default_factory=list[TracedRank])
     settled: list[RankClass] = field(default_factory=list[RankClass])
 
@@ -94,11 +100,21 @@ class _Search:
         base = self.at(corner(box))
         alike = members(_conditions(base), box, self.axes)
         if not alike.all():
-            return [*boxes_of(alike, box), *boxes_of(~alike, box)]
+            pieces = [*boxes_of(alike, box), *boxes_of(~alike, box)]
+            self._foresee([place for piece in pieces for place in self._beginnings(piece, base)], sure=False)
+            return pieces
         wide = [at for at, (low, high) in enumerate(box) if high - low > 1]
         soft = [at for at in wide if self.axes[at] in _soft(base)]
         first = corner(box)
         samples = {first: base}
+        lines = [(at, place) for at in soft for place in (box[at][0] + 1, box[at][1] - 1)]
+        self._foresee(
+            [
+                *((*first[:at], place, *first[at + 1 :]) for at, place in lines),
+                tuple(high - 1 if at in soft else low for at, (low, high) in enumerate(box)),
+            ],
+            sure=True,
+        )
         for at in soft:
             low, high = box[at]
             line = [(*first[:at], place, *first[at + 1 :]) for place in sorted({low, low + 1, high - 1})]
@@ -124,13 +140,37 @@ class _Search:
         self.settled.append(RankClass(box, tuple(samples.values()), self._reason(box, base, soft)))
         return []
 
-    def at(self, place: tuple[int, ...]) -> TracedRank:
-        """The rank at a place: traced, or as one was that was told the same."""
-        named = self._named(place)
+    def _foresee(self, places: Iterable[tuple[int, ...]], *, sure: bool) -> None:
+        """Have ranks traced that will be asked for, as far as one can tell."""
+        if self.ahead is not None:
+            named = [self._named(place) for place in places]
+            self.ahead([place for place in named if self._known(place) is None], sure)
+
+    def _beginnings(self, box: Box, base: TracedRank) -> list[tuple[int, ...]]:
+        """Where the boxes may begin that this one will be cut into: along the axes that were asked about."""
+        first = corner(box)
+        asked = {axis for condition in _conditions(base) for axis in condition.form.axes()}
+        return [
+            (*first[:at], place, *first[at + 1 :])
+            for at, (low, high) in enumerate(box)
+            if self.axes[at] in asked
+            for place in range(low, min(high, low + MAX_AHEAD))
+        ] or [first]
+
+    def _known(self, named: Mapping[str, int]) -> TracedRank | None:
+        """Of the ranks that were traced, one that was told the same as the one at this place."""
         for found in self.traced:
             same = all(found.place[axis] == named[axis] for axis in _soft(found))
             if same and all(condition.holds(named) for condition in _conditions(found)):
-                return found if found.place == named else found.moved(named)
+                return found
+        return None
+
+    def at(self, place: tuple[int, ...]) -> TracedRank:
+        """The rank at a place: traced, or as one was that was told the same."""
+        named = self._named(place)
+        found = self._known(named)
+        if found is not None:
+            return found if found.place == named else found.moved(named)
         if len(self.traced) >= MAX_TRACED:
             raise self._too_many(MAX_TRACED, "traces")
         self.traced.append(self.trace(named))

@@ -11,12 +11,14 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from tensure.bundle import Plan, Track
 from tensure.errors import InputError, LimitError, UnsupportedError
 from tensure.program import Op, digest
 
+from ._ahead import Traces, traced_in
 from ._boxes import Box
 from ._class_tracks import Class, alike, class_tracks, classes_agree, live_classes, token
 from ._classes import MAX_TRACED, RankClass, classes_of
@@ -58,6 +60,7 @@ def capture_parallel(
     captured: Captured,
     *,
     classes: bool | None = None,
+    jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     told: Callable[[Sequence[RankClass]], None] | None = None,
 ) -> Plan:
@@ -69,6 +72,8 @@ def capture_parallel(
         mesh: sizes of the axes, outermost first.
         captured: what the model alone came to.
         classes: trace some ranks, and find for whom each stands; None: where there are more than 256.
+        jobs: processes that trace; the Plan is the same for any number, where what the code does for one rank
+            does not hang on other ranks having been traced before in the same process.
         progress: told (ranks done, ranks in all).
         told: told the classes of ranks, where there are any, with their reasons.
 
@@ -92,7 +97,7 @@ def capture_parallel(
             collect()
             count = world * first.mesh.get(MICROBATCH, 1)
             if count <= MAX_TRACED or classes is False:
-                return _plan(captured, first.mesh, _by_rank(first, model, parallel, collect, progress))
+                return _plan(captured, first.mesh, _by_rank(first, model, parallel, collect, jobs, progress))
 
         def trace(place: Mapping[str, int]) -> TracedRank:
             number = number_of(place, mesh)
@@ -107,16 +112,16 @@ def capture_parallel(
         places = math.prod(start.mesh.values())
         if places > MAX_PLACES:
             raise LimitError(f"{places} ranks and micro-batches", wanted=f"at most {MAX_PLACES}")
-        known = [start]
+        known, traces = [start], Traces(trace, captured, jobs)
 
         def trace_once(place: Mapping[str, int]) -> TracedRank:
             if known and known[0].place == place:
                 return known.pop()
-            found = trace(place)
+            found = traces.at(place)
             _same_count(found, start)
             return found
 
-        found = classes_of(trace_once, start.mesh, progress)
+        found = classes_of(trace_once, start.mesh, progress, traces.ahead if jobs > 1 else None)
     if told is not None:
         told(found)
     return _plan(captured, start.mesh, _by_class(found, start.mesh, mesh))
@@ -139,23 +144,28 @@ def _by_rank(
     model: ModelFunction,
     parallel: ParallelFunction,
     collect: Callable[[], None],
+    jobs: int,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Track]:
     """Tracks of ranks that are all traced."""
-    world, mesh, ranks = first.world, first.mesh, list[TracedRank]()
+    world, mesh = first.world, first.mesh
     microbatches = mesh.get(MICROBATCH, 1)
     count = math.prod(world.values()) * microbatches
-    for at in range(count):
-        number, index = divmod(at, microbatches)
-        found = first if at == 0 else TracedRank(world, number, first.captured, index)
-        if found is not first:
-            found.trace(model, parallel)
-            collect()
+
+    def trace(at: int) -> TracedRank:
+        found = TracedRank(world, at // microbatches, first.captured, at % microbatches)
+        found.trace(model, parallel)
+        collect()
         _same_count(found, first)
-        ranks.append(found)
+        return found
+
+    def done(ranks: int) -> None:
         if progress is not None:
-            progress(at + 1, count)
-    return _tracks(ranks, mesh, world)
+            progress(ranks + 1, count)
+
+    done(0)
+    others = traced_in(jobs, [partial(trace, at) for at in range(1, count)], first.captured, done)
+    return _tracks([first, *others], mesh, world)
 
 
 def plan_of(captured: Captured, ranks: Sequence[TracedRank]) -> Plan:

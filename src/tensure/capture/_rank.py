@@ -30,7 +30,7 @@ from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
 from ._tape import WHOLE, Tape
 from ._tracer import Tracer
-from ._tracks import RankTrace, reread, without_idle
+from ._tracks import RankTrace, reread, with_one_nan, without_idle
 from ._updates import Updates
 from ._watch import watched
 from ._world import fake_rank
@@ -124,6 +124,15 @@ class TracedRank:
         self.tape = Tape()
         if self.reads is not None:
             self.steps = without_idle(self.steps, self.claims, frozenset(self.outputs))
+        self.steps = with_one_nan(self.steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process, which has the model's capture."""
+        return {key: value for key, value in vars(self).items() if key != "captured"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.steps = with_one_nan(self.steps)
 
     def _check_calls(self, given: ParallelStep, inputs: Mapping[str, torch.Tensor]) -> None:
         if given.microbatch is None:

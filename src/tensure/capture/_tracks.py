@@ -5,6 +5,7 @@ Dead steps go first, jointly: a collective stays on all of its ranks if one of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -87,6 +88,28 @@ def without_idle(
     joint: set[Any] = {out for step in steps if step.op in COMMUNICATION for out in step.outs}
     joint |= {step.attr("key") for step in steps if step.op == "send"}
     return list(_renamed(_live(steps, outputs, joint), claims))
+
+
+def with_one_nan(steps: Sequence[Op]) -> list[Op]:
+    """The same steps with one object for every NaN: Python takes a NaN for equal to itself alone."""
+    return [
+        replace(step, args=tuple(map(_one_nan, step.args)), attrs=_one_nan(step.attrs))
+        if _has_nan(step.args) or _has_nan(step.attrs)
+        else step
+        for step in steps
+    ]
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_nan, value))
+    return isinstance(value, float) and value != value
+
+
+def _one_nan(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_one_nan, value))
+    return math.nan if isinstance(value, float) and value != value else value
 
 
 def _lonely(traces: Sequence[RankTrace]) -> set[Any]:

@@ -21,6 +21,7 @@ from ._evaluate import (
     where,
 )
 from ._expr import Env, Expr, Int, axis, combine, evaluate, expr, parse_int
+from ._jobs import ProcessFailed, spread
 from ._json_door import parse_json
 from ._lex import Line
 from ._model import Model
@@ -57,6 +58,8 @@ from ._walk import COLLECTIVES, COMMUNICATION, Machine, expand, ground, walk
 from ._weights import ENCODINGS, Encoding, StoredTensor, Weights, encoded_nbytes
 
 __all__ = [
+    "ProcessFailed",
+    "spread",
     "unswept",
     "coordinate",
     "axes_in",

@@ -15,13 +15,12 @@ from typing import Final, TypeAlias
 
 from tensure.bundle import Plan, plan_digest
 from tensure.errors import FormatError, LimitError, TensureError
-from tensure.program import Program, Undecided, digest, evaluate, unswept
+from tensure.program import Program, Undecided, digest, evaluate, spread, unswept
 
 from ._certificate import Invocation, read_certificate
 from ._check_shares import Share, Walked, joined_shares
 from ._check_sums import Refused, need
 from ._check_walk import Walk
-from ._jobs import spread
 
 MAX_VALUES: Final = 64
 _BROKEN: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)

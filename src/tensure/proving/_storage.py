@@ -15,9 +15,18 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from tensure.bundle import Local, Plan, Rank, bind_local, cells, placed
-from tensure.program import Name, Op, Program, Ref, TensorType, evaluate, expand, item_bytes, state_pairs
-
-from ._jobs import spread
+from tensure.program import (
+    Name,
+    Op,
+    Program,
+    Ref,
+    TensorType,
+    evaluate,
+    expand,
+    item_bytes,
+    spread,
+    state_pairs,
+)
 
 MAX_POOL: Final = 1 << 26
 """Bytes of all pools of a rank: every byte carries an eight-byte tag."""

@@ -17,6 +17,7 @@ from tensure.program import (
     bind_entry,
     corner_params,
     evaluate,
+    spread,
 )
 
 from ._completed import completed
@@ -25,7 +26,6 @@ from ._doubt import STRANGE, Doubt
 from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
-from ._jobs import spread
 from ._kept import kept_values
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large

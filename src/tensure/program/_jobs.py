@@ -1,8 +1,8 @@
 """Pieces of work in several processes: copies of this one, of which each sends back what it found.
 
 A copy (`fork`) has every object that is there already, so that nothing need be written down and read again to
-begin; what it found comes back through a pipe of its own. It runs no code but ours: no operation of torch, of
-whose threads a copy has none. Knows nothing of the work.
+begin; what it found comes back through a pipe of its own. It has none of the threads of this one: work must
+not need a pool of them. Knows nothing of the work.
 """
 
 from __future__ import annotations
@@ -30,48 +30,36 @@ class ProcessFailed(RuntimeError):
     """A process ended without an answer: killed, out of memory, or by a fault of ours; nothing is known."""
 
 
-def spread(works: Sequence[Callable[[], T]], jobs: int) -> list[T]:
+def spread(works: Sequence[Callable[[], T]], jobs: int, done: Callable[[int], None] | None = None) -> list[T]:
     """What pieces of work return, in their order, as if one had been done after the other.
+
+    Pieces are dealt out in turn, and what came of them is taken in turn, so that little waits to be sent.
 
     Args:
         works: each independent of the others; what they return can be pickled.
         jobs: processes, this one among them. Where the system has no `fork` it is one.
+        done: told how many pieces are done.
 
     Raises:
         ProcessFailed: a process ended without an answer. Or whatever the first piece that fails raises.
     """
-    count = min(jobs, len(works)) if CAN_FORK else 1
-    if count <= 1:
-        return [work() for work in works]
-    copies = list[_Copy]()
+    count = max(1, min(jobs, len(works))) if CAN_FORK else 1
+    copies, made = list[_Copy](), list[T]()
     try:
         copies.extend(_Copy(works[at::count]) for at in range(1, count))
-        rows = [_done(works[::count])]
-        rows.extend(copy.get() for copy in copies)
+        for lo in range(0, len(works), count):
+            made.append(works[lo]())
+            for copy in copies[: len(works) - lo - 1]:
+                is_made, found = copy.get()
+                if not is_made:
+                    raise found
+                made.append(found)
+            if done is not None:
+                done(len(made))
     finally:
         for copy in copies:
             copy.end()
-    made = list[T]()
-    for at in range(len(works)):
-        row, place = rows[at % count], at // count
-        if place >= len(row):
-            raise ProcessFailed(f"piece {at} of {len(works)} came to nothing")
-        is_made, found = row[place]
-        if not is_made:
-            raise found
-        made.append(found)
     return made
-
-
-def _done(works: Sequence[Callable[[], Any]]) -> list[Found]:
-    """What came of each, up to the first that failed."""
-    found = list[Found]()
-    for work in works:
-        try:
-            found.append((True, work()))
-        except Exception as error:  # noqa: BLE001 - it is raised again, in its turn
-            return [*found, (False, error)]
-    return found
 
 
 class _Copy:
@@ -90,14 +78,14 @@ class _Copy:
             _live(works, theirs, caller)
         theirs.close()
 
-    def get(self) -> list[Found]:
-        """What came of its work.
+    def get(self) -> Found:
+        """What came of its next piece.
 
         Raises:
             ProcessFailed: it ended without saying.
         """
         try:
-            found: list[Found] = self._pipe.recv()
+            found: Found = self._pipe.recv()
         except (EOFError, OSError):
             raise ProcessFailed(f"a process of --jobs ended without an answer: {self._ending()}") from None
         return found
@@ -136,14 +124,29 @@ def _live(works: Sequence[Callable[[], Any]], pipe: Any, caller: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted is the caller, and ends this
         signal.signal(signal.SIGALRM, look)
         signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
-        found = _done(works)
-        if found and not found[-1][0]:
-            error = found[-1][1]
-            error.add_note("".join(traceback.format_exception(error)))  # where it was raised is not sent
-        try:
-            pipe.send(found)
-        except Exception as error:  # noqa: BLE001 - what cannot be sent is no answer
-            pipe.send([(False, ProcessFailed(f"a process of --jobs cannot send its answer: {error!r}"))])
+        for work in works:
+            if not _send(work, pipe):
+                break
+        sys.stdout.flush()
+        sys.stderr.flush()
         code = 0
     finally:
         os._exit(code)
+
+
+def _send(work: Callable[[], Any], pipe: Any) -> bool:
+    """Do a piece and say what came of it; whether to go on."""
+    found: Found
+    try:
+        found = True, work()
+    except Exception as error:  # noqa: BLE001 - it is raised again, in its turn
+        error.add_note("".join(traceback.format_exception(error)))  # where it was raised is not sent
+        found = False, error
+    try:
+        pipe.send(found)
+    except BrokenPipeError:
+        return False
+    except Exception as error:  # noqa: BLE001 - what cannot be sent is no answer
+        found = False, ProcessFailed(f"a process of --jobs cannot send its answer: {error!r}")
+        pipe.send(found)
+    return found[0]
