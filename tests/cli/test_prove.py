@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tensure.bundle import Plan, format_plan
 from tensure.cli import main
 from tensure.errors import TensureError
 from tensure.program import format_program
+from tensure.proving._check_walk import Walk
 
 Files = Callable[[Plan], list[str]]
 
@@ -73,3 +76,29 @@ def test_the_same_in_python(files: Files) -> None:
     assert (result.proof.values.status, result.proof.storage.status) == ("proved", "proved")
     with pytest.raises(TensureError, match="gone"):
         tensure.prove("gone.plan.txt", words[2])
+
+
+def test_jobs_change_no_byte_and_a_killed_process_is_no_answer(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, caller = files(cnn_rows.plan()), os.getpid()
+    one, two = (str(tmp_path / f"{jobs}.certificate") for jobs in (1, 2))
+    told = [
+        run(capsys, "prove", *words, "-o", one),
+        run(capsys, "prove", *words, "-o", two, "--jobs", "2"),
+        run(capsys, "check", one, "--plan", *words),
+        run(capsys, "check", one, "--plan", *words, "--jobs", "3"),
+    ]
+    assert told[1] == (0, told[0][1].replace(one, two)) and told[2] == told[3]
+    assert Path(one).read_bytes() == Path(two).read_bytes()
+    right = Walk.run
+
+    def killed(walk: Walk) -> None:
+        right(walk)
+        if os.getpid() != caller:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Walk, "run", killed)
+    assert run(capsys, "prove", *words)[0] == 0
+    assert run(capsys, "prove", *words, "--jobs", "2") == (4, "")
+    assert run(capsys, "check", one, "--plan", *words, "--jobs", "2") == (4, "")

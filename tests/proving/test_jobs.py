@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import tensure
+from tensure.benchmarks._prove_plans import PLANS
 from tensure.bundle import Plan
 from tensure.bundle._json import Json, canonical_json, parse_canonical
 from tensure.errors import LimitError, RecordError, TensureError
@@ -176,6 +178,12 @@ def test_what_is_unknown_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     one = prove_plan(case.plan, case.program)
     assert one.proof.values.status == "unknown" and "invocations" in one.proof.values.reason
     assert prove_plan(case.plan, case.program, jobs=2) == one
+
+
+def test_a_captured_step_is_the_same() -> None:
+    case = next(item for item in PLANS if item.name == "TP2 of an MLP")
+    one, two = (tensure.prove(case.parallel, case.model, mesh=case.mesh, jobs=jobs) for jobs in (1, 2))
+    assert one == two and one.proof.values.status == "proved"
 
 
 # --- certificates ---------------------------------------------------------------------------------------
