@@ -70,8 +70,8 @@ def prove(
         small: with `mesh`, returns the same module with smaller sizes, or `package.module:name`. A fault in a
             model of real sizes is only suspected, since nobody can run it: what is `unknown` there is tried
             over the same mesh on the smaller module, and the result is that one's if it is `refuted`.
-        jobs: processes that trace ranks, check the certificate and look at bytes; the result is the same for any
-            number (docs/decisions/0017).
+        jobs: processes that trace ranks, check the certificate and look at bytes; the result is the same for
+            any number (docs/decisions/0017).
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
             the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
             that hold 1 GiB; the verdict stays what it is.
