@@ -16,6 +16,7 @@ from tensure.errors import FormatError, LimitError, TensureError
 from tensure.program import Program, Undecided, digest, evaluate
 
 from ._certificate import read_certificate
+from ._check_reals import read_over_reals
 from ._check_sums import Refused, need
 from ._check_walk import Walk
 
@@ -45,6 +46,7 @@ def check_certificate(certificate: bytes, plan: Plan, program: Program) -> Check
     try:
         need((named, planned) == (digest(program), plan_digest(plan)), "it is for another plan")
         need(plan.program == named, "the plan is for another program")
+        plan, program = read_over_reals(plan, program)
         due = _invocations(program)
         need(len(given) == len(due), f"{len(given)} invocations where {len(due)} are due")
         for (entry, params), item in zip(due, given, strict=True):

@@ -21,6 +21,7 @@ from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._decide import at_params, decided, mixed_up
+from ._reals import over_reals
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -86,7 +87,8 @@ def _proved(
     fold: Sequence[str] | None,
     classes: tuple[tuple[str, str], ...],
 ) -> ProofResult:
-    digests = (digest(program), plan_digest(plan))
+    said, digests = (plan, program), (digest(program), plan_digest(plan))
+    plan, program = over_reals(plan, program)
     if fold is None:
         fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
@@ -109,7 +111,7 @@ def _proved(
                 values, units = faulty
                 break
             continue
-        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes)
+        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes, said)
         if values.status in ("proved", "refuted"):
             break
     storage = _storage(plan, program, units)
@@ -117,8 +119,7 @@ def _proved(
     return ProofResult(
         Proof(*digests, values, storage, named),
         certificate,
-        plan,
-        program,
+        *said,
         tensor_verdicts(plan, program, units, values, wrong),
         classes,
     )
@@ -168,8 +169,13 @@ def _values(
     accept: float,
     wrong: set[str],
     classes: Sequence[tuple[str, str]],
+    said: tuple[Plan, Program],
 ) -> tuple[Verdict, bytes | None]:
-    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
+    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong.
+
+    Args:
+        said: Plan and Program as they were given, which the certificate is of.
+    """
     error = 0.0
     reason = ""
     for unit in units:
@@ -200,9 +206,9 @@ def _values(
         Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], [])), unit.folded)
         for unit in units
     ]
-    certificate = write_certificate(digest(program), plan_digest(plan), covered, classes)
+    certificate = write_certificate(digest(said[1]), plan_digest(said[0]), covered, classes)
     try:
-        report = check_certificate(certificate, plan, program)
+        report = check_certificate(certificate, *said)
     except LimitError as limit:
         return Verdict("unknown", "relations", reason=f"derived, but beyond the checker: {limit}"), None
     if not report.accepted:
