@@ -50,6 +50,13 @@ def over_reals(plan: Plan, program: Program) -> tuple[Plan, Program]:
     return replace(plan, locals=_locals(plan.locals), blocks=_blocks(plan.blocks), tracks=tracks), wide
 
 
+def half_values(plan: Plan, program: Program) -> dict[str, str] | None:
+    """The half floats among the dtypes that a Program declares, by base; None where nobody is read anew."""
+    if plan.pools or not _is_mixed(plan, program):
+        return None
+    return {base: value.dtype for base, value in program.values.items() if value.dtype in HALVES}
+
+
 def _is_mixed(plan: Plan, program: Program) -> bool:
     tables = [plan.locals, *(track.locals for track in plan.tracks.values())]
     return (
@@ -101,8 +108,9 @@ def _step(step: Op) -> Op:
     """One step over the reals; what is f32 from f16 is f32 of what is f32."""
     said = next((value for key, value in step.attrs if key in WORDS and value in HALVES), None)
     is_widened = step.attr("half_to_float") is True
+    note = tuple(item for item in step.note if item[0] != SAID)  # nobody else's word counts
     if said is None and not is_widened:
-        return step
+        return step if note == step.note else replace(step, note=note)
     attrs = tuple(
         (key, "f32")
         if key in WORDS and value in HALVES
@@ -111,5 +119,5 @@ def _step(step: Op) -> Op:
         else (key, value)
         for key, value in step.attrs
     )
-    note = ((SAID, "f32" if is_widened else said), *step.note)
+    note = (*note, (SAID, "f32" if is_widened else said))
     return replace(step, attrs=attrs, note=tuple(sorted(note, key=lambda item: item[0])))

@@ -31,6 +31,7 @@ from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
 from ._kept import kept_values
+from ._numerics import numerics
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
@@ -68,6 +69,8 @@ class Unit:
     """Random numbers that are not what they stand for."""
     standing: Mapping[tuple[str, str], tuple[str, Region]] | None
     """What random numbers stand for, for a replay; None where that is not known of some."""
+    numerics: tuple[str, ...]
+    """Where ranks round and the Program does not, if nothing is in doubt."""
 
     def suspected(self, doubt: Doubted) -> Suspect | None:
         """The step where what is doubted first went astray."""
@@ -107,6 +110,7 @@ def walked(
     jobs: int,
     folded: frozenset[str],
     *,
+    halves: Mapping[str, str] | None = None,
     listed: bool = False,
 ) -> list[Unit]:
     """Every invocation's walk, in the order given.
@@ -114,6 +118,7 @@ def walked(
     Args:
         jobs: processes.
         folded: mesh axes along which ranks are taken together.
+        halves: declared dtypes that were half floats before both records were read over the reals.
         listed: look for what is wrong, not for a proof: keep place by place what is no expression of the
             coordinates, and take it that no class of a mean loss is the one to be ignored.
 
@@ -121,7 +126,7 @@ def walked(
         Undecided: ranks taken together would have to be taken apart.
     """
     if jobs <= 1 or len(invocations) <= 1:
-        return [_unit(plan, program, entry, params, folded, listed) for entry, params in invocations]
+        return [_unit(plan, program, entry, params, folded, halves, listed) for entry, params in invocations]
     texts = (format_plan(plan), format_program(program))
     with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
         return list(
@@ -130,19 +135,30 @@ def walked(
                 itertools.repeat(texts),
                 invocations,
                 itertools.repeat(folded),
+                itertools.repeat(halves),
                 itertools.repeat(listed),
             )
         )
 
 
 def _unit_of_text(
-    texts: tuple[str, str], invocation: tuple[str, dict[str, int]], folded: frozenset[str], listed: bool
+    texts: tuple[str, str],
+    invocation: tuple[str, dict[str, int]],
+    folded: frozenset[str],
+    halves: Mapping[str, str] | None,
+    listed: bool,
 ) -> Unit:
-    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, listed)
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, halves, listed)
 
 
 def _unit(
-    plan: Plan, program: Program, entry: str, params: Mapping[str, int], folded: frozenset[str], listed: bool
+    plan: Plan,
+    program: Program,
+    entry: str,
+    params: Mapping[str, int],
+    folded: frozenset[str],
+    halves: Mapping[str, str] | None,
+    listed: bool,
 ) -> Unit:
     env = bind_entry(program, entry, params)
     if listed:
@@ -172,6 +188,7 @@ def _unit(
         targets,
         found.draws.mixed(),
         _standing(found, plan),
+        () if found.doubts or halves is None else numerics(found, plan, program, entry, env, halves),
     )
 
 
