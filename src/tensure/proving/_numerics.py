@@ -39,16 +39,16 @@ class _Seen:
 
 
 def numerics(
-    found: Flow, plan: Plan, program: Program, entry: str, env: Mapping[str, int], halves: Mapping[str, str]
+    found: Flow, plan: Plan, program: Program, entry: str, env: Mapping[str, int], floats: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Sentences about rounding, the most weighty first; empty where ranks round as the Program does.
 
     Args:
         found: a walk without doubts, of records over the reals.
         plan, program: over the reals.
-        halves: the dtypes of the Program's declared values that are half floats, by base.
+        floats: the float dtypes that the Program declares, by base.
     """
-    own = _of_program(found, program, entry, env, halves)
+    own = _of_program(found, program, entry, env, floats)
     summed, rounded, integers = dict[str, _Seen](), dict[str, _Seen](), dict[str, _Seen]()
     said = dict[tuple[Rank, Name], str]()
     types = found.types()
@@ -59,7 +59,7 @@ def numerics(
         if step is None:
             local = plan.local(rank.track, name.base)
             of = "" if local is None or local.place is None else local.place.of.base
-            said[rank, name] = halves.get(of, held.dtype)
+            said[rank, name] = floats.get(of, held.dtype)
             continue
         operands = [(said[read], len(types[read[0]][read[1]].shape)) for read in reads]
         dtype = said[rank, name] = _dtype(step, held.dtype, operands)
@@ -83,7 +83,7 @@ def numerics(
 
 
 def _of_program(
-    found: Flow, program: Program, entry: str, env: Mapping[str, int], halves: Mapping[str, str]
+    found: Flow, program: Program, entry: str, env: Mapping[str, int], floats: Mapping[str, str]
 ) -> dict[object, set[str]]:
     """The dtypes that the Program has a value in, and casts of it; by what it is made of."""
     names, said = found.logical.names, dict[str, str]()
@@ -92,7 +92,7 @@ def _of_program(
     def dtype_of(name: Name) -> str:
         label = str(name)
         if label not in said:  # a leaf
-            said[label] = halves.get(name.base, names[label].type.dtype)
+            said[label] = floats.get(name.base, names[label].type.dtype)
             own.setdefault(_key(names[label].relation), set()).add(said[label])
         return said[label]
 
@@ -112,14 +112,14 @@ def _dtype(step: Op, found: str, operands: Sequence[tuple[str, int]]) -> str:
         found: over the reals.
         operands: dtypes and numbers of dims.
     """
-    if found != "f32" or step.op == "draw":
+    if found not in FLOATS:
         return found
     said = next((value for key, value in step.note if key == SAID), None)
-    if said is not None or isinstance(step.attr("dtype"), str):
-        return str(said or found)
+    if said is not None:
+        return str(said)
     floats = [(kind, rank) for kind, rank in operands if kind in FLOATS]
     kinds = {kind for kind, rank in floats if rank} or {kind for kind, _ in floats}
-    return kinds.pop() if len(kinds) == 1 else found
+    return kinds.pop() if len(kinds) == 1 else "f64" if "f64" in kinds else "f32"
 
 
 def _key(relation: Relation) -> object:

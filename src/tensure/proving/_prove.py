@@ -21,7 +21,7 @@ from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._decide import at_params, decided, mixed_up
-from ._reals import half_values, over_reals
+from ._reals import over_reals
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -90,8 +90,7 @@ def _proved(
     classes: tuple[tuple[str, str], ...],
 ) -> ProofResult:
     said, digests = (plan, program), (digest(program), plan_digest(plan))
-    halves = half_values(plan, program)
-    plan, program = over_reals(plan, program)
+    plan, program, floats = over_reals(plan, program)
     if fold is None:
         fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
@@ -104,7 +103,7 @@ def _proved(
         if units and _much_dearer(plan, units, folded):
             break
         try:
-            units = walked(plan, program, invocations, jobs, folded, halves=halves)
+            units = walked(plan, program, invocations, jobs, folded, floats=floats)
         except Undecided as undecided:
             reason = f"ranks taken together differ: {undecided}"
             values = values if units else Verdict("unknown", "relations", reason=reason)
@@ -125,13 +124,13 @@ def _proved(
         *said,
         tensor_verdicts(plan, program, units, values, wrong),
         classes,
-        numerics=_numerics(values, units, halves),
+        numerics=_numerics(values, units, floats),
     )
 
 
-def _numerics(values: Verdict, units: Sequence[Unit], halves: Mapping[str, str] | None) -> tuple[str, ...]:
+def _numerics(values: Verdict, units: Sequence[Unit], floats: Mapping[str, str] | None) -> tuple[str, ...]:
     """What equality over the reals leaves out, where there are half floats."""
-    if halves is None or values.status not in ("proved", "probable"):
+    if floats is None or values.status not in ("proved", "probable"):
         return ()
     found = tuple(dict.fromkeys(words for unit in units for words in unit.numerics))
     return found or ("ranks round to half floats where the model does, and sum over ranks in no half float",)

@@ -110,7 +110,7 @@ def walked(
     jobs: int,
     folded: frozenset[str],
     *,
-    halves: Mapping[str, str] | None = None,
+    floats: Mapping[str, str] | None = None,
     listed: bool = False,
 ) -> list[Unit]:
     """Every invocation's walk, in the order given.
@@ -118,7 +118,7 @@ def walked(
     Args:
         jobs: processes.
         folded: mesh axes along which ranks are taken together.
-        halves: declared dtypes that were half floats before both records were read over the reals.
+        floats: declared float dtypes, where both records are read over the reals.
         listed: look for what is wrong, not for a proof: keep place by place what is no expression of the
             coordinates, and take it that no class of a mean loss is the one to be ignored.
 
@@ -126,7 +126,7 @@ def walked(
         Undecided: ranks taken together would have to be taken apart.
     """
     if jobs <= 1 or len(invocations) <= 1:
-        return [_unit(plan, program, entry, params, folded, halves, listed) for entry, params in invocations]
+        return [_unit(plan, program, entry, params, folded, floats, listed) for entry, params in invocations]
     texts = (format_plan(plan), format_program(program))
     with ProcessPoolExecutor(min(jobs, len(invocations)), get_context("spawn")) as pool:
         return list(
@@ -135,7 +135,7 @@ def walked(
                 itertools.repeat(texts),
                 invocations,
                 itertools.repeat(folded),
-                itertools.repeat(halves),
+                itertools.repeat(floats),
                 itertools.repeat(listed),
             )
         )
@@ -145,10 +145,10 @@ def _unit_of_text(
     texts: tuple[str, str],
     invocation: tuple[str, dict[str, int]],
     folded: frozenset[str],
-    halves: Mapping[str, str] | None,
+    floats: Mapping[str, str] | None,
     listed: bool,
 ) -> Unit:
-    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, halves, listed)
+    return _unit(parse_plan(texts[0]), parse_program(texts[1]), *invocation, folded, floats, listed)
 
 
 def _unit(
@@ -157,7 +157,7 @@ def _unit(
     entry: str,
     params: Mapping[str, int],
     folded: frozenset[str],
-    halves: Mapping[str, str] | None,
+    floats: Mapping[str, str] | None,
     listed: bool,
 ) -> Unit:
     env = bind_entry(program, entry, params)
@@ -188,7 +188,7 @@ def _unit(
         targets,
         found.draws.mixed(),
         _standing(found, plan),
-        () if found.doubts or halves is None else numerics(found, plan, program, entry, env, halves),
+        () if found.doubts or floats is None else numerics(found, plan, program, entry, env, floats),
     )
 
 
