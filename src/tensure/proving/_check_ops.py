@@ -194,8 +194,8 @@ def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None], numbe
         return held[0]
     if op in PROMOTES and len(kinds & FLOATS) == 1 and kinds - FLOATS <= INTEGERS | {"bool"}:
         return (kinds & FLOATS).pop() if attrs.get("rounding_mode") is None else "?"
-    if op == "sum" and kinds and kinds <= INTEGERS | {"bool"}:
-        return "i64"
+    if op in ("sum", "div") and kinds and kinds <= INTEGERS | {"bool"}:
+        return "i64" if op == "sum" else "f32" if attrs.get("rounding_mode") is None else "?"
     stays = op in KEEPS_INTEGERS and len(kinds) == 1 and kinds <= INTEGERS and "float" not in numbers
     return held[0] if stays else "?"
 

@@ -76,9 +76,9 @@ def numerics(
         is_integer = step.op == "_to_copy" and not any(kind in FLOATS for kind, _ in operands)
         _add(integers if is_integer else rounded, dtype, key, rank, step)
     return (
-        *_words(summed, "summed over ranks in {}: {} tensors, first {}"),
-        *_words(integers, "integers held in {} on the ranks and not in the model: {} values, first {}"),
-        *_words(rounded, "rounded to {} on the ranks and not in the model: {} values, first {}"),
+        *_words(summed, "summed over ranks in {}"),
+        *_words(integers, "integers held in {} on the ranks and not in the model"),
+        *_words(rounded, "rounded to {} on the ranks and not in the model"),
     )
 
 
@@ -136,4 +136,5 @@ def _add(table: dict[str, _Seen], dtype: str, key: object, rank: Rank, step: Op)
 
 def _words(table: Mapping[str, _Seen], form: str) -> Iterator[str]:
     for dtype, seen in sorted(table.items()):
-        yield form.format(_WORDS[dtype], len(seen.keys), seen.first)
+        count = len(seen.keys)
+        yield f"{form.format(_WORDS[dtype])}: {count} tensor{'s' if count > 1 else ''}, first {seen.first}"

@@ -3,8 +3,8 @@
 Equality is over the reals, where a cast from one float to another is the identity. So before a Plan is
 walked, floats get one dtype in a copy of both records; what is left of a cast between them is a copy, which
 all rules know. Casts to and from integers and bools stay what they are. The checker has a reading of its
-own (`_check_reals.py`). A note keeps what a step said, so that `_numerics.py` can tell where ranks round and the
-Program does not.
+own (`_check_reals.py`). A note keeps what a step said, so that `_numerics.py` can tell where ranks round and
+the Program does not.
 """
 
 from __future__ import annotations
