@@ -315,7 +315,7 @@ class TracedRank:
                 tensor = tensor.new_empty(found.shape, requires_grad=tensor.requires_grad)
             self.claims[label] = (label, found)
             self.standing[label] = found
-            self.tape.add(tensor, Ref(Name(label)))
+            self.tape.add(tensor, self.begun(label, label, tensor))
             made.append(tensor)
         return made
 
