@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.distributed.tensor import Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import tensure
+from tensure.bundle import plan_digest
+from tensure.bundle._json import canonical_json
 from tensure.capture import ParallelStep
 
 
@@ -48,6 +51,71 @@ def test_row_parallel_with_a_bias_is_proved(shape: tuple[int, ...], classes: boo
     assert found.proof.values.status == "proved", found.proof.values
     assert found.certificate is not None
     assert tensure.api.check(found.certificate, found.plan, found.program).accepted
+
+
+class ScatteredSum(torch.autograd.Function):
+    """A sum over ranks by sequences: each rank sums its own, and all get all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any, is_right: bool) -> Any:
+        parts = x.chunk(2, 1) if is_right else x.chunk(2, 1)[::-1]
+        mine = funcol.wait_tensor(funcol.reduce_scatter_single(torch.cat(parts), "sum", 0, group))  # type: ignore[no-untyped-call]
+        return torch.cat(funcol.wait_tensor(funcol.all_gather_single(mine, 0, group)).chunk(2), 1)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None, None
+
+
+class Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return funcol.wait_tensor(funcol.all_reduce(grad, "sum", ctx.group)), None  # type: ignore[no-untyped-call]
+
+
+def by_sequences(share: float = 2.0, is_right: bool = True) -> Any:
+    def parallel(net: Any, mesh: Any) -> Any:
+        group, rank = mesh.get_group("tp"), mesh.get_local_rank("tp")
+        for layer, dim in ((net.up, 0), (net.down, 1)):
+            layer.weight = nn.Parameter(layer.weight.chunk(2, dim)[rank])
+        net.up.bias = nn.Parameter(net.up.bias.chunk(2)[rank])
+
+        def step(x: Tensor, target: Tensor) -> Any:
+            h = Summed.apply(net.norm(x), group)  # type: ignore[no-untyped-call]
+            bias = Summed.apply(net.down.bias, group) / share  # type: ignore[no-untyped-call]
+            part = nn.functional.linear(torch.relu(net.up(h)), net.down.weight, bias)
+            y = x + ScatteredSum.apply(part, group, is_right)  # type: ignore[no-untyped-call]
+            loss = (y - target).pow(2).mean()
+            loss.backward()
+            return loss
+
+        return step
+
+    return parallel
+
+
+def test_row_parallel_with_a_bias_and_a_cut_sequence_is_proved() -> None:
+    """What is scattered is a join of sums: the part of a product, and the rank's share of the bias."""
+    found = tensure.prove(by_sequences(), model(4, 6), mesh={"tp": 2})
+    assert found.proof.values.status == "proved", found.proof.values
+    assert found.certificate is not None
+    assert tensure.api.check(found.certificate, found.plan, found.program).accepted
+
+
+@pytest.mark.parametrize("wrong", [{"share": 1.0}, {"is_right": False}], ids=["whole", "swapped"])
+def test_a_join_of_other_sums_is_refuted(wrong: Any) -> None:
+    found = tensure.prove(by_sequences(**wrong), model(4, 6), mesh={"tp": 2})
+    assert found.proof.values.status == "refuted"
+    right = tensure.prove(by_sequences(), model(4, 6), mesh={"tp": 2}).certificate
+    assert right is not None
+    row = json.loads(right)
+    row["plan"] = plan_digest(found.plan)
+    assert not tensure.api.check(canonical_json(row), found.plan, found.program).accepted
 
 
 def test_a_bias_added_once_a_rank_is_refuted() -> None:

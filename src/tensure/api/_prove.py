@@ -221,7 +221,18 @@ def proof_page(result: ProofResult) -> str:
     )
     size = None if result.certificate is None else len(result.certificate)
     replay = "" if result.replay is None else result.replay.words(result.proof.values.status)
-    return render(ProofView(result.proof, result.plan, result.program, outputs, size, result.classes, replay))
+    return render(
+        ProofView(
+            result.proof,
+            result.plan,
+            result.program,
+            outputs,
+            size,
+            result.classes,
+            replay,
+            result.numerics,
+        )
+    )
 
 
 def check(

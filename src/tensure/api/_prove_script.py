@@ -87,6 +87,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
             parse_program((folder / "program.txt").read_text(encoding="utf-8")),
             tuple(TensorVerdict(**row) for row in tensors),
             (("every rank", "traced by itself, in its own process"),),
+            numerics=tuple(json.loads((folder / "numerics.json").read_bytes())),
         )
 
 

@@ -102,7 +102,7 @@ def prove_step(
         raise
     proof = parse_proof(row["proof"].encode())
     if work.rank == 0 and folder is None:
-        print(_said(proof, row["outputs"], world), flush=True)
+        print("\n  ".join([_said(proof, row["outputs"], world), *row["numerics"]]), flush=True)
     if folder is not None:
         raise SystemExit(0)
     if proof.values.status == "refuted" and on_refuted == "raise":
@@ -185,7 +185,11 @@ class _Work:
         if self.keep is not None:
             _write(self.keep, result)
         return json.dumps(
-            {"proof": format_proof(result.proof).decode(), "outputs": len(result.tensors)}
+            {
+                "proof": format_proof(result.proof).decode(),
+                "outputs": len(result.tensors),
+                "numerics": result.numerics,
+            }
         ).encode()
 
 
@@ -312,6 +316,7 @@ def _write(folder: Path, result: ProofResult) -> None:
         "program.txt": format_program(result.program).encode(),
         "plan.txt": format_plan(result.plan).encode(),
         "tensors.json": json.dumps(tensors, indent=1).encode(),
+        "numerics.json": json.dumps(result.numerics, indent=1).encode(),
         "certificate": result.certificate,
         "proof.json": format_proof(result.proof),
     }

@@ -73,7 +73,7 @@ class Attention(nn.Module):
             for layer in (self.wq, self.wk, self.wv)
         )
         cos, sin, future = self.tables()
-        q, k = (x * cos + _turned(x) * sin for x in (q, k))
+        q, k = ((x * cos + _turned(x) * sin).to(x.dtype) for x in (q, k))
         k, v = self.whole(k), self.whole(v)
         if self.group > 1:
             k, v = (x.repeat_interleave(self.group, dim=1) for x in (k, v))

@@ -286,6 +286,18 @@ def _not_transposed(site: _Site) -> Change | None:
     return None
 
 
+def _truncated(site: _Site) -> Change | None:
+    """A cast of floats that goes by way of integers."""
+    step = site.step
+    if step.op != "_to_copy" or step.attr("dtype") not in ("f64", "f32", "f16", "bf16"):
+        return None
+    whole = Name("truncated")
+    return [
+        Op("_to_copy", step.args, (whole,), (("dtype", "i64"),)),
+        replace(step, args=(Ref(whole),)),
+    ]
+
+
 KINDS: Final[Mapping[str, _Rule]] = {
     "collective dropped": _dropped,
     "other reduction": _other_reduction,
@@ -304,6 +316,7 @@ KINDS: Final[Mapping[str, _Rule]] = {
     "factor dropped": _factor_dropped,
     "other op": _op_changed,
     "not transposed": _not_transposed,
+    "cast by way of integers": _truncated,
 }
 LEAF: Final = "another part is loaded"
 

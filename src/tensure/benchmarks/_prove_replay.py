@@ -5,6 +5,7 @@ The judge over the prover. It shares nothing with it: not the draws, not the wal
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,26 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 
-from tensure.bundle import Plan, PlanRun, collect, compare_claims, evaluate_plan
+from tensure.bundle import (
+    Plan,
+    PlanRun,
+    collect,
+    compare_claims,
+    evaluate_plan,
+    format_plan,
+    parse_plan,
+)
 from tensure.capture import ModelFunction, ParallelFunction, capture_model, capture_parallel
 from tensure.errors import TensureError
-from tensure.program import Program, bind_entry, evaluate_program, leaves, numpy_dtype
+from tensure.program import (
+    Program,
+    bind_entry,
+    evaluate_program,
+    format_program,
+    leaves,
+    numpy_dtype,
+    parse_program,
+)
 from tensure.proving import ProofResult
 
 __all__ = ["ACCEPTED", "SEEDS", "Array", "Prover", "Replay", "capture", "draw", "replay"]
@@ -78,12 +95,23 @@ def draw(program: Program, entry: str, seed: int) -> dict[str, Array]:
     return drawn
 
 
+def _wide(plan: Plan, program: Program) -> tuple[Plan, Program]:
+    """Both in float64 where they name half floats, so that a replay's differences are no rounding."""
+    texts = [format_program(program), format_plan(plan)]
+    if not any(re.search(r"\bb?f16\b", text) for text in texts):
+        return plan, program
+    texts = [re.sub(r'(dtype="|: )(?:f32|f16|bf16)\b', r"\1f64", text) for text in texts]
+    said, planned = (text.replace("half_to_float=true", "half_to_float=false") for text in texts)
+    return parse_plan(planned), parse_program(said)
+
+
 def replay(plan: Plan, program: Program, seed: int) -> Replay:
     """Run both; every claim, and every output put together, is held against the Program's own values.
 
     Raises:
         ValueError: the Program itself gives no finite numbers on this draw: then nothing is judged.
     """
+    plan, program = _wide(plan, program)
     (entry,) = program.entries
     values: Mapping[str, Array] = draw(program, entry, seed)
     with np.errstate(all="ignore"):

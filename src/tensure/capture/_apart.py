@@ -100,12 +100,22 @@ def _power(tensor: Any, exponent: Any) -> Any:
     return tensor.sqrt() if is_root and tensor.is_floating_point() else NotImplemented
 
 
+def _norm_of_halves(tensor: torch.Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> Any:
+    """A layer norm of halves whose weights are wider, as torch computes it: in that dtype, then rounded."""
+    wide = next((item.dtype for item in (weight, bias) if item is not None), tensor.dtype)
+    if wide == tensor.dtype:
+        return NotImplemented
+    found, *kept = torch.ops.aten.native_layer_norm(tensor.to(wide), shape, weight, bias, eps)
+    return found.to(tensor.dtype), *kept
+
+
 SPELLED: Final[dict[str, Callable[..., Any]]] = {
     "lerp": _interpolated,
     "addcmul": _plus_product,
     "addcdiv": _plus_quotient,
     "linalg_vector_norm": _norm,
     "pow": _power,
+    "native_layer_norm": _norm_of_halves,
 }
 """Calls of ATen, by name without overload, as sums, products and roots, of which more is known.
 

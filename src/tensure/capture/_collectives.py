@@ -20,11 +20,15 @@ from tensure.errors import UnsupportedError
 from tensure.program import Attrs, Ref
 
 from ._coordinate import Reads
+from ._premultiplied import factor_of_call
 from ._tape import Tape
 
 __all__ = ["Collectives", "GroupCall"]
 
-_KINDS: Final = {"sum": ReduceOp.SUM, "avg": ReduceOp.AVG, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
+_KINDS: Final = {
+    "sum": ReduceOp.SUM, "avg": ReduceOp.AVG, "max": ReduceOp.MAX, "min": ReduceOp.MIN,
+    "premul_sum": ReduceOp.PREMUL_SUM,
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -131,11 +135,14 @@ class GroupCall:
     # what members do together ------------------------------------------------------------------------
 
     def reduced(self, op: str, value: Ref, reduce: Any, **attrs: Any) -> Ref:
-        """all_reduce or reduce_scatter; an average is a sum divided."""
+        """all_reduce or reduce_scatter; an average is a sum divided, and each addend may have a factor."""
         kind = _reduce_word(reduce)
+        if kind == "premul_sum":
+            value = self.step("mul", value, factor_of_call())
         if not self.axes:
             return value
-        made = self.step(op, value, axes=self.axes, reduce="sum" if kind == "avg" else kind, **attrs)
+        word = "sum" if kind in ("avg", "premul_sum") else kind
+        made = self.step(op, value, axes=self.axes, reduce=word, **attrs)
         return self.step("div", made, self.size) if kind == "avg" else made
 
     def gathered(self, value: Ref, dim: int = 0) -> Ref:

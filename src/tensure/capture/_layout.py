@@ -10,15 +10,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from tensure.program import Name, Op, Ref
+from tensure.program import FLOATS, Name, Op, Ref
 
 from ._placements import Part
 
-__all__ = ["Piece", "boxes", "layout_of"]
+__all__ = ["Piece", "boxes", "is_copy", "layout_of"]
 
 Piece: TypeAlias = "tuple[str | None, int, int]"
 """The parameter, none for what only fills up, and which of its elements, counted in order."""
-_SAME: Final = frozenset("view reshape copy _to_copy".split())
+_SAME: Final = frozenset("view reshape copy".split())
+
+
+def is_copy(step: Op) -> bool:
+    """Whether a step gives what it reads, as it is or in another float dtype."""
+    return step.op == "copy" or (step.op == "_to_copy" and step.attr("dtype") in (None, *FLOATS))
 
 
 def layout_of(
@@ -68,7 +73,7 @@ def _content(
     if not parts or None in parts:
         return None
     pieces, shape = parts[0]  # type: ignore[misc]
-    if step.op in _SAME:
+    if step.op in _SAME or is_copy(step):
         return pieces, _size(size, shape) if step.op in ("view", "reshape") else shape
     attrs: dict[str, Any] = dict(step.attrs)
     if attrs.get("dim", 0) != 0 or attrs.get("step", 1) != 1 or not shape:

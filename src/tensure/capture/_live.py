@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tensure.errors import InputError, LimitError, UnsupportedError
-from tensure.program import Name, Ref
 
 from ._calls import check_call
 from ._classes import MAX_TRACED
@@ -129,7 +128,7 @@ class LiveRank(TracedRank):
         found = self._fitting(label, local, shape, self._said(label, tensor, shape, given))
         self.claims[label] = (label, found)
         self.standing[label] = found
-        self.held[label] = self.tape.read(self.shadows.leaf(local, Ref(Name(label))), ()).name
+        self.held[label] = self.tape.read(self.shadows.leaf(local, self.begun(label, label, local)), ()).name
 
     def _live_inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
         assert self.shadows is not None

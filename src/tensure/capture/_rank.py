@@ -16,13 +16,14 @@ from torch.distributed.tensor import DTensor
 
 from tensure.errors import InputError
 from tensure.host import dtype_word
-from tensure.program import Name, Op, Ref, TensorType
+from tensure.program import FLOATS, Name, Op, Ref, TensorType
 
 from ._calls import check_call
 from ._collectives import Collectives
 from ._coordinate import Reads
 from ._generators import Generators, counted_draws, own_generators
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
+from ._layout import is_copy
 from ._microbatch import MICROBATCH, Microbatch, checked_count, takes_index
 from ._model import Captured
 from ._placements import Part, cut_dims, part_of, whole_part
@@ -66,6 +67,8 @@ class TracedRank:
     shapes: int = 0
     held: dict[str, Name] = field(default_factory=dict[str, Name])
     """The value each parameter begins the step with."""
+    replaced: dict[Name, str] = field(default_factory=dict[Name, str])
+    """What was in a parameter's memory before what it is placed as was, and the parameter."""
     lacking: dict[str, tuple[Part, str]] = field(default_factory=dict[str, "tuple[Part, str]"])
     """Gradients of parameters used here that are not there: where they would stand, and their dtype."""
     steps: list[Op] = field(default_factory=list[Op])
@@ -233,9 +236,21 @@ class TracedRank:
         self.claims[label] = (label, found)
         self.standing[label] = found
         if self.tape.knows(local):
-            self.tape.write(local, Ref(Name(label)), ())
+            self.replaced[self.tape.read(local, ()).name] = label
+            self.tape.write(local, self.begun(label, label, local), ())
         else:
-            self.tape.add(local, Ref(Name(label)))
+            self.tape.add(local, self.begun(label, label, local))
+
+    def begun(self, label: str, of: str, tensor: torch.Tensor) -> Ref:
+        """A leaf, cast where a tensor holds it in another float dtype than the single device.
+
+        Args:
+            of: what it is a part of.
+        """
+        value, dtype = self.captured.program.values.get(of), dtype_word(tensor.dtype)
+        if value is None or value.dtype == dtype or not {value.dtype, dtype} <= FLOATS:
+            return Ref(Name(label))
+        return self.tape.step("_to_copy", (Ref(Name(label)),), (), dtype=dtype)
 
     def _stranger(self, label: str) -> InputError:
         return InputError(
@@ -276,13 +291,13 @@ class TracedRank:
         )
 
     def cut(self, tensor: torch.Tensor, label: str, shape: Sequence[int]) -> Part | None:
-        """Where a parameter sliced from the whole one stands; None if it was changed in other ways."""
+        """Where a parameter sliced from the whole one, or cast, stands; None if changed in other ways."""
         name = self.tape.read(tensor, ()).name
         made = self.tape.makers()
         cuts: list[Op] = []
         while name in made:
             step = made[name]
-            if step.op not in ("slice", "copy") or not isinstance(step.args[0], Ref):
+            if not (step.op == "slice" or is_copy(step)) or not isinstance(step.args[0], Ref):
                 return None
             cuts.append(step)
             name = step.args[0].name
@@ -309,7 +324,7 @@ class TracedRank:
                 tensor = tensor.new_empty(found.shape, requires_grad=tensor.requires_grad)
             self.claims[label] = (label, found)
             self.standing[label] = found
-            self.tape.add(tensor, Ref(Name(label)))
+            self.tape.add(tensor, self.begun(label, label, tensor))
             made.append(tensor)
         return made
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tensure.bundle import Placed, Plan, Replay, placed
 from tensure.errors import TensureError, UnsupportedError
-from tensure.program import Name, Program
+from tensure.program import Name, Op, Program
 
 from ._beside import Beside, Talk
 from ._given import built, gradients, output_names, returned_by, run_backward
@@ -54,6 +54,9 @@ LEAST: Final = 1e-6
 for rounding is no larger than its rounding."""
 ROUGH: Final = (1e-5, 1e-2, 1e-3)
 """The three where the step itself computes with less than double precision."""
+HALF: Final = (1e-5, 0.4, 1e-3)
+"""Where half floats are named: a factor of two is off by a half. Where a proof says that it is right,
+rounding may be why, however far off it is."""
 
 HANG_S: Final = 10.0
 """Patience with ranks that are said to hang."""
@@ -93,11 +96,12 @@ def replay_step(
     rows = dict[str, Mapping[str, Any]]()
     if not hasattr(os, "fork"):
         return Replay("none", reason="this system has no fork")
+    half = (HALF[0], math.inf if is_proved else HALF[1], HALF[2]) if _names_half(plan, program) else None
     patience = HANG_S if is_stuck else timeout_s / 2
     for way in ways[-1:] if is_stuck else ways:  # one program for all ranks has nobody to wait for
 
         def work(pipe: Talk, way: str = way) -> None:
-            row = _run(way, model, parallel, plan, patience, is_stuck)
+            row = _run(way, model, parallel, plan, patience, is_stuck, half)
             pipe.send_bytes(json.dumps(row).encode())
 
         for _ in range(ATTEMPTS):
@@ -151,6 +155,16 @@ def _too_much(plan: Plan, program: Program) -> str:
     return ""
 
 
+def _names_half(plan: Plan, program: Program) -> bool:
+    """Whether anything is held in less than float32, by ranks or by the single device."""
+    halves = {"f16", "bf16"}
+    bodies = [*(track.bodies.get(ENTRY, ()) for track in plan.tracks.values()), program.entries[ENTRY].body]
+    bodies += [block.body for block in (*plan.blocks.values(), *program.blocks.values())]
+    return any(value.dtype in halves for value in program.values.values()) or any(
+        value in halves for body in bodies for step in body if isinstance(step, Op) for _, value in step.attrs
+    )
+
+
 # --- in a copy of this process -------------------------------------------------------------------------
 
 
@@ -161,6 +175,7 @@ def _run(
     plan: Plan,
     patience_s: float,
     is_stuck: bool,
+    half: tuple[float, float, float] | None,
 ) -> dict[str, Any]:
     for key in RANK_IN_ENVIRONMENT:
         os.environ.pop(key, None)  # one process has not one rank
@@ -172,7 +187,8 @@ def _run(
         world = {axis: size for axis, size in plan.mesh.items() if axis != MICROBATCH}
         found = _runner(way)(given.module, given.inputs, parallel, world, patience_s)
         expected, is_rough = _single(_drawn(model))
-        return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER, LEAST)))
+        bounds = half or (ROUGH if is_rough else (SAME, OTHER, LEAST))
+        return _compared(plan, expected, found, *bounds)
     except EndlessError as error:
         if is_stuck:
             return {"status": "differs", "outputs": [], "reason": str(error)}

@@ -1,6 +1,6 @@
 """All ranks of a step in one process, a thread each, over torch's multi-threaded process group.
 
-Sends and receives, which that group lacks, are added here.
+Sends and receives, which that group lacks, and sums with a factor are added here.
 """
 
 from __future__ import annotations
@@ -112,6 +112,23 @@ def in_threads(
     return failures, hung
 
 
+_Scatter: Any = threaded.ReduceScatter
+
+
+class _ScaledScatter(_Scatter):  # type: ignore[misc]
+    """A reduce-scatter that knows sums with a factor as well (`PREMUL_SUM`), as gradients are divided."""
+
+    def __init__(self, op: Any) -> None:
+        self.factor = op.factor if op == dist.ReduceOp.PREMUL_SUM else None
+        super().__init__(op if self.factor is None else dist.ReduceOp.SUM)
+
+    @torch.no_grad()
+    def work(self, data: Any) -> None:
+        super().work(data)
+        for (held,), _ in data if self.factor is not None else ():
+            held.detach().mul_(self.factor)
+
+
 @contextmanager
 def _threaded_groups() -> Iterator[None]:
     """Torch's threaded process group, with sends and receives, in the place of the usual one."""
@@ -142,10 +159,12 @@ def _threaded_groups() -> Iterator[None]:
     isolate(True)
     threaded._install_threaded_pg()
     group_type.send, group_type.recv = send, recv
+    threaded.ReduceScatter = _ScaledScatter
     try:
         yield
     finally:
         del group_type.send, group_type.recv
+        threaded.ReduceScatter = _Scatter
         group_type.reset()
         threaded._uninstall_threaded_pg()
         isolate(False)

@@ -19,7 +19,7 @@ from tensure.host import dtype_word
 from tensure.program import Name, Ref
 
 from ._given import axes_of, leaves, local_of
-from ._layout import boxes, layout_of
+from ._layout import boxes, is_copy, layout_of
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started
 from ._placements import Part, whole_part
 from ._step import ParallelStep
@@ -161,7 +161,7 @@ class Updates:
                 )
             if ref is None:
                 self.rank.claims[mine] = (leaf, part)
-                self.rank.tape.add(local, Ref(Name(mine)))
+                self.rank.tape.add(local, self.rank.begun(mine, leaf, local))
             ref = leaf
             self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
 
@@ -182,7 +182,8 @@ class Updates:
                 counts[mine] = counts.get(mine, -1) + 1
                 local = f"{mine}.{counts[mine]}" if counts[mine] else mine
                 self.rank.claims[local] = (self.states[label][name], place)
-                pieces.append(tape.step("view", (Ref(Name(local)),), (), size=(size,)))
+                begun = self.rank.begun(local, self.states[label][name], tensor)
+                pieces.append(tape.step("view", (begun,), (), size=(size,)))
                 self.held.append((f"new.{local}", f"new.{mine}", key, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
@@ -202,6 +203,9 @@ class Updates:
                 part = rank.cut(local, name, shape)
                 if part is not None:
                     return [(name, part)]
+            copied = self._copied(local)
+            if copied is not None:
+                return [(copied, rank.standing[copied])]
             made = layout_of(rank.tape.read(local, ()).name, rank.tape.makers(), self._leaf)
             if made is not None and local.ndim == 1 and any(name is not None for name, _, _ in made):
                 return [
@@ -214,6 +218,25 @@ class Updates:
             "the model it is",
             wanted="parameters of the module, or slices of them made by the parallel function",
         )
+
+    def _copied(self, tensor: torch.Tensor) -> str | None:
+        """The parameter that a tensor is a copy of, in whatever float dtype: one of master weights.
+
+        What it was copied from may have been replaced by what the parameter is placed as: so is the copy.
+        """
+        tape, replaced = self.rank.tape, self.rank.replaced
+        made, name = tape.makers(), tape.read(tensor, ()).name
+        while name not in replaced and (step := made.get(name)) is not None:
+            if not is_copy(step) or not isinstance(step.args[0], Ref):
+                return None
+            name = step.args[0].name
+        label = replaced.get(name, str(name))
+        if label not in self.rank.standing or label not in (self.states or {}):
+            return None
+        if name in replaced:
+            dtype = dtype_word(tensor.dtype)
+            tape.write(tensor, tape.step("_to_copy", (Ref(Name(label)),), (), dtype=dtype), ())
+        return label
 
     def _leaf(self, name: Name) -> tuple[str, Sequence[int]] | None:
         label = str(name).removesuffix(WHOLE)

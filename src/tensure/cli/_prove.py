@@ -214,6 +214,7 @@ def prove_command(
             "file": file,
             "classes": [{"ranks": ranks, "reason": reason} for ranks, reason in result.classes],
             "tensors": [dataclasses.asdict(tensor) for tensor in result.tensors],
+            "numerics": list(result.numerics),
             "replay": None if result.replay is None else _replayed(result.replay, proof.values.status),
             "kept": [str(target) for target in targets],
             "html": None if html is None else str(html),
@@ -221,6 +222,8 @@ def prove_command(
     )
     for key, verdict in verdicts.items():
         talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
+    for words in result.numerics:
+        talk.data(f"numerics: {words}")
     if result.replay is not None:
         talk.data(f"replay: {result.replay.words(proof.values.status)}")
     _say_tensors(talk, result.tensors)

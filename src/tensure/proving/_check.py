@@ -18,6 +18,7 @@ from tensure.errors import FormatError, LimitError, TensureError
 from tensure.program import Program, Undecided, digest, evaluate, spread, unswept
 
 from ._certificate import Invocation, read_certificate
+from ._check_reals import read_over_reals
 from ._check_shares import Share, Walked, joined_shares
 from ._check_sums import Refused, need
 from ._check_walk import Walk
@@ -57,6 +58,7 @@ def _checked(certificate: bytes, plan: Plan, program: Program, jobs: int) -> Che
     try:
         need((named, planned) == (digest(program), plan_digest(plan)), "it is for another plan")
         need(plan.program == named, "the plan is for another program")
+        plan, program = read_over_reals(plan, program)
         due = _invocations(program)
         need(len(given) == len(due), f"{len(given)} invocations where {len(due)} are due")
         for (entry, _), item, walk in zip(due, given, _walked(plan, program, due, given, jobs), strict=True):

@@ -117,7 +117,8 @@ def zeros(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]) 
     rels = [item for item in operands if is_rel(item)]
     made = shapes_of(op, attrs, [size(item[0][2]) if is_rel(item) else None for item in operands])
     kinds = [values.defs[item[0][1]].dtype if is_rel(item) else None for item in operands]
-    kind = dtype_of(op, attrs, kinds)
+    numbers = frozenset(type(item).__name__ for item in operands if item is not None and not is_rel(item))
+    kind = dtype_of(op, attrs, kinds, numbers)
     if made is None or len(made) != 1 or kind not in FLOATS or not all_defined(values, rels):
         return None
     found: Rel = values.filled(0.0, made[0], kind)

@@ -65,6 +65,17 @@ OTHER_DTYPE: Final = frozenset(
     "ge gt integer_add isnan le logical_and logical_not logical_or logical_xor lt ne requantize".split()
 )
 KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset("sum mean amax amin".split())
+"""Of floats of one dtype they make that one."""
+KEEPS_INTEGERS: Final = frozenset(
+    "abs add add_n amax amin clamp floor_divide fmod masked_fill maximum minimum mul neg relu "
+    "remainder rsub sign square sub where".split()
+)
+"""Of integers of one dtype, and integer numbers, they make that one; a quotient or a root is a float."""
+TRUTHS: Final = frozenset(
+    "all any eq ge gt isnan le logical_and logical_not logical_or logical_xor lt ne".split()
+)
+BITWISE: Final = frozenset(["bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor"])
+INTEGERS: Final = frozenset("u8 i8 i16 i32 i64".split())
 DEFAULTS: Final[dict[str, Any]] = {
     "alpha": 1,
     "beta": 1,
@@ -163,8 +174,15 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
     return None
 
 
-def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None], at: int = 0) -> str:
-    """The dtype of an op's result `at`, "?" where the checker does not need to know."""
+def dtype_of(
+    op: str, attrs: dict[str, Any], dtypes: Sequence[str | None], numbers: frozenset[str], at: int = 0
+) -> str:
+    """The dtype of an op's result `at`, "?" where the checker does not need to know.
+
+    Args:
+        dtypes: of operands that are tensors.
+        numbers: the Python types of those that are numbers.
+    """
     held = [dtype for dtype in dtypes if dtype is not None]
     if op in ("sort", "topk"):
         return "i64" if at else held[0]
@@ -175,10 +193,19 @@ def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None], at: i
         return held[0] if len(set(held)) == 1 else "?"
     if op in OF_FIRST and held:
         return held[0] if held[0] in FLOATS else "?"
-    if op in ELEMENTWISE and len(floats := set(held) & FLOATS) == 1 and "?" not in held:
-        held = list(floats)  # integers beside floats become floats
-    keeps = op in KEEPS_DTYPE or op in MOVES
-    return held[0] if keeps and len(set(held)) == 1 else "?"
+    if op in TRUTHS:
+        return "bool"
+    kinds, keeps = set(held), op in KEEPS_DTYPE or op in MOVES
+    if op in ELEMENTWISE and len(kinds & FLOATS) == 1 and kinds - FLOATS <= INTEGERS | {"bool"}:
+        kinds &= FLOATS  # integers beside floats become floats
+    if len(kinds) == 1 and (kinds <= FLOATS or op in MOVES):
+        return kinds.pop() if keeps else "?"
+    if op in BITWISE and len(kinds) == 1:
+        return held[0]
+    if op in ("sum", "div") and kinds and kinds <= INTEGERS | {"bool"}:
+        return "i64" if op == "sum" else "f32" if attrs.get("rounding_mode") is None else "?"
+    stays = op in KEEPS_INTEGERS and len(kinds) == 1 and kinds <= INTEGERS and "float" not in numbers
+    return held[0] if stays else "?"
 
 
 def repeats(

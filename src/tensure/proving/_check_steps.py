@@ -179,6 +179,8 @@ class CheckSteps(CheckValues):
         many = [place for place, item in enumerate(operands) if is_rel(item) and len(item) > 1]
         if not many:
             return len(claim) == 1 and self._piece(op, attrs, operands, at, claim[0])
+        if op == "cat" and 1 < len(many) == len(operands):
+            return self._joined_terms(attrs, operands, claim)
         if len(many) > 1 or not single(op, attrs, operands, many[0]):
             return False
         (place,) = many
@@ -194,6 +196,28 @@ class CheckSteps(CheckValues):
                 return False
             left.remove(found)
         return True
+
+    def _joined_terms(self, attrs: dict[str, Any], operands: list[Any], claim: tuple[Term, ...]) -> bool:
+        """Is a claim, term by term, the join of what sums of the same values have in the same places?"""
+        left, count = list(claim), len(operands[0])
+        if len(left) != count or count > MAX_LED or any(len(item) != count for item in operands):
+            return False
+        for term in operands[0]:
+            column = [
+                [other for other in item if other[:2] + other[3:] == term[:2] + term[3:]] for item in operands
+            ]
+            if any(len(found) != 1 or self.defs[found[0][1]].dtype not in FLOATS for found in column):
+                return False
+            args = [(found[0],) for found in column]
+            known = next((other for other in left if self._joins(attrs, args, other)), None)
+            if known is None:
+                return False
+            left.remove(known)
+        return True
+
+    def _joins(self, attrs: dict[str, Any], parts: list[Any], claim: Term) -> bool:
+        known = self.joined(parts, attrs.get("dim", 0) % len(parts[0][0][2]))
+        return self._piece("cat", attrs, parts, 0, claim) or bool(known and self.equal(known, (claim,)))
 
     def _piece(self, op: str, attrs: dict[str, Any], operands: list[Any], at: int, claim: Term) -> bool:
         """Is a term what the step makes of single terms?"""
@@ -384,7 +408,23 @@ class CheckSteps(CheckValues):
     def is_join(self, parts: list[Rel], dim: int, claim: tuple[Term, ...]) -> bool:
         """Is a claim what tensors one after another are?"""
         args = tuple(Ref(Name("part")) for _ in parts)
-        return self.follows(Op("cat", args, (), (("dim", dim),)), list(parts), 0, claim)
+        step = Op("cat", args, (), (("dim", dim),))
+        return self._are_parts(parts, dim, claim) or self.follows(step, list(parts), 0, claim)
+
+    def _are_parts(self, parts: list[Rel], dim: int, claim: tuple[Term, ...]) -> bool:
+        """Is a claim all of a join whose parts are these, one by one?"""
+        ((coef, node, reg, limit), *rest) = claim
+        item = self.defs[node]
+        if rest or limit is not None or item.op != "cat" or len(item.operands) != len(parts):
+            return False
+        if item.attrs.get("dim", 0) % len(item.shape) != dim or len(reg) != len(item.shape):
+            return False
+        if not all(index.is_whole(count) for index, count in zip(reg, item.shape, strict=True)):
+            return False
+        return all(
+            is_part(theirs) and self.equal(mine, ((coef * theirs[2], theirs[0], theirs[1], None),))
+            for mine, theirs in zip(parts, item.operands, strict=True)
+        )
 
     def together(self, parts: list[Any], dim: int) -> Rel:
         """Tensors one after another: parts of one value, or a value joined of parts."""

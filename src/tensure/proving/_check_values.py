@@ -188,6 +188,7 @@ class CheckValues(CheckCombined):
         found = outs or ()
         need(not results or results == len(found), "{} has {} results", op, len(found))
         dtypes = [self.defs[part[0]].dtype if is_part(part) else None for part in parts]
+        numbers = frozenset(part[1] for part in parts if isinstance(part, tuple) and part[0] == "number")
         made: list[Rel] = []
         for out, shape in enumerate(found):
             need(max(shape, default=0) <= MAX_DIM, f"{op} makes a dim of {max(shape, default=0)}")
@@ -195,7 +196,8 @@ class CheckValues(CheckCombined):
             free = repeats(op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
             told = {"rank": len(shape)} if op == "expand" else attrs
             key = (op, repr(sorted(told.items())), parts, out)
-            item = Def(op, attrs, parts, out, shape, dtype_of(op, attrs, dtypes, out), None, free)
+            dtype = dtype_of(op, attrs, dtypes, numbers, out)
+            item = Def(op, attrs, parts, out, shape, dtype, None, free)
             node = self._put(item, key)
             made.append(((coef, node, self.spelled(node, whole(shape)), None),))
         return made

@@ -203,6 +203,10 @@ class Logical(Matching):
                 return [
                     Held(t, self.resolve(s)) for t, s in zip(call.types, sums, strict=True) if s is not None
                 ]
+        columns = _columns(call) if len(many) == len(call.operands) and not call.own else []
+        summed = total((ONE, self._made_of(column)[0].relation) for column in columns)
+        if summed is not None:
+            return [Held(call.types[0], self.resolve(summed))]
         terms = [self.single(item) for item in call.operands]
         lookup = masked_lookup(self, call.step.op, terms)
         put = None if call.own else placed(self, call.step.op, call.given, terms, call.types[0].shape)
@@ -364,6 +368,26 @@ class Logical(Matching):
         if form is not None:
             self.equate(node, form)
         self.exponents.register(node)
+
+
+def _columns(call: Call) -> list[Call]:
+    """A join of sums with addends in them as joins of their terms, where all are of the same values."""
+    held = [item for item in call.operands if isinstance(item, Held)]
+    if call.step.op != "cat" or not all_float(call, list(range(len(held)))) or len(held) < 2:
+        return []
+    rows = [item.relation.terms for item in held]
+    if not held[0].relation.limited or len({len(row) for row in rows}) > 1 or len(rows[0]) > MAX_TERMS:
+        return []
+    columns = list(zip(*rows, strict=True))
+    if any(len({(term.node, term.coef, term.limit) for term in column}) > 1 for column in columns):
+        return []
+    return [
+        replace(
+            call,
+            operands=[Held(item.type, Relation((term,))) for item, term in zip(held, column, strict=True)],
+        )
+        for column in columns
+    ]
 
 
 def _with(operands: list[Operand], at: int, item: Operand) -> list[Operand]:

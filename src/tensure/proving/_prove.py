@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._decide import at_params, decided, mixed_up
+from ._reals import over_reals
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -44,6 +45,8 @@ class ProofResult:
     """Which ranks each text of a captured Plan stands for, and why."""
     replay: Replay | None = None
     """What came of running the step itself, where whoever made the Plan has done so."""
+    numerics: tuple[str, ...] = ()
+    """Of what is equal over the reals: what ranks round and the Program does not, in words."""
 
 
 def prove_plan(
@@ -86,7 +89,8 @@ def _proved(
     fold: Sequence[str] | None,
     classes: tuple[tuple[str, str], ...],
 ) -> ProofResult:
-    digests = (digest(program), plan_digest(plan))
+    said, digests = (plan, program), (digest(program), plan_digest(plan))
+    plan, program, floats = over_reals(plan, program)
     if fold is None:
         fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
@@ -99,7 +103,7 @@ def _proved(
         if units and _much_dearer(plan, units, folded):
             break
         try:
-            units = walked(plan, program, invocations, jobs, folded)
+            units = walked(plan, program, invocations, jobs, folded, floats=floats)
         except Undecided as undecided:
             reason = f"ranks taken together differ: {undecided}"
             values = values if units else Verdict("unknown", "relations", reason=reason)
@@ -109,7 +113,9 @@ def _proved(
                 values, units = faulty
                 break
             continue
-        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes, jobs)
+        values, certificate = _values(
+            plan, program, units, open_entries, accept, wrong, classes, said, jobs
+        )
         if values.status in ("proved", "refuted"):
             break
     storage = _storage(plan, program, units)
@@ -117,11 +123,19 @@ def _proved(
     return ProofResult(
         Proof(*digests, values, storage, named),
         certificate,
-        plan,
-        program,
+        *said,
         tensor_verdicts(plan, program, units, values, wrong),
         classes,
+        numerics=_numerics(values, units, floats),
     )
+
+
+def _numerics(values: Verdict, units: Sequence[Unit], floats: Mapping[str, str] | None) -> tuple[str, ...]:
+    """What equality over the reals leaves out, where there are half floats."""
+    if floats is None or values.status not in ("proved", "probable"):
+        return ()
+    found = tuple(dict.fromkeys(words for unit in units for words in unit.numerics))
+    return found or ("ranks round to half floats where the model does, and sum over ranks in no half float",)
 
 
 def _faulty(
@@ -168,9 +182,14 @@ def _values(
     accept: float,
     wrong: set[str],
     classes: Sequence[tuple[str, str]],
+    said: tuple[Plan, Program],
     jobs: int,
 ) -> tuple[Verdict, bytes | None]:
-    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong."""
+    """The verdict and, when proved, the certificate; `wrong` takes the outputs that a replay shows wrong.
+
+    Args:
+        said: Plan and Program as they were given, which the certificate is of.
+    """
     error = 0.0
     reason = ""
     for unit in units:
@@ -201,9 +220,9 @@ def _values(
         Covered(unit.entry, unit.params, unit.targets, *(unit.claims or ([], [])), unit.folded)
         for unit in units
     ]
-    certificate = write_certificate(digest(program), plan_digest(plan), covered, classes)
+    certificate = write_certificate(digest(said[1]), plan_digest(said[0]), covered, classes)
     try:
-        report = check_certificate(certificate, plan, program, jobs=jobs)
+        report = check_certificate(certificate, *said, jobs=jobs)
     except LimitError as limit:
         return Verdict("unknown", "relations", reason=f"derived, but beyond the checker: {limit}"), None
     if not report.accepted:

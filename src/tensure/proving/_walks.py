@@ -27,6 +27,7 @@ from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
 from ._kept import kept_values
+from ._numerics import numerics
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
@@ -64,6 +65,8 @@ class Unit:
     """Random numbers that are not what they stand for."""
     standing: Mapping[tuple[str, str], tuple[str, Region]] | None
     """What random numbers stand for, for a replay; None where that is not known of some."""
+    numerics: tuple[str, ...]
+    """Where ranks round and the Program does not, if nothing is in doubt."""
 
     def suspected(self, doubt: Doubted) -> Suspect | None:
         """The step where what is doubted first went astray."""
@@ -103,6 +106,7 @@ def walked(
     jobs: int,
     folded: frozenset[str],
     *,
+    floats: Mapping[str, str] | None = None,
     listed: bool = False,
 ) -> list[Unit]:
     """Every invocation's walk, in the order given.
@@ -110,6 +114,7 @@ def walked(
     Args:
         jobs: processes.
         folded: mesh axes along which ranks are taken together.
+        floats: declared float dtypes, where both records are read over the reals.
         listed: look for what is wrong, not for a proof: keep place by place what is no expression of the
             coordinates, and take it that no class of a mean loss is the one to be ignored.
 
@@ -119,7 +124,7 @@ def walked(
     within = jobs if len(invocations) == 1 else 1
     return spread(
         [
-            partial(_unit, plan, program, entry, params, folded, listed, within)
+            partial(_unit, plan, program, entry, params, folded, floats, listed, within)
             for entry, params in invocations
         ],
         jobs,
@@ -132,6 +137,7 @@ def _unit(
     entry: str,
     params: Mapping[str, int],
     folded: frozenset[str],
+    floats: Mapping[str, str] | None,
     listed: bool,
     jobs: int,
 ) -> Unit:
@@ -163,6 +169,7 @@ def _unit(
         targets,
         found.draws.mixed(),
         _standing(found, plan),
+        () if found.doubts or floats is None else numerics(found, plan, program, entry, env, floats),
     )
 
 

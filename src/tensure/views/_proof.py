@@ -54,6 +54,18 @@ def _proof(record: ProofView) -> str:
             else []
         ),
         *([el("section", el("h2", "Replay"), el("p", record.replay))] if record.replay else []),
+        *(
+            [
+                el(
+                    "section",
+                    el("h2", "Numerics"),
+                    el("p", "Equal over the real numbers; what rounding differs is listed here."),
+                    *(el("p", words) for words in record.numerics),
+                )
+            ]
+            if record.numerics
+            else []
+        ),
         el("section", el("h2", "Storage"), el("p", _words(storage))),
         el(
             "section",

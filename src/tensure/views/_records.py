@@ -56,6 +56,7 @@ class ProofView:
         certificate_bytes: its size; None when there is none.
         classes: which ranks a traced text stands for, and why.
         replay: what came of running the step itself, in words.
+        numerics: what ranks round and the model does not, in words.
     """
 
     proof: Proof
@@ -65,6 +66,7 @@ class ProofView:
     certificate_bytes: int | None
     classes: tuple[tuple[str, str], ...] = ()
     replay: str = ""
+    numerics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

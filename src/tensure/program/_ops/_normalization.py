@@ -110,7 +110,6 @@ define(
 
 def _native_layer_norm_rule(args: list[Any], given: Given) -> list[TensorType]:
     (out,) = _layer_norm_rule(args, given)
-    need("input", out, frozenset({"f32", "f64"}))
     rest = out.shape[: -len(given["normalized_shape"])]
     kept = TensorType((*rest, *[1] * len(given["normalized_shape"])), out.dtype)
     return [out, kept, kept]
