@@ -76,6 +76,8 @@ def by_hand(fault: str = "") -> Callable[[], str]:
                 dist.all_reduce(net.up.weight.grad)
             if fault == "clears":
                 net.zero_grad()
+            if fault == "clips":
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             return loss
 
         options: dict[str, Any] = {"mesh": {"dp": 2}}
@@ -92,6 +94,10 @@ def by_hand(fault: str = "") -> Callable[[], str]:
         inputs = batch(2, rank)
         if fault == "whole inputs":
             inputs = batch(4)
+        if fault == "clips":
+            _prove_step._called.clear()
+            step = ParallelStep(step, **DATA)  # type: ignore[assignment]
+            return tensure.prove_step(step, inputs, model=model, module=net, **options).values.reason
         if fault == "an input too few":
             return prove(ParallelStep(step, **DATA), inputs[:1], net, **options)
         return prove(ParallelStep(step, **DATA), inputs, net, **options)
@@ -188,7 +194,7 @@ CASES: dict[str, Callable[[], str]] = {
     **{kind: as_it_was(kind) for kind in ("tp", "fsdp", "ddp", "ddp in buckets")},
     **{fault: by_hand(fault) for fault in (
         "", "sum", "warn", "other numbers", "reads", "reads a parameter", "hangs", "clears", "mesh", "never",
-        "whole inputs", "an input too few",
+        "whole inputs", "an input too few", "clips",
     )},
     "uneven fsdp": uneven(),
     "uneven fsdp, one doubled": uneven("doubled"),

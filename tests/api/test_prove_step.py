@@ -36,6 +36,7 @@ SAID = {
     "reads a parameter": r"^UnsupportedError: rank 0, live_cases\.py:\d+: the step reads a value \(tolist\)",
     "hangs": r"^RefutedError: .*deadlock: dp1 waits at all_reduce.*live_cases\.py:\d+",
     "clears": "^InputError: .*leaves no gradients",
+    "clips": r"^the step clips gradients at live_cases\.py:\d+: .* clip outside of the step",
     "mesh": "^InputError: a mesh of dp 3 in a world of 2",
     "never": "^InputError: on_refuted='never'",
     "whole inputs": r"^InputError: rank 0: input 0 of shape \[4, 4\] on rank 0; wanted \[2, 4\]",

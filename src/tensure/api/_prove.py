@@ -112,6 +112,7 @@ def prove(
     from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
+    smaller = None if small is None else _function(small, "small")
     if microbatches is not None:
         parallel = _with_microbatches(parallel, microbatches)
     say("tracing the model")
@@ -142,29 +143,53 @@ def prove(
             is_proved=verdict.status in ("proved", "probable"),
         )
         result = replace(result, replay=replayed)
-    if small is None or result.proof.values.status != "unknown":
+    if smaller is None or result.proof.values.status != "unknown":
         return result
-    tried = prove(
-        parallel,
-        _function(small, "small"),
-        mesh=mesh,
-        optimizer=optimizer,
-        jobs=jobs,
-        replay=replay,
-        stage=lambda words: say(f"{words}, with smaller sizes"),
-        progress=progress,
-    )
+    try:
+        tried = prove(
+            parallel,
+            smaller,
+            mesh=mesh,
+            optimizer=optimizer,
+            jobs=jobs,
+            replay=replay,
+            stage=lambda words: say(f"{words}, with smaller sizes"),
+            progress=progress,
+        )
+    except TensureError as error:  # what was found at the model's own sizes is not lost for it
+        return _further(result, f"with smaller sizes it cannot be traced: {error}")
     return _of_both(result, tried)
 
 
 def _of_both(result: ProofResult, smaller: ProofResult) -> ProofResult:
-    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted."""
-    values, found = result.proof.values, smaller.proof.values
+    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted.
+
+    Unless something is cut evenly at its own sizes and not there, where a right step may be wrong.
+    """
+    from tensure.proving import uneven_cuts
+
+    found = smaller.proof.values
     if found.status != "refuted":
-        told = replace(values, reason=f"{values.reason}; with smaller sizes it is {found.status}")
-        return replace(result, proof=replace(result.proof, values=told))
+        return _further(result, f"with smaller sizes it is {found.status}")
+    even = uneven_cuts(result.plan, result.program)
+    odd = [cut for what, cut in uneven_cuts(smaller.plan, smaller.program).items() if what not in even]
+    if odd:
+        first = odd[0]
+        return _further(
+            result,
+            f"with smaller sizes it is refuted, but there {first.what} is cut into parts of "
+            f"{' and '.join(map(str, first.sizes))}, which with its own sizes are equal, so this tells "
+            f"nothing: choose sizes that are multiples of {first.parts} there",
+        )
     told = replace(found, method=f"{found.method}, with smaller sizes; with its own it is unknown")
     return replace(smaller, proof=replace(smaller.proof, values=told))
+
+
+def _further(result: ProofResult, words: str) -> ProofResult:
+    """An unknown step, and what smaller sizes came to."""
+    values = result.proof.values
+    told = replace(values, reason=f"{values.reason}; {words}")
+    return replace(result, proof=replace(result.proof, values=told))
 
 
 def _standing(mesh: Mapping[str, int], box: Sequence[tuple[int, int]]) -> str:

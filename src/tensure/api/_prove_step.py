@@ -179,11 +179,31 @@ class _Work:
         ranks = [own, *(rank_from_bytes(data, own.captured) for data in others)]
         same_contents(ranks)
         result = prove_plan(plan_of(own.captured, ranks), own.captured.program)
+        if own.clips and result.proof.values.status != "proved":
+            result = _clipped(result, own.clips)
         if self.keep is not None:
             _write(self.keep, result)
         return json.dumps(
             {"proof": format_proof(result.proof).decode(), "outputs": len(result.tensors)}
         ).encode()
+
+
+def _clipped(result: ProofResult, line: str) -> ProofResult:
+    """A step that clips gradients and is not proved: that this may be why."""
+    hint = (
+        f"the step clips gradients at {line}: in a live step they are compared as the step leaves them, with "
+        "those of the model, which are not clipped; clip outside of the step, or prove it with its optimizer "
+        "by tensure.prove(parallel, model, mesh=..., optimizer=...)"
+    )
+    values = result.proof.values
+    if values.counterexample is not None:
+        example = values.counterexample
+        values = dataclasses.replace(
+            values, counterexample=dataclasses.replace(example, step=f"{example.step}; {hint}")
+        )
+    else:
+        values = dataclasses.replace(values, reason=f"{hint}; {values.reason}" if values.reason else hint)
+    return dataclasses.replace(result, proof=dataclasses.replace(result.proof, values=values))
 
 
 def _answer(work: _Work, until: float) -> bytes:
@@ -296,7 +316,8 @@ def _where(proof: Proof) -> str:
         return f"{found.rank}: {found.step}" + (f" ({found.source})" if found.source else "")
     index = ", ".join(map(str, found.index))
     source = f" ({found.source})" if found.source else ""
-    return f"{found.rank}: {found.local} is not {found.claim} at [{index}]; {found.step}{source}"
+    claim = "the model's" if found.claim == found.local else found.claim
+    return f"{found.rank}: {found.local} is not {claim} at [{index}]; {found.step}{source}"
 
 
 def _write(folder: Path, result: ProofResult) -> None:

@@ -30,7 +30,7 @@ from ._calls import check_call
 from ._classes import MAX_TRACED
 from ._collectives import Collectives
 from ._generators import Generators
-from ._given import as_step, gradients, leaves, local_of, returned_by
+from ._given import GRADIENT, as_step, gradients, leaves, local_of, returned_by
 from ._rank import TracedRank
 from ._shadows import Shadows
 from ._sources import Sources, their_errors
@@ -50,6 +50,8 @@ class LiveRank(TracedRank):
 
     contents: dict[str, str] = field(default_factory=dict[str, str])
     """A digest of what each parameter holds here."""
+    clips: str = ""
+    """The line of the step that clips gradients, if one does; not told to other processes."""
     shadows: Shadows | None = None
 
     def observe(self, module: torch.nn.Module, step: Any, inputs: Sequence[torch.Tensor]) -> None:
@@ -97,6 +99,7 @@ class LiveRank(TracedRank):
             tracer = Tracer(self.tape, sources, ranks, generators, shadows=shadows)
             with their_errors(f"the step of rank {self.rank}"), sources.watching(), tracer:
                 returned = returned_by(given.step(*local))
+            self.clips = sources.clips
             self._checked_gradients(module, local)
             self._results(returned, module, local, given)
             self._missing(module, begun)
@@ -149,7 +152,9 @@ class LiveRank(TracedRank):
         return made
 
     def _checked_gradients(self, module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-        if not gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
+        graded = any(label.startswith(GRADIENT) for label in self.captured.shapes)
+        trained = any(tensor.requires_grad for tensor in (*module.parameters(), *inputs))
+        if graded and trained and not gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
             raise InputError(
                 f"the step of rank {self.rank} leaves no gradients",
                 wanted="a step that runs backward, and does not clear gradients at its end",
