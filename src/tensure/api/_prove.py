@@ -18,11 +18,18 @@ from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
-    from tensure.capture import ModelFunction, NamedPlan, OptimizerFunction, ParallelFunction, RankClass
+    from tensure.capture import (
+        Captured,
+        ModelFunction,
+        NamedPlan,
+        OptimizerFunction,
+        ParallelFunction,
+        RankClass,
+    )
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
-__all__ = ["check", "proof_page", "prove", "read_plan"]
+__all__ = ["check", "must_have_gradients", "proof_page", "prove", "read_plan"]
 
 MAX_CERTIFICATE = 1 << 30
 
@@ -124,6 +131,7 @@ def prove(
     say("tracing ranks")
     found: list[RankClass] = []
     traced = capture_parallel(model, parallel, mesh, captured, progress=progress, told=found.extend)
+    must_have_gradients(traced, captured)
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     if not classes:
         classes = [("every rank", "traced by itself")]
@@ -159,6 +167,24 @@ def prove(
     except TensureError as error:  # what was found at the model's own sizes is not lost for it
         return _further(result, f"with smaller sizes it cannot be traced: {error}")
     return _of_both(result, tried)
+
+
+def must_have_gradients(traced: Plan, captured: Captured) -> None:
+    """Refuse a step that leaves no gradient, where the single device's has some: forgotten, not wrong.
+
+    Raises:
+        InputError: says what to do.
+    """
+    outputs = [name.base for entry in captured.program.entries.values() for name in entry.outputs]
+    wanted = {label for label in outputs if label.startswith("grad.")}
+    held = {base for track in traced.tracks.values() for base in (*traced.locals, *track.locals)}
+    if captured.states is None and wanted and wanted.isdisjoint(held):
+        raise InputError(
+            f"the step left no gradients on any rank, where the single device has {len(wanted)}",
+            wanted="a step that calls backward(), and does not clear gradients at its end",
+            next_step="Where an optimizer has used them up, give it too: prove(optimizer=...), or in a "
+            "TrainingStep and a ParallelStep. ParallelStep(module=...) names the module that has them.",
+        )
 
 
 def _of_both(result: ProofResult, smaller: ProofResult) -> ProofResult:

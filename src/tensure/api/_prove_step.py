@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from tensure import errors
 from tensure.errors import InputError, RefutedError, TensureError
 
+from ._prove import must_have_gradients
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
@@ -178,7 +180,9 @@ class _Work:
 
         ranks = [own, *(rank_from_bytes(data, own.captured) for data in others)]
         same_contents(ranks)
-        result = prove_plan(plan_of(own.captured, ranks), own.captured.program)
+        traced = plan_of(own.captured, ranks)
+        must_have_gradients(traced, own.captured)
+        result = prove_plan(traced, own.captured.program)
         if own.clips and result.proof.values.status != "proved":
             result = _clipped(result, own.clips)
         if self.keep is not None:

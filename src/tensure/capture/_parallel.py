@@ -23,7 +23,6 @@ from ._classes import MAX_TRACED, RankClass, classes_of
 from ._coordinate import Reads
 from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
-from ._given import GRADIENT
 from ._microbatch import MICROBATCH
 from ._model import Captured
 from ._places import number_of
@@ -172,7 +171,6 @@ def plan_of(captured: Captured, ranks: Sequence[TracedRank]) -> Plan:
 def _tracks(
     ranks: Sequence[TracedRank], mesh: Mapping[str, int], world: Mapping[str, int]
 ) -> dict[str, Track]:
-    _some_gradients(ranks)
     _lack(ranks)
     _unroot(ranks)
     settled_exchanges(ranks, mesh, world)
@@ -192,7 +190,6 @@ def _by_class(
     boxes: list[Box] = [item.box for item in found]
     samples = [[rank.moved(rank.place) for rank in item.samples] for item in found]
     everyone = [rank for ranks in samples for rank in ranks]
-    _some_gradients(everyone)
     _lack(everyone)
     _unroot(everyone)
     for rank, steps in zip(everyone, even_exchanges([rank.steps for rank in everyone]), strict=True):
@@ -233,20 +230,6 @@ def _orders(ranks: Sequence[TracedRank]) -> tuple[bool, bool]:
                 shapes.setdefault(label, set()).add(part.shape)
     is_uneven = any(len(found) > 1 for found in shapes.values())
     return is_uneven, not is_uneven
-
-
-def _some_gradients(ranks: Sequence[TracedRank]) -> None:
-    """Refuse a step without any gradient, where the single device's has some: forgotten, not wrong."""
-    captured = ranks[0].captured
-    wanted = {str(name) for entry in captured.program.entries.values() for name in entry.outputs}
-    wanted = {label for label in wanted if label.startswith(GRADIENT)}
-    if captured.states is None and wanted and not any(wanted & rank.outputs for rank in ranks):
-        raise InputError(
-            f"the step left no gradients on any rank, where the single device has {len(wanted)}",
-            wanted="a step that calls backward(), and does not clear gradients at its end",
-            next_step="Where an optimizer has used them up, give it too: prove(optimizer=...), or in a "
-            "TrainingStep and a ParallelStep. ParallelStep(module=...) names the module that has them.",
-        )
 
 
 def _lack(ranks: Sequence[TracedRank]) -> None:

@@ -25,7 +25,14 @@ from tensure.program import Attrs
 
 from ._ours import is_ours
 
-__all__ = ["OPTIMIZER_WANTED", "Sources", "asked_by_distributed", "optimizer_line", "their_errors"]
+__all__ = [
+    "OPTIMIZER_WANTED",
+    "Sources",
+    "asked_by_distributed",
+    "only_shapes_asked",
+    "optimizer_line",
+    "their_errors",
+]
 
 OPTIMIZER_WANTED: Final = "an optimizer whose course does not depend on values"
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
@@ -47,6 +54,7 @@ _READ: Final = re.compile(
 """What torch says where a tensor without bytes, or a distributed one, is to be shown."""
 _BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
 _OPTIMIZERS: Final = os.path.join(_TORCH, "optim") + os.sep
+_PROPAGATION: Final = os.path.join(_DISTRIBUTED, "tensor", "_sharding_prop.py")
 _CLIPPING: Final = os.path.join(_TORCH, "nn", "utils", "clip_grad.py")
 
 
@@ -131,6 +139,19 @@ def asked_by_distributed() -> bool:
     ):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
+
+
+def only_shapes_asked() -> bool:
+    """Whether DTensor calls what is dispatched now to know its result's shape: nothing is drawn then."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path == _PROPAGATION:
+            return True
+        if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
+            return False
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

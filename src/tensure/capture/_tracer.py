@@ -32,7 +32,7 @@ from ._group_calls import call_group
 from ._literal import written_down
 from ._random import drawn
 from ._shadows import Shadows
-from ._sources import OPTIMIZER_WANTED, Sources, asked_by_distributed, optimizer_line
+from ._sources import OPTIMIZER_WANTED, Sources, asked_by_distributed, only_shapes_asked, optimizer_line
 from ._tape import ALIASES, Tape, View
 
 __all__ = ["Tracer"]
@@ -132,6 +132,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.tape.draw(item, note)
                 self.generators.take(word, item.numel(), item.dtype, kwargs.get("generator"))
             return result
+        if is_random and only_shapes_asked():
+            return func(*args, **kwargs)
         if is_random:
             return drawn(self, func, args, kwargs, note)
         if word == "_local_scalar_dense":
