@@ -43,6 +43,12 @@ SAID = {
     "an input too few": "^InputError: rank 0: 1 inputs of the step; wanted 2",
     "uneven fsdp": "^proved$",
     "uneven fsdp, one doubled": r"^RefutedError: .*dp1: .*grad\.up\.weight",
+    **dict.fromkeys(("dropping", "dropping restored", "dropping recomputed", "dropping whole"), "^proved$"),
+    "dropping alike": r"^RefutedError: .*draws the same numbers as .*live_cases\.py:\d+",
+    "dropping alike later": r"^RefutedError: .*draws the same numbers as .*live_cases\.py:\d+",
+    "dropping further": r"^UnsupportedError: random numbers of rank 1 from a generator of seed 3 that is",
+    "dropping recomputed otherwise": r"^RefutedError: .*draws other numbers than .*live_cases\.py:\d+",
+    "dropping whole, each its own": r"^RefutedError: .*draws other numbers than .*live_cases\.py:\d+",
     "twice": r"^InputError: a second call of tensure\.prove_step",
 }
 """What both ranks are told, by case of `live_cases`."""

@@ -175,11 +175,12 @@ class _Work:
 
     def _proved(self, own: LiveRank, others: Sequence[bytes]) -> bytes:
         from tensure.bundle import format_proof
-        from tensure.capture import plan_of, rank_from_bytes, same_contents
+        from tensure.capture import one_state_a_seed, plan_of, rank_from_bytes, same_contents
         from tensure.proving import prove_plan
 
         ranks = [own, *(rank_from_bytes(data, own.captured) for data in others)]
         same_contents(ranks)
+        one_state_a_seed(ranks)
         traced = plan_of(own.captured, ranks)
         must_have_gradients(traced, own.captured)
         result = prove_plan(traced, own.captured.program)
@@ -318,10 +319,10 @@ def _where(proof: Proof) -> str:
     assert found is not None
     if not found.claim:
         return f"{found.rank}: {found.step}" + (f" ({found.source})" if found.source else "")
-    index = ", ".join(map(str, found.index))
+    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     source = f" ({found.source})" if found.source else ""
     claim = "the model's" if found.claim == found.local else found.claim
-    return f"{found.rank}: {found.local} is not {claim} at [{index}]; {found.step}{source}"
+    return f"{found.rank}: {found.local} is not {claim}{at}; {found.step}{source}"
 
 
 def _write(folder: Path, result: ProofResult) -> None:

@@ -2,7 +2,7 @@ from ._beside import Beside
 from ._classes import RankClass
 from ._compact import compacted
 from ._exchange import Exchange
-from ._live import LiveRank, live_mesh, same_contents, without_bytes
+from ._live import LiveRank, live_mesh, one_state_a_seed, same_contents, without_bytes
 from ._live_text import rank_from_bytes, rank_to_bytes
 from ._model import Captured, capture_model
 from ._named import MODELS, NAMED_PLANS, NamedPlan, named_plan
@@ -42,6 +42,7 @@ __all__ = [
     "compacted",
     "live_mesh",
     "named_plan",
+    "one_state_a_seed",
     "plan_of",
     "rank_from_bytes",
     "rank_to_bytes",

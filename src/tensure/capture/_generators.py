@@ -68,9 +68,15 @@ class Generators:
 
     Args:
         refusal: why no numbers may be drawn now; empty where they may.
+        is_live: of a process that has drawn before, nobody saw what: states that are there are taken for
+            what they are. Two of one seed are one, or nothing is known of what they have in common: `bases`
+            says which there are, and whoever puts ranks together must see that each seed has one.
     """
 
     refusal: str = ""
+    is_live: bool = False
+    bases: dict[int, set[str]] = field(default_factory=dict[int, set[str]])
+    """By seed: from which states numbers were drawn that were there before; empty: as just seeded."""
     _known: dict[bytes, State] = field(default_factory=dict[bytes, State])
     _touched: list[tuple[torch.Generator, torch.Tensor]] = field(
         default_factory=list[tuple[torch.Generator, torch.Tensor]]
@@ -176,7 +182,14 @@ class Generators:
                     "random numbers that were drawn where nothing is traced, or by a state of another trace",
                     wanted="draws by tensors of the model, the parallel function and the step alone",
                 )
-            if key != _digest(torch.Generator().manual_seed(seed)):
+            is_fresh = key == _digest(torch.Generator().manual_seed(seed))
+            if self.is_live:
+                seed &= 0xFFFFFFFF  # the processor's generator looks at no more of it
+                base = "" if is_fresh else key.hex()
+                self.bases.setdefault(seed, set()).add(base)
+                self._known[key] = State(seed, 0, base)
+                return self._known[key]
+            if not is_fresh:
                 raise UnsupportedError(
                     f"a generator of seed {seed} of which numbers were drawn before",
                     wanted="generators that are seeded and then drawn from where the trace sees it",

@@ -126,6 +126,7 @@ class Turns:
     def _of(self, one: State, other: State) -> _Going | None:
         """How two draws in the same place go on; None if they are the same in every micro-batch."""
         before, between, after = self._states
+        found: _Going | None = None
         for path, begun in before.items():
             then, end = between.get(path), after.get(path)
             if not isinstance(begun, State) or not isinstance(then, State):
@@ -139,7 +140,9 @@ class Turns:
                     f"random numbers from a state ({path}) that goes on otherwise in a second micro-batch",
                     wanted=_WANTED,
                 )
-            return _Going(begun, on, within) if on else None
+            found = found or _Going(begun, on, within)
+        if found is not None:
+            return found if found.on else None
         if one == other:
             return None
         raise UnsupportedError(

@@ -318,12 +318,12 @@ def _code(verdict: Verdict, accept: float | None) -> int:
 def _why(verdict: Verdict) -> str:
     example = verdict.counterexample
     if example is not None:
-        index = ", ".join(map(str, example.index))
+        at = f" at [{', '.join(map(str, example.index))}]" if example.index else ""
         source = f" ({example.source})" if example.source else ""
         if not example.claim:  # a hang is no wrong value
             return f"\n  {example.rank}: {example.step}{source}"
         claim = "the model's" if example.claim == example.local else example.claim
-        found = f"{example.rank}: {example.local} is not {claim} at [{index}]"
+        found = f"{example.rank}: {example.local} is not {claim}{at}"
         return f"\n  {found}\n  {example.step}{source}"
     if verdict.error is not None:
         return f", wrong with a chance below {verdict.error:.1e}"
