@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 import tensure
-from tensure.bundle import Plan
+from tensure.bundle import Plan, format_plan, parse_plan, plan_digest
+from tensure.bundle._json import canonical_json
 from tensure.capture import ParallelStep, capture_model, capture_parallel
 from tensure.errors import UnsupportedError
 from tensure.program import Op, evaluate
+from tensure.proving import check_certificate
 
 from .random_steps import Tracker
 
@@ -252,17 +256,18 @@ def swapped(net: Any, rank: int) -> None:
     net.drop = drop
 
 
-def from_a_list(net: Any, rank: int) -> None:
+def from_a_list(net: Any, rank: int, *, hidden: bool = False) -> None:
     """States that were saved beforehand, as if one went on from the other: the third is the first again."""
     own, states = torch.Generator().manual_seed(10 + rank), list[Tensor]()
     for _ in range(2):
         states.append(own.get_state())
         torch.empty(2, 6).bernoulli_(0.75, generator=own)
     states.append(states[0])
+    following = iter(states * 9)  # nobody sees what an iterator holds
 
     def drop(x: Tensor) -> Tensor:
         kept = torch.get_rng_state()
-        torch.set_rng_state(states.pop(0))
+        torch.set_rng_state(next(following) if hidden else states.pop(0))
         try:
             return Plain.drop(net, x)
         finally:
@@ -286,11 +291,15 @@ def drawing_more(net: Any, rank: int) -> None:
     [
         (accumulated(change=swapped), "goes on otherwise in a second micro-batch"),
         (accumulated(change=from_a_list), "a second micro-batch is not as the first"),
+        (
+            accumulated(change=lambda net, rank: from_a_list(net, rank, hidden=True)),
+            "that go on from nothing the micro-batch can reach",
+        ),
         (accumulated(change=drawing_more), "micro-batch"),
         (accumulated(by_index=lambda rank, index: None), "each told its number"),
         (accumulated(after=lambda: torch.rand(3)), "after the last micro-batch that draws none"),
     ],
-    ids=["swapped", "from a list", "drawing more", "told its number", "after the last"],
+    ids=["swapped", "from a list", "from an iterator", "drawing more", "told its number", "after the last"],
 )
 def test_what_cannot_be_told_is_refused_by_name(parallel: Any, says: str) -> None:
     with pytest.raises(tensure.TensureError, match=says):
@@ -363,3 +372,29 @@ def test_reading_a_state_that_nobody_made_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="of which numbers were drawn before"):
         verdict(accumulated(change=use), Plain)
+
+
+# --- a false certificate ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (lambda by: 0, "numbers that stand for others elsewhere"),
+        (lambda by: by - 1, "that are and are not the same"),
+        (lambda by: by // 2, "that are and are not the same"),
+    ],
+    ids=["the same", "one less", "half as many"],
+)
+def test_the_checker_holds_micro_batches_apart(other: Callable[[int], int], says: str) -> None:
+    """The certificate of the right plan, for one whose micro-batches draw what another one draws."""
+    found = tensure.prove(accumulated(count=2), model(rows=12), mesh={"dp": 2})
+    assert found.certificate is not None
+    text = format_plan(found.plan)
+    first = re.search(r"start=mb\*(\d+)\+(\d+)", text)
+    assert first is not None
+    made = parse_plan(text.replace(first[0], f"start=mb*{other(int(first[1]))}+{first[2]}", 1))
+    row = json.loads(found.certificate)
+    row["plan"] = plan_digest(made)
+    report = check_certificate(canonical_json(row), made, found.program)
+    assert not report.accepted and says in report.reason, report
