@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import tensure
 from tensure.api import _prove_step
@@ -76,6 +77,8 @@ def by_hand(fault: str = "") -> Callable[[], str]:
                 dist.all_reduce(net.up.weight.grad)
             if fault == "clears":
                 net.zero_grad()
+            if fault == "clips":
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             return loss
 
         options: dict[str, Any] = {"mesh": {"dp": 2}}
@@ -92,6 +95,10 @@ def by_hand(fault: str = "") -> Callable[[], str]:
         inputs = batch(2, rank)
         if fault == "whole inputs":
             inputs = batch(4)
+        if fault == "clips":
+            _prove_step._called.clear()
+            step = ParallelStep(step, **DATA)  # type: ignore[assignment]
+            return tensure.prove_step(step, inputs, model=model, module=net, **options).values.reason
         if fault == "an input too few":
             return prove(ParallelStep(step, **DATA), inputs[:1], net, **options)
         return prove(ParallelStep(step, **DATA), inputs, net, **options)
@@ -177,6 +184,68 @@ def uneven(fault: str = "") -> Callable[[], str]:
     return case
 
 
+class Dropping(Net):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.dropout(torch.relu(self.up(x)), 0.25)
+        return (nn.functional.dropout(self.down(hidden), 0.5) - y).pow(2).mean()
+
+
+def dropping(fault: str = "") -> Callable[[], str]:
+    """Replicas that drop, each its own rows, from generators that have drawn before."""
+
+    def case() -> str:
+        rank, net = dist.get_rank(), Dropping()
+        torch.manual_seed(3 if fault in ("alike", "further") else 3 + rank)
+        torch.rand(5 + (fault == "further" and rank))
+        own = torch.Generator().manual_seed(7 + rank)
+        torch.rand(3, generator=own)
+        before = torch.get_rng_state()
+
+        def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            if fault == "restored":
+                torch.set_rng_state(before)
+            return net(x, y)  # type: ignore[no-any-return]
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            if fault == "alike later":
+                torch.manual_seed(11)
+            if fault.startswith("recomputed"):
+                kept = fault == "recomputed"
+                loss = checkpoint(net, x, y, use_reentrant=False, preserve_rng_state=kept)
+            else:
+                loss = forward(x, y)
+            loss.backward()
+            for weight in net.parameters():
+                assert weight.grad is not None
+                dist.all_reduce(weight.grad)
+                weight.grad /= 2
+            return loss  # type: ignore[no-any-return]
+
+        options: dict[str, Any] = {"model": lambda: (Dropping(), batch(4)), "mesh": {"dp": 2}}
+        found = prove(ParallelStep(step, **DATA), batch(2, rank), net, **options)
+        return found if torch.equal(before, torch.get_rng_state()) else "other numbers are drawn afterwards"
+
+    return case
+
+
+def dropping_whole(fault: str = "") -> Callable[[], str]:
+    """Tensor-parallel ranks that drop of what both hold whole."""
+
+    def case() -> str:
+        mesh, net = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",)), DroppingOut()
+        parallelize_module(net, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        if fault:
+            torch.manual_seed(5 + dist.get_rank())
+        return prove(None, batch(4), net, model=lambda: (DroppingOut(), batch(4)), mesh=mesh)
+
+    return case
+
+
+class DroppingOut(Net):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (nn.functional.dropout(self.down(torch.relu(self.up(x))), 0.5) - y).pow(2).mean()
+
+
 def twice() -> str:
     case = by_hand()
     case()
@@ -188,10 +257,15 @@ CASES: dict[str, Callable[[], str]] = {
     **{kind: as_it_was(kind) for kind in ("tp", "fsdp", "ddp", "ddp in buckets")},
     **{fault: by_hand(fault) for fault in (
         "", "sum", "warn", "other numbers", "reads", "reads a parameter", "hangs", "clears", "mesh", "never",
-        "whole inputs", "an input too few",
+        "whole inputs", "an input too few", "clips",
     )},
     "uneven fsdp": uneven(),
     "uneven fsdp, one doubled": uneven("doubled"),
+    **{f"dropping {fault}".strip(): dropping(fault) for fault in (
+        "", "alike", "alike later", "further", "restored", "recomputed", "recomputed otherwise",
+    )},
+    "dropping whole": dropping_whole(),
+    "dropping whole, each its own": dropping_whole("own"),
     "twice": twice,
     "one comes": by_hand("one comes"),  # the last: the other rank does not hear of it
 }  # fmt: skip

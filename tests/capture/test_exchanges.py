@@ -165,4 +165,4 @@ def test_a_rank_without_rows_for_others_is_waited_for() -> None:
     assert result.proof.values.status == "refuted"
     example = result.proof.values.counterexample
     assert example is not None and not example.claim, example
-    assert "test_exchanges.py" in example.source and "another with all_gather" in example.step, example
+    assert "test_exchanges.py" in example.source and "ep1: all_gather along dim 0" in example.step, example

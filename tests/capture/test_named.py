@@ -6,6 +6,8 @@ Sizes are small and differ from one another; as at full size, a latent is a mult
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +201,16 @@ def test_a_layer_at_the_border_of_two_stages_that_both_have_is_refuted(
 
     monkeypatch.setattr(_parallel, "layers_of", wide)
     assert status(small(name, pp=2)) == "refuted"
+
+
+def test_a_misspelt_name_is_refused_without_torch() -> None:
+    """Before seconds go by importing it."""
+    code = (
+        "import sys; sys.modules['torch'] = None\nimport tensure\n"
+        "try:\n    tensure.prove('llama3-8x@dp2')\nexcept tensure.TensureError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "model 'llama3-8x'; wanted one of llama3-8b" in done.stdout
+    assert done.stdout.strip().endswith("llama3-8b@dp2 is one."), done.stdout

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
 from tensure.capture import ParallelStep, capture_model, capture_parallel
@@ -250,17 +250,23 @@ def test_distributed_tensors_draw_their_shard(placement: Any, offset: str) -> No
     assert str(found[0]["offset"]) == offset and found[0]["extent"] == 128
 
 
-def test_a_loop_over_micro_batches_may_not_draw() -> None:
+def test_micro_batches_go_on_where_the_one_before_ended() -> None:
     def parallel(net: Any, mesh: Any) -> ParallelStep:
         def microbatch(x: Tensor) -> Tensor:
             loss: Tensor = net(x)
             loss.backward()
             return loss
 
-        return ParallelStep(lambda: None, microbatch=microbatch, microbatches=2, inputs=[{"mb": Shard(0)}])
+        return ParallelStep(
+            lambda: None,
+            microbatch=microbatch,
+            microbatches=2,
+            inputs=[{"mb": Shard(0)}],
+            outputs=[{"mb": Partial()}],
+        )
 
-    with pytest.raises(UnsupportedError, match="random numbers"):
-        of_ranks(parallel, {"dp": 2})
+    (found,) = of_ranks(parallel, {"dp": 2})  # after the numbers of parameters and inputs
+    assert str(found[0]["start"]) == "mb*64+96" and found[0]["extent"] == 64 and found[0]["after"]
 
 
 @contextmanager

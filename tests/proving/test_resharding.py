@@ -270,6 +270,40 @@ def test_plain_parts_under_one_name_are_lost_but_for_one() -> None:
     assert found.counterexample.local == "loaded.w"
 
 
+VALUES = [torch.ones(3), torch.ones(3), torch.zeros(3)]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (lambda rank: torch.tensor(rank), "holds other numbers on rank 1 than on rank 0"),
+        (lambda rank: VALUES[rank], "holds other numbers on rank 2 than on rank 0"),
+        (lambda rank: torch.randn(6, 4).chunk(3)[rank], "is another part of a larger tensor on rank 1"),
+        (lambda rank: torch.nn.Parameter(torch.randn(6, 4).chunk(3)[rank]), "is another part of a larger"),
+    ],
+    ids=["numbers", "tensors with bytes", "slices", "parameters of slices"],
+)
+def test_plain_tensors_that_differ_between_ranks_are_named(tensor: Any, says: str) -> None:
+    def state(mesh: Any) -> Any:
+        return {"w": tensor(mesh.get_local_rank("tp"))}
+
+    with pytest.raises(InputError, match=f"^w, a plain tensor, {says}"):
+        tensure.prove_resharding(state, state, saved_mesh={"tp": 3}, mesh={"tp": 3})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [lambda rank: torch.tensor(7), lambda rank: VALUES[rank % 2], lambda rank: torch.randn(6, 4)[2:4]],
+    ids=["a number", "tensors with bytes", "one slice"],
+)
+def test_plain_tensors_that_are_one_are_proved(tensor: Any) -> None:
+    def state(mesh: Any) -> Any:
+        return {"w": tensor(mesh.get_local_rank("tp"))}
+
+    found = tensure.prove_resharding(state, state, saved_mesh={"tp": 3}, mesh={"tp": 3}).proof.values
+    assert found.status == "proved", found
+
+
 # --- a checkpoint that is there -----------------------------------------------------------------------
 
 

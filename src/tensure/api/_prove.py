@@ -18,11 +18,18 @@ from ._paths import as_path
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
-    from tensure.capture import ModelFunction, NamedPlan, OptimizerFunction, ParallelFunction, RankClass
+    from tensure.capture import (
+        Captured,
+        ModelFunction,
+        NamedPlan,
+        OptimizerFunction,
+        ParallelFunction,
+        RankClass,
+    )
     from tensure.program import Model, Program
     from tensure.proving import CheckReport, ProofResult
 
-__all__ = ["check", "proof_page", "prove", "read_plan"]
+__all__ = ["check", "must_have_gradients", "proof_page", "prove", "read_plan"]
 
 MAX_CERTIFICATE = 1 << 30
 
@@ -113,6 +120,7 @@ def prove(
     from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
+    smaller = None if small is None else _function(small, "small")
     if microbatches is not None:
         parallel = _with_microbatches(parallel, microbatches)
     say("tracing the model")
@@ -126,6 +134,7 @@ def prove(
     traced = capture_parallel(
         model, parallel, mesh, captured, jobs=jobs, progress=progress, told=found.extend
     )
+    must_have_gradients(traced, captured)
     classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     if not classes:
         classes = [("every rank", "traced by itself")]
@@ -145,29 +154,71 @@ def prove(
             is_proved=verdict.status in ("proved", "probable"),
         )
         result = replace(result, replay=replayed)
-    if small is None or result.proof.values.status != "unknown":
+    if smaller is None or result.proof.values.status != "unknown":
         return result
-    tried = prove(
-        parallel,
-        _function(small, "small"),
-        mesh=mesh,
-        optimizer=optimizer,
-        jobs=jobs,
-        replay=replay,
-        stage=lambda words: say(f"{words}, with smaller sizes"),
-        progress=progress,
-    )
+    try:
+        tried = prove(
+            parallel,
+            smaller,
+            mesh=mesh,
+            optimizer=optimizer,
+            jobs=jobs,
+            replay=replay,
+            stage=lambda words: say(f"{words}, with smaller sizes"),
+            progress=progress,
+        )
+    except TensureError as error:  # what was found at the model's own sizes is not lost for it
+        return _further(result, f"with smaller sizes it cannot be traced: {error}")
     return _of_both(result, tried)
 
 
+def must_have_gradients(traced: Plan, captured: Captured) -> None:
+    """Refuse a step that leaves no gradient, where the single device's has some: forgotten, not wrong.
+
+    Raises:
+        InputError: says what to do.
+    """
+    outputs = [name.base for entry in captured.program.entries.values() for name in entry.outputs]
+    wanted = {label for label in outputs if label.startswith("grad.")}
+    held = {base for track in traced.tracks.values() for base in (*traced.locals, *track.locals)}
+    if captured.states is None and wanted and wanted.isdisjoint(held):
+        raise InputError(
+            f"the step left no gradients on any rank, where the single device has {len(wanted)}",
+            wanted="a step that calls backward(), and does not clear gradients at its end",
+            next_step="Where an optimizer has used them up, give it too: prove(optimizer=...), or in a "
+            "TrainingStep and a ParallelStep. ParallelStep(module=...) names the module that has them.",
+        )
+
+
 def _of_both(result: ProofResult, smaller: ProofResult) -> ProofResult:
-    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted."""
-    values, found = result.proof.values, smaller.proof.values
+    """What is unknown of a step, and what was found of it at smaller sizes: refuted there is refuted.
+
+    Unless something is cut evenly at its own sizes and not there, where a right step may be wrong.
+    """
+    from tensure.proving import uneven_cuts
+
+    found = smaller.proof.values
     if found.status != "refuted":
-        told = replace(values, reason=f"{values.reason}; with smaller sizes it is {found.status}")
-        return replace(result, proof=replace(result.proof, values=told))
+        return _further(result, f"with smaller sizes it is {found.status}")
+    even = uneven_cuts(result.plan, result.program)
+    odd = [cut for what, cut in uneven_cuts(smaller.plan, smaller.program).items() if what not in even]
+    if odd:
+        first = odd[0]
+        return _further(
+            result,
+            f"with smaller sizes it is refuted, but there {first.what} is cut into parts of "
+            f"{' and '.join(map(str, first.sizes))}, which with its own sizes are equal, so this tells "
+            f"nothing: choose sizes that are multiples of {first.parts} there",
+        )
     told = replace(found, method=f"{found.method}, with smaller sizes; with its own it is unknown")
     return replace(smaller, proof=replace(smaller.proof, values=told))
+
+
+def _further(result: ProofResult, words: str) -> ProofResult:
+    """An unknown step, and what smaller sizes came to."""
+    values = result.proof.values
+    told = replace(values, reason=f"{values.reason}; {words}")
+    return replace(result, proof=replace(result.proof, values=told))
 
 
 def _standing(mesh: Mapping[str, int], box: Sequence[tuple[int, int]]) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from tensure import errors
 from tensure.errors import InputError, RefutedError, TensureError
 
+from ._prove import must_have_gradients
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
@@ -176,12 +178,17 @@ class _Work:
 
     def _proved(self, own: LiveRank, others: Sequence[bytes]) -> bytes:
         from tensure.bundle import format_proof
-        from tensure.capture import plan_of, rank_from_bytes, same_contents
+        from tensure.capture import one_state_a_seed, plan_of, rank_from_bytes, same_contents
         from tensure.proving import prove_plan
 
         ranks = [own, *(rank_from_bytes(data, own.captured) for data in others)]
         same_contents(ranks)
-        result = prove_plan(plan_of(own.captured, ranks), own.captured.program, jobs=self.jobs)
+        one_state_a_seed(ranks)
+        traced = plan_of(own.captured, ranks)
+        must_have_gradients(traced, own.captured)
+        result = prove_plan(traced, own.captured.program, jobs=self.jobs)
+        if own.clips and result.proof.values.status != "proved":
+            result = _clipped(result, own.clips)
         if self.keep is not None:
             _write(self.keep, result)
         return json.dumps(
@@ -191,6 +198,24 @@ class _Work:
                 "numerics": result.numerics,
             }
         ).encode()
+
+
+def _clipped(result: ProofResult, line: str) -> ProofResult:
+    """A step that clips gradients and is not proved: that this may be why."""
+    hint = (
+        f"the step clips gradients at {line}: in a live step they are compared as the step leaves them, with "
+        "those of the model, which are not clipped; clip outside of the step, or prove it with its optimizer "
+        "by tensure.prove(parallel, model, mesh=..., optimizer=...)"
+    )
+    values = result.proof.values
+    if values.counterexample is not None:
+        example = values.counterexample
+        values = dataclasses.replace(
+            values, counterexample=dataclasses.replace(example, step=f"{example.step}; {hint}")
+        )
+    else:
+        values = dataclasses.replace(values, reason=f"{hint}; {values.reason}" if values.reason else hint)
+    return dataclasses.replace(result, proof=dataclasses.replace(result.proof, values=values))
 
 
 def _answer(work: _Work, until: float) -> bytes:
@@ -301,9 +326,10 @@ def _where(proof: Proof) -> str:
     assert found is not None
     if not found.claim:
         return f"{found.rank}: {found.step}" + (f" ({found.source})" if found.source else "")
-    index = ", ".join(map(str, found.index))
+    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     source = f" ({found.source})" if found.source else ""
-    return f"{found.rank}: {found.local} is not {found.claim} at [{index}]; {found.step}{source}"
+    claim = "the model's" if found.claim == found.local else found.claim
+    return f"{found.rank}: {found.local} is not {claim}{at}; {found.step}{source}"
 
 
 def _write(folder: Path, result: ProofResult) -> None:

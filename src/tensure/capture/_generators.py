@@ -25,7 +25,7 @@ from tensure.errors import UnsupportedError
 
 from ._coordinate import is_coordinate
 
-__all__ = ["Draw", "Generators", "counted_draws", "own_generators"]
+__all__ = ["Draw", "Generators", "State", "counted_draws", "own_generators"]
 
 _SYNCHRONIZED: Final = 0x73796E63
 """Stands for the seed of the state that a distributed tensor's first draw takes from rank 0."""
@@ -54,7 +54,9 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class State:
+    """How far along a generator is: its seed, how many numbers were drawn since, a digest of the draws."""
+
     seed: int
     start: int = 0
     after: str = ""
@@ -66,14 +68,26 @@ class Generators:
 
     Args:
         refusal: why no numbers may be drawn now; empty where they may.
+        is_live: of a process that has drawn before, nobody saw what: states that are there are taken for
+            what they are. Two of one seed are one, or nothing is known of what they have in common: `bases`
+            says which there are, and whoever puts ranks together must see that each seed has one.
     """
 
     refusal: str = ""
-    _known: dict[bytes, _State] = field(default_factory=dict[bytes, _State])
+    is_live: bool = False
+    bases: dict[int, set[str]] = field(default_factory=dict[int, set[str]])
+    """By seed: from which states numbers were drawn that were there before; empty: as just seeded."""
+    _known: dict[bytes, State] = field(default_factory=dict[bytes, State])
     _touched: list[tuple[torch.Generator, torch.Tensor]] = field(
         default_factory=list[tuple[torch.Generator, torch.Tensor]]
     )
     """Generators besides torch's own that were drawn from, and the state that each had before."""
+    log: list[State] | None = None
+    """While it is kept: the state before each draw, in order."""
+    synchronized_at: int | None = None
+    """How many draws the log had when ranks were given one state."""
+    _parents: dict[State, tuple[State, str, int]] = field(default_factory=dict[State, tuple[State, str, int]])
+    """From which state, and by which draw of how many numbers, a state came to be."""
     _region: tuple[int, int] | None = None
     """Of a distributed tensor's draw: where its shard begins, and the extent of all."""
 
@@ -97,14 +111,50 @@ class Generators:
                 wanted="shards of at least 4 numbers, for torch rounds where they begin up to 4",
             )
         now = self._state(found)
+        if self.log is not None:
+            self.log.append(now)
         text = f"{now.after} {law} {dtype} {extent}"
         after = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        self._put(found, _State(now.seed, now.start + extent, after))
+        then = State(now.seed, now.start + extent, after)
+        self._parents.setdefault(then, (now, f"{law} {dtype}", extent))
+        self._put(found, then)
         return Draw(now.seed, now.start, now.after, offset, extent)
 
     def synchronize(self) -> None:
         """Give all ranks one state, as rank 0's sent to all does."""
-        self._put(torch.default_generator, _State(_SYNCHRONIZED))
+        if self.log is not None and self.synchronized_at is None:
+            self.synchronized_at = len(self.log)
+        self._put(torch.default_generator, self.state_synchronized())
+
+    def state_synchronized(self) -> State:
+        """The state that `synchronize` gives."""
+        return State(_SYNCHRONIZED)
+
+    def seen(self, held: torch.Generator | torch.Tensor) -> State | bytes:
+        """The state of a generator, or one that is saved; a digest of it if nothing here made it."""
+        if isinstance(held, torch.Generator):
+            generator = held
+        else:
+            with unset_fake_temporarily(), _disable_current_modes():
+                generator = torch.Generator()
+                try:
+                    generator.set_state(held)
+                except (RuntimeError, TypeError):
+                    return b"no state"
+        try:
+            return self._state(generator)
+        except UnsupportedError:
+            return _digest(generator)
+
+    def since(self, state: State, later: State) -> tuple[tuple[str, int], ...] | None:
+        """What was drawn from one state to a later one, in order; None if it does not lead there."""
+        found: list[tuple[str, int]] = []
+        while later != state:
+            if later not in self._parents or later.start < state.start:
+                return None
+            later, law, extent = self._parents[later]
+            found.append((law, extent))
+        return tuple(reversed(found))
 
     @contextlib.contextmanager
     def shard(self, offset: int, extent: int) -> Iterator[None]:
@@ -124,7 +174,7 @@ class Generators:
             generator, state = self._touched.pop()
             generator.set_state(state)
 
-    def _state(self, generator: torch.Generator) -> _State:
+    def _state(self, generator: torch.Generator) -> State:
         key, seed = _digest(generator), generator.initial_seed()
         if key not in self._known:
             if seed in _MADE:
@@ -132,15 +182,22 @@ class Generators:
                     "random numbers that were drawn where nothing is traced, or by a state of another trace",
                     wanted="draws by tensors of the model, the parallel function and the step alone",
                 )
-            if key != _digest(torch.Generator().manual_seed(seed)):
+            is_fresh = key == _digest(torch.Generator().manual_seed(seed))
+            if self.is_live:
+                seed &= 0xFFFFFFFF  # the processor's generator looks at no more of it
+                base = "" if is_fresh else key.hex()
+                self.bases.setdefault(seed, set()).add(base)
+                self._known[key] = State(seed, 0, base)
+                return self._known[key]
+            if not is_fresh:
                 raise UnsupportedError(
                     f"a generator of seed {seed} of which numbers were drawn before",
                     wanted="generators that are seeded and then drawn from where the trace sees it",
                 )
-            self._known[key] = _State(seed - (1 << 64) if seed >= 1 << 63 else seed)
+            self._known[key] = State(seed - (1 << 64) if seed >= 1 << 63 else seed)
         return self._known[key]
 
-    def _put(self, generator: torch.Generator, state: _State) -> None:
+    def _put(self, generator: torch.Generator, state: State) -> None:
         if generator is not torch.default_generator and all(generator is not one for one, _ in self._touched):
             with unset_fake_temporarily(), _disable_current_modes():
                 self._touched.append((generator, generator.get_state()))

@@ -18,6 +18,7 @@ from ._sources import their_errors
 from ._step import ModelFunction, ParallelStep, TrainingStep
 
 __all__ = [
+    "GRADIENT",
     "as_step",
     "axes_of",
     "built",
@@ -28,6 +29,10 @@ __all__ = [
     "returned_by",
     "run_backward",
 ]
+
+
+GRADIENT: Final = "grad."
+"""Begins the names of gradients."""
 
 
 def built(model: ModelFunction) -> TrainingStep:

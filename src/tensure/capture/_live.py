@@ -29,7 +29,7 @@ from ._calls import check_call
 from ._classes import MAX_TRACED
 from ._collectives import Collectives
 from ._generators import Generators
-from ._given import as_step, gradients, leaves, local_of, returned_by
+from ._given import GRADIENT, as_step, gradients, leaves, local_of, returned_by
 from ._rank import TracedRank
 from ._shadows import Shadows
 from ._sources import Sources, their_errors
@@ -37,7 +37,7 @@ from ._step import ModelFunction, ParallelStep, TrainingStep
 from ._tracer import Tracer
 from ._world import live_rank
 
-__all__ = ["LiveRank", "live_mesh", "same_contents", "without_bytes"]
+__all__ = ["LiveRank", "live_mesh", "one_state_a_seed", "same_contents", "without_bytes"]
 
 WORLD = "world"
 """The axis of all ranks, where the caller names none."""
@@ -49,6 +49,10 @@ class LiveRank(TracedRank):
 
     contents: dict[str, str] = field(default_factory=dict[str, str])
     """A digest of what each parameter holds here."""
+    bases: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    """By seed, the states of generators that numbers were drawn from."""
+    clips: str = ""
+    """The line of the step that clips gradients, if one does; not told to other processes."""
     shadows: Shadows | None = None
 
     def observe(self, module: torch.nn.Module, step: Any, inputs: Sequence[torch.Tensor]) -> None:
@@ -89,13 +93,12 @@ class LiveRank(TracedRank):
             check_call("the step", given.step, dict(zip(self.captured.inputs, local, strict=True)))
             begun = len(self.tape.steps)
             sources = Sources(module)
-            # what a live generator has drawn since it was seeded is not known
-            generators = Generators(
-                refusal="a step of a live process that draws none (eval(), or dropout of 0)"
-            )
+            generators = Generators(is_live=True)
             tracer = Tracer(self.tape, sources, ranks, generators, shadows=shadows)
             with their_errors(f"the step of rank {self.rank}"), sources.watching(), tracer:
                 returned = returned_by(given.step(*local))
+            self.clips = sources.clips
+            self.bases = {seed: sorted(found) for seed, found in generators.bases.items()}
             self._checked_gradients(module, local)
             self._results(returned, module, local, given)
             self._missing(module, begun)
@@ -148,7 +151,9 @@ class LiveRank(TracedRank):
         return made
 
     def _checked_gradients(self, module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-        if not gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
+        graded = any(label.startswith(GRADIENT) for label in self.captured.shapes)
+        trained = any(tensor.requires_grad for tensor in (*module.parameters(), *inputs))
+        if graded and trained and not gradients(module, dict(zip(self.captured.inputs, inputs, strict=True))):
             raise InputError(
                 f"the step of rank {self.rank} leaves no gradients",
                 wanted="a step that runs backward, and does not clear gradients at its end",
@@ -216,6 +221,29 @@ def same_contents(ranks: Sequence[LiveRank]) -> None:
                     wanted="the same numbers",
                     next_step="Broadcast parameters, or seed every rank alike, before the first step.",
                 )
+
+
+def one_state_a_seed(ranks: Sequence[LiveRank]) -> None:
+    """Generators of one seed are equally far along, wherever the step draws from them.
+
+    Else some numbers of one rank may be those of another, further on, and nobody knows which.
+
+    Raises:
+        UnsupportedError: they are not.
+    """
+    first: dict[int, tuple[int, str]] = {}
+    for rank in ranks:
+        for seed, bases in rank.bases.items():
+            for base in bases:
+                other, known = first.setdefault(seed, (rank.rank, base))
+                if base != known:
+                    raise UnsupportedError(
+                        f"random numbers of rank {rank.rank} from a generator of seed {seed} that is not as "
+                        f"far along as one of rank {other}: what they have in common is not known",
+                        wanted="generators of one seed with the same draws since, or of other seeds",
+                        next_step="Seed every rank before the step: alike where ranks hold the same tensors, "
+                        "by the rank where they hold parts.",
+                    )
 
 
 def without_bytes(model: ModelFunction) -> ModelFunction:

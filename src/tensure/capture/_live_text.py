@@ -34,6 +34,7 @@ def rank_to_bytes(rank: LiveRank) -> bytes:
         "lacking": {label: [_part(part), dtype] for label, (part, dtype) in rank.lacking.items()},
         "outputs": sorted(rank.outputs),
         "contents": rank.contents,
+        "bases": list(rank.bases.items()),
         "notes": list(notes.known),
     }  # fmt: skip
     return zlib.compress(json.dumps(row).encode(), 1)
@@ -63,6 +64,7 @@ def rank_from_bytes(data: bytes, captured: Captured) -> LiveRank:
             label: part for label, (_, part) in found.claims.items() if label not in found.outputs
         }
         found.contents = row["contents"]
+        found.bases = {int(seed): list(map(str, bases)) for seed, bases in row["bases"]}
     except (ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
         raise FormatError(f"the trace of a rank cannot be read: {error}") from None
     return found

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from tensure.errors import InputError
+from tensure.errors import InputError, UnsupportedError
 from tensure.host import dtype_word
 from tensure.program import COLLECTIVES, Cat, Name, Op, Ref
 
@@ -25,6 +25,7 @@ from ._given import leaves, local_of, returned_by
 from ._reach import numbers_in_reach
 from ._step import ParallelStep
 from ._tracer import Tracer
+from ._turns import Turns
 
 __all__ = ["MICROBATCH", "Microbatch", "checked_count"]
 
@@ -58,11 +59,18 @@ class Microbatch:
         module: whose gradients are meant.
         inputs: the rank's, for this micro-batch.
         tracer: sees what is done.
+        number: which micro-batch it is.
     """
 
     def __init__(
-        self, given: ParallelStep, module: torch.nn.Module, inputs: Sequence[torch.Tensor], tracer: Tracer
+        self,
+        given: ParallelStep,
+        module: torch.nn.Module,
+        inputs: Sequence[torch.Tensor],
+        tracer: Tracer,
+        number: int,
     ) -> None:
+        self.number = number
         self.given, self.module, self.inputs, self.tracer = given, module, inputs, tracer
         self.tape = tracer.tape
         assert tracer.collectives is not None
@@ -81,17 +89,19 @@ class Microbatch:
                 f"parameter {with_grad[0]} has a gradient before the first micro-batch",
                 wanted="none: what is added to it is to be seen",
             )
+        turns = Turns(self.tracer.generators, self.given.microbatch) if self.given.microbatches > 1 else None
         begun = len(tape.steps)
         held = {label: tape.read(local_of(tensor), ()) for label, tensor in self._leaves()}
         returned = self._once(self.inputs, index)
         results = [tape.read(local_of(tensor), ()) for tensor in returned]
-        first, ended = tape.steps[begun:], len(tape.steps)
+        ended = len(tape.steps)
         made = self._gradients()
-        apart = {out for step in first for out in step.outs}
-        if self.given.microbatches > 1:
+        apart = {out for step in tape.steps[begun:] for out in step.outs}
+        if turns is not None:
+            turns.turn()
             self._restore(held)
             self._part_gradients(made)
-            self._repeat(index, first, results, made, sent)
+            self._repeat(index, (begun, ended), results, made, sent, turns)
             self._restore(held)
             apart |= {out for step in tape.steps[ended:] for out in step.outs}
             del tape.steps[ended:]
@@ -175,10 +185,11 @@ class Microbatch:
     def _repeat(
         self,
         index: Any,
-        first: Sequence[Op],
+        ends: tuple[int, int],
         results: Sequence[Ref],
         made: Mapping[str, Ref],
         sent: Mapping[tuple[int, int, int], int],
+        turns: Turns,
     ) -> None:
         tape, inputs = self.tape, list[torch.Tensor]()
         for at, tensor in enumerate(self.inputs):
@@ -194,12 +205,14 @@ class Microbatch:
             found = self._once(inputs, index)
         finally:
             self.ranks._sent, tape.aside = met, ""
+        turns.turn()
         after = numbers_in_reach(self.given.microbatch)
         changed = [path for path in before if after.get(path, before[path]) != before[path]]
         if changed or len(before) != len(after):
             path = changed[0] if changed else sorted(before.keys() ^ after.keys())[0]
             raise _differs(f"{path} is {after.get(path)!r} then, and was {before.get(path)!r}")
-        second = tape.steps[begun:]
+        first, second = self._with_draws(ends, turns), turns.placed(tape.steps[begun:], self.number)
+        turns.end()
         table = _Same(named)
         table.follow(first)
         table.follow(second)
@@ -222,6 +235,24 @@ class Microbatch:
                 table.bare(made[label], dtype)
             ):
                 raise _differs(f"what is added to the gradient of {label}", table.maker(total[label]))
+
+    def _with_draws(self, ends: tuple[int, int], turns: Turns) -> list[Op]:
+        """The first micro-batch's steps, their draws where those of this one are; so they are on the tape."""
+        begun, ended = ends
+        run = self.given.microbatch
+        assert run is not None
+        if turns.goes_on():
+            if takes_index(run):
+                raise UnsupportedError(
+                    "random numbers that go on from one micro-batch to the next, each told its number",
+                    wanted="micro-batches that take no `index`, or seed what they draw from",
+                    next_step="Loop over micro-batches in step() instead, without microbatch=.",
+                )
+            if self.ranks.reads is not None:
+                self.ranks.reads.note(MICROBATCH)
+        first = turns.placed(self.tape.steps[begun:ended], self.number)
+        self.tape.steps[begun:ended] = first
+        return first
 
 
 _AGAIN: Final = "_again"

@@ -26,7 +26,7 @@ from tensure.program import Name, Op, Ref
 
 from ._calls import check_call
 from ._changes import changed, replaced
-from ._sources import their_errors
+from ._sources import OPTIMIZER_WANTED, optimizer_line, their_errors
 from ._step import OptimizerFunction
 
 __all__ = [
@@ -149,9 +149,13 @@ def started(optimizers: Sequence[torch.optim.Optimizer]) -> None:
             try:
                 optimizer.step()
             except DataDependentOutputException as error:
+                trace, line = error.__traceback__, ""
+                while trace is not None:  # the innermost is last
+                    line, trace = optimizer_line(trace.tb_frame) or line, trace.tb_next
                 raise UnsupportedError(
                     f"{type(optimizer).__name__} reads a value in its first step ({error.func})",
-                    wanted="an optimizer whose course does not depend on values",
+                    place=line or None,
+                    wanted=OPTIMIZER_WANTED,
                 ) from None
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad

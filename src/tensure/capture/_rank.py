@@ -112,14 +112,13 @@ class TracedRank:
             sources = Sources(module)
             step = f"the step of rank {self.rank}"
             tracer = Tracer(self.tape, sources, ranks, generators)
-            if given.microbatch is not None:
-                generators.refusal = "a step that loops over its micro-batches itself"
             with their_errors(step), sources.watching(), updates.stepping() as run:
                 if given.microbatch is None:
                     with tracer:
                         returned = returned_by(run(*local))
                 else:
-                    returned = Microbatch(replace(given, step=run), module, local, tracer).run(self._index())
+                    repeated = Microbatch(replace(given, step=run), module, local, tracer, self.index)
+                    returned = repeated.run(self._index())
             self._results(returned, module, local, given)
             updates.results()
             self._missing(module, begun)

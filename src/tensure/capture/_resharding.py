@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
@@ -63,6 +63,7 @@ def capture_resharding(
             raise InputError("a function of what is saved, without its mesh", wanted="saved_mesh={...}")
         source = Side(saved_mesh, "saved")
         metadata = _save(source, saved, save_planner)
+        _same_plain(source)
     _load(target, loaded, load_planner, metadata)
     return Reads(source, target, metadata).made()
 
@@ -103,6 +104,61 @@ def _planned(
             _note(side, state, planner.state_dict)
         planners.append(planner)
     return planners, local
+
+
+def _same_plain(side: Side) -> None:
+    """Refuse plain tensors, which are taken to be whole, that are seen to be another on some rank.
+
+    Values are seen where there are any; where there are none, that ranks have other parts of one memory is.
+
+    Raises:
+        InputError: says which tensor, and on which ranks.
+    """
+    first: dict[str, tuple[int, torch.Tensor]] = {}
+    for rank, (state, tensors) in enumerate(zip(side.states, side.tensors, strict=True)):
+        for label, tensor in tensors.items():
+            if isinstance(tensor, DTensor) or label in state.parts:
+                continue
+            other, known = first.setdefault(label, (rank, tensor))
+            at, there = _place_in_memory(tensor), _place_in_memory(known)
+            if _differ(tensor, known):
+                found = "holds other numbers"
+            elif tensor.shape == known.shape and at != there and None not in (at, there):
+                found = "is another part of a larger tensor"
+            else:
+                continue
+            raise InputError(
+                f"{label}, a plain tensor, {found} on rank {rank} than on rank {other}",
+                wanted="plain tensors that are whole and the same on all ranks, of which one is kept",
+                next_step="Save what ranks have parts of as DTensor (distribute_tensor), and say with "
+                "RankState(parts=...) which part it is where placements do not.",
+            )
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that have values differ in them; those without bytes are not known to."""
+    found, known = _with_bytes(one), _with_bytes(other)
+    if found is None or known is None or found is known:
+        return False
+    with unset_fake_temporarily():
+        return found.dtype != known.dtype or not _bytes(found).equal(_bytes(known))
+
+
+def _with_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
+    found: Any = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+    return found if found is not None and found.device.type == "cpu" else None
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A NaN is what it is, and not another than itself."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _place_in_memory(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Where a tensor begins in a memory that would hold it several times, as a slice of a whole one does."""
+    size, offset = int(tensor.untyped_storage().nbytes()), int(tensor.storage_offset())
+    own = tensor.numel() * tensor.element_size()
+    return (size, offset) if own and size >= 2 * own and not size % own else None
 
 
 def _count(mesh: Mapping[str, int]) -> int:

@@ -25,8 +25,16 @@ from tensure.program import Attrs
 
 from ._ours import is_ours
 
-__all__ = ["Sources", "asked_by_distributed", "their_errors"]
+__all__ = [
+    "OPTIMIZER_WANTED",
+    "Sources",
+    "asked_by_distributed",
+    "only_shapes_asked",
+    "optimizer_line",
+    "their_errors",
+]
 
+OPTIMIZER_WANTED: Final = "an optimizer whose course does not depend on values"
 _TORCH: Final = os.path.dirname(torch.__file__) + os.sep
 _HOUSE: Final = os.path.dirname(os.path.dirname(__file__))
 _SKIPPED: Final = (
@@ -45,6 +53,9 @@ _READ: Final = re.compile(
 )
 """What torch says where a tensor without bytes, or a distributed one, is to be shown."""
 _BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
+_OPTIMIZERS: Final = os.path.join(_TORCH, "optim") + os.sep
+_PROPAGATION: Final = os.path.join(_DISTRIBUTED, "tensor", "_sharding_prop.py")
+_CLIPPING: Final = os.path.join(_TORCH, "nn", "utils", "clip_grad.py")
 
 
 class Sources:
@@ -54,6 +65,8 @@ class Sources:
         self._paths = {} if module is None else {id(part): path for path, part in module.named_modules()}
         self._kept = module  # its parts' ids stay theirs
         self._stack: list[str] = []
+        self.clips = ""
+        """The line that calls torch's clipping of gradients, if one does."""
         self._forward: dict[int, Attrs] = {}
 
     @contextmanager
@@ -86,7 +99,9 @@ class Sources:
 
     def note(self) -> Attrs:
         """Line and module of what is dispatched now, sorted by name."""
-        line, backward = _line()
+        line, backward, clips = _line()
+        if clips:
+            self.clips = self.clips or line or "an unknown line"
         node = torch._C._current_autograd_node()
         if node is not None and backward:
             known = self._forward.get(node._sequence_nr())
@@ -99,6 +114,23 @@ class Sources:
         return found
 
 
+def optimizer_line(frame: FrameType | None = None) -> str:
+    """`torch/optim/radam.py:288` of the innermost frame that is an optimizer of torch's; empty if none is.
+
+    Args:
+        frame: the innermost to look at; the caller's if none is given.
+    """
+    frame = frame or sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(_OPTIMIZERS):
+            return f"{os.path.relpath(path, os.path.dirname(_TORCH.rstrip(os.sep)))}:{frame.f_lineno}"
+        if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
+            return ""  # somebody's own code, which is named itself
+        frame = frame.f_back
+    return ""
+
+
 def asked_by_distributed() -> bool:
     """Whether torch.distributed itself calls what is dispatched now, and nobody's model."""
     frame: FrameType | None = sys._getframe(1)
@@ -107,6 +139,19 @@ def asked_by_distributed() -> bool:
     ):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_DISTRIBUTED)
+
+
+def only_shapes_asked() -> bool:
+    """Whether DTensor calls what is dispatched now to know its result's shape: nothing is drawn then."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path == _PROPAGATION:
+            return True
+        if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
+            return False
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -152,15 +197,16 @@ def _note(module: str, line: str) -> Attrs:
     return tuple((key, found) for key, found in (("module", module), ("source", line)) if found)
 
 
-def _line() -> tuple[str, bool]:
-    """`file.py:12` of the innermost frame outside torch, and whether autograd's engine runs inside of it."""
+def _line() -> tuple[str, bool, bool]:
+    """`file.py:12` of the innermost frame outside torch, and whether autograd and clipping are inside."""
     frame: FrameType | None = sys._getframe(2)
-    backward = False
+    backward = clips = False
     while frame is not None:
         path = frame.f_code.co_filename
         if path == _BACKWARD:
             backward = True
+        clips = clips or path == _CLIPPING
         if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
-            return f"{os.path.basename(path)}:{frame.f_lineno}", backward
+            return f"{os.path.basename(path)}:{frame.f_lineno}", backward, clips
         frame = frame.f_back
-    return "", backward
+    return "", backward, clips

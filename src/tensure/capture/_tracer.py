@@ -32,7 +32,7 @@ from ._group_calls import call_group
 from ._literal import written_down
 from ._random import drawn
 from ._shadows import Shadows
-from ._sources import Sources, asked_by_distributed
+from ._sources import OPTIMIZER_WANTED, Sources, asked_by_distributed, only_shapes_asked, optimizer_line
 from ._tape import ALIASES, Tape, View
 
 __all__ = ["Tracer"]
@@ -108,11 +108,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except UnsupportedError as error:
             raise error.at(place=_place(note)) from None
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise UnsupportedError(
-                f"the step reads a value ({error.func})",
-                place=_place(note),
-                wanted="a step whose course and shapes do not depend on values",
-            ) from None
+            raise _reads(str(error.func), note).at(place=_place(note)) from None
         except (UnsupportedOperatorException, UnsupportedFakeTensorException) as error:
             raise UnsupportedError(
                 f"op {name}: {error}", place=_place(note), wanted="an op that torch can trace without values"
@@ -136,12 +132,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.tape.draw(item, note)
                 self.generators.take(word, item.numel(), item.dtype, kwargs.get("generator"))
             return result
+        if is_random and only_shapes_asked():
+            return func(*args, **kwargs)
         if is_random:
             return drawn(self, func, args, kwargs, note)
         if word == "_local_scalar_dense":
-            raise UnsupportedError(
-                "the step reads a value (item)", wanted="a step whose course does not depend on values"
-            )
+            raise _reads("item", note)
         writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         plain = word.removesuffix("_") if writes else word
         if plain in ("index_put", "_unsafe_index_put") and _has_mask(args[1]):
@@ -308,6 +304,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         raise UnsupportedError(f"an argument of type {type(value).__name__}", wanted="tensors and numbers")
+
+
+def _reads(what: str, note: Attrs) -> UnsupportedError:
+    """That a value is read: by the step, or by an optimizer of torch's and where."""
+    line = optimizer_line()
+    if line:
+        name = dict(note).get("module", "the optimizer")
+        return UnsupportedError(f"{name} reads a value ({what})", place=line, wanted=OPTIMIZER_WANTED)
+    return UnsupportedError(
+        f"the step reads a value ({what})", wanted="a step whose course and shapes do not depend on values"
+    )
 
 
 def _real(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:

@@ -258,7 +258,8 @@ def _say_tensors(talk: Talk, tensors: Sequence[TensorVerdict]) -> None:
             talk.detail(f"  {tensor.name}: {tensor.status}")
             continue
         begun = f"; since {tensor.step} ({tensor.source or 'line unknown'})" if tensor.step else ""
-        talk.say(f"  {tensor.name}: {tensor.status}, {tensor.rank}: {tensor.why}{begun}")
+        rank = f"{tensor.rank}: " if tensor.rank else ""
+        talk.say(f"  {tensor.name}: {tensor.status}, {rank}{tensor.why}{begun}")
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -321,11 +322,12 @@ def _code(verdict: Verdict, accept: float | None) -> int:
 def _why(verdict: Verdict) -> str:
     example = verdict.counterexample
     if example is not None:
-        index = ", ".join(map(str, example.index))
+        at = f" at [{', '.join(map(str, example.index))}]" if example.index else ""
         source = f" ({example.source})" if example.source else ""
         if not example.claim:  # a hang is no wrong value
             return f"\n  {example.rank}: {example.step}{source}"
-        found = f"{example.rank}: {example.local} is not {example.claim} at [{index}]"
+        claim = "the model's" if example.claim == example.local else example.claim
+        found = f"{example.rank}: {example.local} is not {claim}{at}"
         return f"\n  {found}\n  {example.step}{source}"
     if verdict.error is not None:
         return f", wrong with a chance below {verdict.error:.1e}"

@@ -26,7 +26,7 @@ from ._json_door import parse_json
 from ._lex import Line
 from ._model import Model
 from ._ops import OpDef, bind_op, collective, evaluate_op, infer_collective, infer_op, listed, lookup
-from ._rationals import rational
+from ._rationals import fraction_words, rational
 from ._records import (
     Arg,
     Attr,
@@ -125,6 +125,7 @@ __all__ = [
     "expand",
     "expr",
     "format_program",
+    "fraction_words",
     "ground",
     "infer_collective",
     "infer_op",

@@ -7,11 +7,16 @@ for the simplest fraction that rounds to it: 0.1 is 1/10. No two doubles stand f
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
+from typing import Final
 
 from tensure.errors import RecordError
 
-__all__ = ["rational"]
+__all__ = ["fraction_words", "rational"]
+
+_SHOWN_DIGITS: Final = 6
+"""Of a number in a message; a fraction with more above or below its line tells nobody anything."""
 
 
 def rational(value: float) -> Fraction:
@@ -34,6 +39,18 @@ def rational(value: float) -> Fraction:
     if float(found) != float(size):
         found = size
     return found if value > 0 else -found
+
+
+def fraction_words(value: Fraction) -> str:
+    """A fraction as people read it: `8/9`, or `~0.9`, rounded, where it has over six digits.
+
+    For messages alone: what is compared, certified or parsed is the fraction itself.
+    """
+    if max(abs(value.numerator), value.denominator) < 10**_SHOWN_DIGITS or value.denominator == 1:
+        return str(value)
+    with localcontext(prec=_SHOWN_DIGITS):
+        rounded = Decimal(value.numerator) / Decimal(value.denominator)
+    return f"~{rounded.normalize():g}"
 
 
 def _simplest(low: Fraction, high: Fraction) -> Fraction:

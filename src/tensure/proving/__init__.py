@@ -5,7 +5,16 @@ turn borrows no op code from the prover.
 """
 
 from ._check import CheckReport, check_certificate
+from ._evenness import Uneven, uneven_cuts
 from ._prove import ProofResult, prove_plan
 from ._tensors import TensorVerdict
 
-__all__ = ["CheckReport", "ProofResult", "TensorVerdict", "check_certificate", "prove_plan"]
+__all__ = [
+    "CheckReport",
+    "ProofResult",
+    "TensorVerdict",
+    "Uneven",
+    "check_certificate",
+    "prove_plan",
+    "uneven_cuts",
+]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from tensure.bundle import BoundClaims, PlacedRuns, Plan, Rank
 from tensure.errors import RecordError
-from tensure.program import Name, Undecided, axes_in
+from tensure.program import Name, Op, Undecided, axes_in
 
 from ._contraction import TERMS, terms_of
 from ._index import Region, length, select, shape_of, whole
 from ._limit import Share, limited, share_of
 from ._logical import Logical
-from ._relation import Relation, Term, describe
+from ._relation import Relation, Term, Told, describe
 from ._values import is_part
 
 
@@ -29,6 +29,7 @@ class Claims:
         self._last: tuple[Name, Rank, PlacedRuns | None] | None = None
         """A step's results are asked about twice: when it is taken, and when they have come to be."""
         self._regions: dict[object, Region] = {}
+        self._told: dict[int, Told] | None = None
 
     def of(self, rank: Rank, name: Name) -> PlacedRuns | None:
         """The claim on a local, if there is one.
@@ -104,4 +105,25 @@ class Claims:
     def words(self, relation: Relation) -> str:
         """A relation as people read it."""
         shapes = {term.node: self._logical.values[term.node].type.shape for term in relation.terms}
-        return describe(relation, self._logical.labels, shapes)
+        if self._told is None:
+            self._told = _told(self._logical)
+        return describe(relation, self._told, shapes)
+
+
+def _told(logical: Logical) -> dict[int, Told]:
+    """Every value of the Program as people know it: an output by its name, others with what made them."""
+    found = {
+        node: Told(label, by, _origin(logical.origins.get(label)))
+        for node, (label, by) in logical.labels.items()
+    }
+    for label in reversed(logical.outputs):  # of several that are one, the first
+        term = logical.names[label].relation.single
+        if term is not None and found.get(term.node) is not None and found[term.node].origin:
+            found[term.node] = Told(label, term.coef, "")
+    return found
+
+
+def _origin(step: Op | None) -> str:
+    """The module and the line that a step is of; nothing where a value is there from the start."""
+    note = {} if step is None else dict(step.note)
+    return ", ".join(str(note[key]) for key in ("module", "source") if key in note)

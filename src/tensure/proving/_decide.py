@@ -18,6 +18,7 @@ from ._doubt import Doubt
 from ._field import Field
 from ._replay import replay
 from ._tensors import claimed_base
+from ._unmatched import MISMATCH
 from ._walks import MAX_RANKS, SEEDS, Unit
 
 METHOD: Final = "places of random numbers"
@@ -52,6 +53,7 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
             return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too large to replay")
         if seen.wrong:
             wrong.update(item.claim.of.base for item in seen.wrong)
+        if seen.wrong and not (seen.error is not None and MISMATCH in unit.doubts[-1].why):
             return Verdict(
                 "refuted",
                 "relations and replay",

@@ -71,6 +71,9 @@ class Logical(Matching):
         self.constants = Constants(self)
         self.conditional = Conditional(self)
         self.labels: dict[int, tuple[str, Fraction]] = {}
+        self.origins: dict[str, Op] = {}
+        """The Program's steps, by the values that they make."""
+        self.outputs = tuple(str(name.ground(env)) for name in program.entry(entry).outputs)
         for label, want, _ in leaves(program, entry, env):
             node = self.put(Value("leaf", {"name": label}, (), 0, want), ("leaf", label))
             self._name(label, Held(want, plain(node, whole_region(want.shape))))
@@ -82,6 +85,7 @@ class Logical(Matching):
             made = self.made(Call(step, bound(step, operands), operands, types, None, True))
             for out, held in zip(step.outs, made, strict=True):
                 self._name(str(out), held)
+                self.origins[str(out)] = step
         self.first_own = len(self.values)
 
     def counted(self, part: object, ignored: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tensure.bundle import Placed, PlacedRuns, Plan, PlanMachine, Rank, sum_group
 from tensure.errors import LimitError, RecordError, TensureError
 from tensure.program import (
+    COLLECTIVES,
     Arg,
     Name,
     Op,
@@ -38,6 +39,7 @@ from ._relation import ONE, Relation, Term, total
 from ._replay import constant_step
 from ._steps import Held, bound
 from ._suspects import Made, Suspect, suspect
+from ._unmatched import unmatched
 from ._values import NO_AXES
 from ._waiting import waiting
 
@@ -252,6 +254,7 @@ class Relations(PlanMachine[Held]):
         super()._make(rank, step, results)
 
     def group(self, rank: Rank, step: Op) -> tuple[Rank, ...]:
+        self._at = (rank, step)
         return self.cells.group(rank, step.attr("axes"))
 
     def contribute(self, rank: Rank, step: Op) -> Any:
@@ -318,6 +321,7 @@ class Relations(PlanMachine[Held]):
         for receiver, awaited in self.current.items():
             if awaited is not None and awaited.op == "recv":
                 self._once.ask(("message", receiver), awaited.attr("key"))
+        current = dict(self.current)  # streams that are used up move on
         stalled = waiting(self.plan, self.current, self._streams) if "deadlock" in error.found else None
         lost = next(iter(self._mail.values()), None) if "never received" in error.found else None
         rank, step = stalled or lost or self._at or (Rank("no rank"), None)
@@ -337,7 +341,31 @@ class Relations(PlanMachine[Held]):
             else ""
         )
         text, source = step_words(step)
-        self._note(Doubt(len(self._order), str(rank), label, claim, text, source, error.found), rank, name)
+        why = error.found
+        if step is not None and step.op in COLLECTIVES and not lost:
+            why = self._unmatched(rank, step, current, why)
+        self._note(Doubt(len(self._order), str(rank), label, claim, text, source, why), rank, name)
+
+    def _unmatched(self, rank: Rank, step: Op, current: Mapping[Rank, Op | None], found: str) -> str:
+        """Why a collective does not come about, where its members are at fault and not what is brought."""
+        try:
+            members = tuple(dict.fromkeys(self.group(rank, step)))
+        except TensureError:
+            return found
+        streams = {one: expand(self.plan.blocks, self.body(one), self.env_of(one)) for one in members}
+        own = {one: at for one, at in current.items() if at is not None and at.outs == step.outs}
+        types = {one: self._brought(one, at) for one, at in own.items()}
+        stuck = "deadlock" in found
+        if not stuck and len({(at.op, at.attrs, types[one]) for one, at in own.items()}) < 2:
+            return found
+        words = unmatched(step, members, current, streams, types, stuck=stuck)
+        return f"{found}; {words}" if stuck else words
+
+    def _brought(self, rank: Rank, step: Op) -> str:
+        try:
+            return ", ".join(str(self.find(rank, ref).type) for ref in step.reads())
+        except TensureError:
+            return ""
 
     def close(self) -> None:
         """Sums of addends, outputs and after-states, once everything is made."""

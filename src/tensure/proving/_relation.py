@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from tensure.program import axes_in
+from tensure.program import axes_in, fraction_words
 
 from ._index import Index, Region, Shape, format_index, shape_of, whole
 from ._limit import Limit, Share, fold
@@ -115,26 +115,34 @@ def narrowed(relation: Relation, dim: int, index_of: Mapping[Index, Index]) -> R
     )
 
 
-def describe(
-    relation: Relation, labels: Mapping[int, tuple[str, Fraction]], shapes: Mapping[int, Shape]
-) -> str:
-    """A relation in words: `addend (f 0:3) of i1[0] + ...`; labels are (name, multiple of the value)."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A value of the Program in words: `by` times it is `label`, which `origin` (module, line) made."""
+
+    label: str
+    by: Fraction
+    origin: str = ""
+
+
+def describe(relation: Relation, labels: Mapping[int, Told], shapes: Mapping[int, Shape]) -> str:
+    """A relation in words: `addend (f 0:3) of i1[0] (down, net.py:16) + ...`."""
     return " + ".join(_words(term, labels, shapes) for term in relation.terms)
 
 
-def _words(term: Term, labels: Mapping[int, tuple[str, Fraction]], shapes: Mapping[int, Shape]) -> str:
-    label, by = labels.get(term.node, ("a value the program does not have", ONE))
+def _words(term: Term, labels: Mapping[int, Told], shapes: Mapping[int, Shape]) -> str:
+    told = labels.get(term.node, Told("a value the program does not have", ONE))
     dims = [
         f"d{dim} {format_index(index)}"
         for dim, (index, size) in enumerate(zip(term.region, shapes[term.node], strict=True))
         if index != whole(size)
     ]
-    text = f"{label}{{{', '.join(dims)}}}" if dims else label
+    text = f"{told.label}{{{', '.join(dims)}}}" if dims else told.label
+    text += f" ({told.origin})" if told.origin else ""
     if term.limit is not None:
         slices = ", ".join(f"{share.letter} {format_index(share.index)}" for share in _shares(term.limit))
         text = f"the addend ({slices}) of {text}"
-    coef = term.coef / by
-    return text if coef == 1 else f"{coef} * {text}"
+    coef = term.coef / told.by
+    return text if coef == 1 else f"{fraction_words(coef)} * {text}"
 
 
 def _shares(limit: Limit) -> list[Share]:

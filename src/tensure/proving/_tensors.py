@@ -66,6 +66,11 @@ class Walked(Protocol):
     @property
     def doubts(self) -> Sequence[Doubted]: ...
 
+    @property
+    def ended(self) -> bool:
+        """Whether every rank came to its end."""
+        ...
+
     def suspected(self, doubt: Doubted) -> Begun | None:
         """The step that first went astray."""
         ...
@@ -94,6 +99,8 @@ def tensor_verdicts(
 
 
 def _of(label: str, doubt: Doubted | None, walk: Walked, values: Verdict, wrong: bool) -> TensorVerdict:
+    if doubt is None and not walk.ended:
+        return TensorVerdict(label, "unknown", why="ranks do not come to the end of the step")
     if doubt is None:
         return TensorVerdict(label, "proved" if values.status == "proved" else "derived")
     begun = walk.suspected(doubt)

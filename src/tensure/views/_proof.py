@@ -18,11 +18,14 @@ _HEADINGS = {
     "unknown": "Undecided",
     "refuted": "Refuted",
 }
-_EXPLAIN = (
-    "proved: derived by exact rules, and an independent checker accepts the certificate. derived: every rule "
-    "held, but the whole is not proved. unknown: no rule says so, and a replay shows no difference. refuted: "
-    "a replay on drawn numbers, in float64, shows the difference."
-)
+_EXPLAIN = {
+    "proved": "derived by exact rules, and an independent checker accepts the certificate",
+    "derived": "every rule held, but the whole is not proved, so no checker has seen it",
+    "probable": "computed in a finite field, where it agrees",
+    "refuted": "a replay on drawn numbers, in float64, shows the difference",
+    "unknown": "no rule says so, and a replay shows no difference",
+}
+_UNKNOWN_OF_REFUTED = "no rule says so; that it is wrong too is not shown"
 
 
 @render.register
@@ -44,7 +47,7 @@ def _proof(record: ProofView) -> str:
             "section",
             el("h2", "Outputs"),
             table(("output", "stands on the ranks as", "verdict", "what was found"), _rows(record)),
-            el("p", _EXPLAIN, class_="note"),
+            *([el("p", explained, class_="note")] if (explained := _explained(record)) else []),
         ),
         el("section", el("h2", "Assumed at the start"), table(("local", "is"), _assumed(record))),
         el("section", el("h2", "Ranks"), table(("text", "mesh axes", "steps"), _tracks(record.plan))),
@@ -74,6 +77,15 @@ def _proof(record: ProofView) -> str:
             digest_line(f"plan {record.proof.plan}"),
         ),
     )
+
+
+def _explained(record: ProofView) -> str:
+    """What the verdicts on this page's outputs mean."""
+    words = dict(_EXPLAIN)
+    if record.proof.values.status == "refuted":
+        words["unknown"] = _UNKNOWN_OF_REFUTED
+    shown = {row.status for row in record.outputs}
+    return " ".join(f"{status}: {text}." for status, text in words.items() if status in shown)
 
 
 def _verdict(values: Verdict) -> Markup:
@@ -118,7 +130,9 @@ def _found(row: OutputRow) -> object:
         return ""
     begun = f"; first astray at {row.step}" if row.step else ""
     return el(
-        "span", f"{row.rank}: {row.why}{begun}{f' ({row.source})' if row.source else ''}", class_="code"
+        "span",
+        f"{f'{row.rank}: ' if row.rank else ''}{row.why}{begun}{f' ({row.source})' if row.source else ''}",
+        class_="code",
     )
 
 

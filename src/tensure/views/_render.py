@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import singledispatch
 
 from tensure.bundle import Local, Plan, plan_digest
-from tensure.program import Block, Body, Call, For, Op, Program, Value, digest
+from tensure.program import Block, Body, Call, For, Op, Program, Value, digest, fraction_words
 
 from ._html import Markup, el, lines, page, table
 from ._records import BundleSummary, ReceiptView, TensorRow
@@ -177,7 +177,7 @@ def claim_words(local: Local) -> str:
         for dim, runs in place.dims
     )
     total = f" summed over {', '.join(place.sum)}" if place.sum else ""
-    return f"{place.of}{dims}{total}" + (f" times {place.scale}" if place.scale != 1 else "")
+    return f"{place.of}{dims}{total}" + (f" times {fraction_words(place.scale)}" if place.scale != 1 else "")
 
 
 def facts(*shown: tuple[str, str]) -> Markup:

@@ -5,6 +5,7 @@ Knows names and sizes; torch is imported when a plan's functions are called.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -98,7 +99,13 @@ def named_plan(name: str) -> NamedPlan:
     """
     model, _, text = name.partition("@")
     if model not in MODELS:
-        raise InputError(f"model {model!r}", wanted=f"one of {', '.join(MODELS)}, and {_WANTED}", place=name)
+        near = difflib.get_close_matches(model, MODELS, 1)
+        raise InputError(
+            f"model {model!r}",
+            wanted=f"one of {', '.join(MODELS)}, and {_WANTED}",
+            place=name,
+            next_step=f"{near[0]}@{text} is one." if near else None,
+        )
     sizes: dict[str, int] = {}
     for part in text.split("-"):
         found = _PART.fullmatch(part)
