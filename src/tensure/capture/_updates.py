@@ -131,7 +131,8 @@ class Updates:
                     wanted=f"{', '.join(known) or 'nothing'}, as the single device's optimizer does",
                 )
         for name, tensor in tensors.items():
-            if isinstance(tensor, DTensor) or len(stands) == 1 or tuple(tensor.shape) == ():
+            is_flat = len(stands) > 1 or (stands[0][1].shape != tuple(tensor.shape) and tensor.ndim == 1)
+            if isinstance(tensor, DTensor) or not is_flat or tuple(tensor.shape) == ():
                 self._whole_state((parameter, name), tensor, stands)
             else:
                 self._flat_state((parameter, name), tensor, stands)

@@ -1,0 +1,216 @@
+"""Tensors laid one after another in flat memory, cut anywhere: steps on them, run by run.
+
+A run is a stretch of a flat tensor that is a stretch of one tensor seen in one dim. What an elementwise step
+makes of a run is that stretch of what the step makes of the tensors in their own shape, so that the step of an
+optimizer on flat memory is the Program's own, parameter by parameter. Runs that continue each other are one.
+Knows how runs go together and no rules of ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any, Final, TypeAlias
+
+from tensure.program import Op, TensorType
+
+from ._index import Index, Shape, length, select, shape_of, whole_region
+from ._limit import held_itself
+from ._padded import stretches
+from ._pieces import Pieces
+from ._relation import ONE, Relation, Term, total
+from ._rules import ELEMENTWISE
+from ._steps import Call, Held, Operand, bound
+
+Single: TypeAlias = "Callable[[Operand], Any]"
+"""One term for an operand."""
+MAX_RUNS: Final = 1 << 12
+_SCALING: Final = frozenset("mul div neg".split())
+
+
+def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
+    """An elementwise step on flat tensors as what it makes of each run; None for any other step."""
+    size = _flat_size(call)
+    if size is None or call.own or call.step.op not in ELEMENTWISE or len(call.types) != 1:
+        return None
+    flat = [item for item in call.operands if isinstance(item, Held) and item.type.shape == (size,)]
+    rest = [item for item in call.operands if isinstance(item, Held) and item.type.shape != (size,)]
+    if not flat or any(item.type.shape for item in rest):
+        return None
+    if call.step.op in _SCALING and len(flat) == 1 and not rest:
+        return None  # a multiple, whatever it is of
+    if any(term.limit is not None for item in (*flat, *rest) for term in item.relation.terms):
+        return None
+    cuts = sorted({0, size, *(cut for item in flat for cut in seams(values, item))})
+    if len(cuts) > MAX_RUNS:
+        return None
+    made: list[Held] = []
+    for start, stop in pairwise(cuts):
+        operands: list[Operand] = [
+            values.piece(item, 0, start, stop)
+            if isinstance(item, Held) and item.type.shape == (size,)
+            else item
+            for item in call.operands
+        ]
+        run = replace(call, operands=operands, types=[_resized(call.types[0], (stop - start,))], want=None)
+        found = _of_model(values, run) or _lifted(values, run, single)
+        if found is None:
+            if len(cuts) == 2:
+                return None
+            found = values.made(run)[0]
+        made.append(found)
+    return made[0].relation if len(made) == 1 else values.join(made, 0)
+
+
+def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
+    """Flat tensors one after another as a join of runs, none of them joined, neighbours of one value one run.
+
+    None where they stand so already, and for any other step.
+    """
+    if call.own or call.step.op != "cat" or len(call.types[0].shape) != 1:
+        return None
+    parts = [item for item in call.operands if isinstance(item, Held)]
+    runs = list[Held]()
+    for item in parts:
+        if item.type.shape[0] and not _add_runs(values, item, single, runs):
+            return None
+    kept: list[Held] = []
+    for run in runs:
+        together = values.merge([kept[-1], run], 0) if kept else None
+        if together is None:
+            kept.append(run)
+        else:
+            kept[-1] = Held(_resized(run.type, together.shape), together)
+    if not kept or (len(kept) == len(parts) and all(a is b for a, b in zip(kept, parts, strict=True))):
+        return None
+    if len(kept) == 1:
+        return kept[0].relation
+    step = Op("cat", (), (), (("dim", 0),))
+    operands: list[Operand] = list(kept)
+    again = replace(call, step=step, given=bound(step, operands), operands=operands, want=None)
+    return values.made(again)[0].relation
+
+
+def seams(values: Pieces, held: Held) -> list[int]:
+    """Where a flat tensor goes from one joined tensor to the next."""
+    found = set[int]()
+    for term in held.relation.terms:
+        value = values.values[term.node]
+        if value.op != "cat" or len(term.region) != 1 or held_itself(term.limit) or value.free:
+            continue
+        widths = [shape_of(item[1])[0] if isinstance(item, tuple) else 0 for item in value.operands]
+        lengths = [length(index) for _, index in stretches(term.region[0], widths)]
+        found.update(list(accumulate(lengths))[:-1])
+    return sorted(found)
+
+
+def _add_runs(values: Pieces, held: Held, single: Single, runs: list[Held]) -> bool:
+    """Add a flat tensor run by run, as it is where it is no join; False where there are too many."""
+    cuts = [0, *seams(values, held), held.type.shape[0]]
+    if len(cuts) == 2:
+        runs.append(_settled(values, held, single))
+        return len(runs) <= MAX_RUNS
+    return len(cuts) <= MAX_RUNS and all(
+        _add_runs(values, values.piece(held, 0, start, stop), single, runs) for start, stop in pairwise(cuts)
+    )
+
+
+def _settled(values: Pieces, held: Held, single: Single) -> Held:
+    """A sum of stretches of tensors seen in one dim as that stretch of their sum."""
+    if len(held.relation.terms) == 1 or held.relation.limited:
+        return held
+    spot = _spot(values, [held])
+    seen = None if spot is None else _in_shape(values, held, spot[0])
+    return held if seen is None or spot is None else _stretch(values, seen, spot[1], single)
+
+
+# in their own shape ----------------------------------------------------------------------------------------
+
+
+def _lifted(values: Pieces, call: Call, single: Single) -> Held | None:
+    """What a step makes of one run, where its operands are the same stretch of tensors of one shape."""
+    size = call.types[0].shape[0]
+    flat = [item for item in call.operands if isinstance(item, Held) and item.type.shape == (size,)]
+    spot = _spot(values, flat)
+    if spot is None:
+        return None
+    shape, index = spot
+    operands: list[Operand] = []
+    for item in call.operands:
+        if not isinstance(item, Held) or item.type.shape != (size,):
+            operands.append(item)
+            continue
+        seen = _in_shape(values, item, shape)
+        if seen is None:
+            return None
+        operands.append(seen)
+    types = [_resized(call.types[0], shape)]
+    (made,) = values.made(replace(call, operands=operands, types=types))
+    return _stretch(values, made, index, single)
+
+
+def _of_model(values: Pieces, call: Call) -> Held | None:
+    """A part of a value of the Program's that a step makes in one dim, as the Program may do itself."""
+    relation = values.linear(call)
+    found = values.general(call)[0].relation if relation is None else relation
+    term = values.renamed(found).single
+    known = term is not None and term.node < values.first_own
+    return Held(call.types[0], Relation((term,))) if known and term is not None else None
+
+
+def _spot(values: Pieces, flat: Sequence[Held]) -> tuple[Shape, Index] | None:
+    """The shape of the tensors that flat ones are seen of, and which stretch; None if there is no one answer."""
+    found: tuple[Shape, Index] | None = None
+    for term in (term for item in flat for term in item.relation.terms):
+        value = values.values[term.node]
+        if value.op == "full":
+            continue
+        if value.op != "view" or len(value.type.shape) != 1 or value.free or term.limit is not None:
+            return None
+        (operand,) = value.operands
+        assert isinstance(operand, tuple)
+        mine = (shape_of(operand[1]), term.region[0])
+        if found not in (None, mine):
+            return None
+        found = mine
+    return found
+
+
+def _in_shape(values: Pieces, held: Held, shape: Shape) -> Held | None:
+    """The tensors that a flat one is a stretch of, in their own shape."""
+    found, parts = _resized(held.type, shape), list[tuple[Any, Relation]]()
+    for term in held.relation.terms:
+        value = values.values[term.node]
+        if value.op == "full":
+            number = values.filled(value.given["fill_value"], found)
+            parts.append((term.coef, number))
+            continue
+        (operand,) = value.operands
+        assert isinstance(operand, tuple)
+        node, outer, by = operand
+        parts.append((term.coef, Relation((Term(node, values.spelled(node, outer), by),))))
+    summed = total(parts)
+    return None if summed is None else Held(found, values.resolve(values.without_zeros(summed)))
+
+
+def _stretch(values: Pieces, held: Held, index: Index, single: Single) -> Held:
+    """A stretch of a tensor seen in one dim."""
+    term = single(held)
+    size = math.prod(held.type.shape)
+    one = Held(held.type, Relation((term,)))
+    step, found = Op("view", (), (), (("size", (size,)),)), _resized(held.type, (size,))
+    (seen,) = values.made(Call(step, bound(step, [one]), [one], [found], None, False))
+    cut = Relation(tuple(replace(t, region=(select(t.region[0], index),)) for t in seen.relation.terms))
+    spelled = Relation(tuple(replace(t, region=values.spelled(t.node, t.region)) for t in cut.terms))
+    return Held(_resized(held.type, (length(index),)), values.tidy(spelled))
+
+
+def _flat_size(call: Call) -> int | None:
+    shape = call.types[0].shape
+    return shape[0] if len(shape) == 1 and isinstance(shape[0], int) and shape[0] else None
+
+
+def _resized(found: TensorType, shape: Shape) -> TensorType:
+    return TensorType(shape, found.dtype)
