@@ -10,16 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, Final
 
 from tensure.program import Name, Op, Ref
 
-from ._check_ops import ELEMENTWISE
+from ._check_linear import value
+from ._check_ops import ELEMENTWISE, FLOATS
 from ._check_padded import by_part
 from ._check_sums import Term, held_itself, is_rel, size, times
 
 MAX_RUNS: Final = 1 << 12
 STEPS: Final = ELEMENTWISE - {"requantize"}  # whose factors may go along a dim
+
+
+def by_runs(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
+    """Does a step on flat tensors make a claim, run by run?"""
+    if op == "cat":
+        return laid(values, operands, claim)
+    if op == "slice_scatter":
+        return written(values, attrs, operands, claim)
+    if op == "sum":
+        return summed(values, attrs, operands, claim)
+    return runwise(values, op, attrs, operands, claim)
 
 
 def runwise(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
@@ -35,7 +48,7 @@ def runwise(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]
     if len(flat) == 1 or len(cuts) > MAX_RUNS:
         return False
     if len(cuts) == 2:
-        return _in_shape(values, op, attrs, operands, claim)
+        return _power_of_nothing(values, op, operands, claim) or _in_shape(values, op, attrs, operands, claim)
     for start, stop in pairwise(cuts):
         mine = [
             _cut(values, item, start, stop) if is_rel(item) and size(item[0][2]) == shape else item
@@ -44,6 +57,15 @@ def runwise(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]
         if not _made(values, op, attrs, mine, _cut(values, claim, start, stop)):
             return False
     return True
+
+
+def _power_of_nothing(values: Any, op: str, operands: Sequence[Any], claim: Any) -> bool:
+    """Is this 0 to a power of more than 0, which is 0?"""
+    if op != "pow" or not is_rel(operands[0]) or is_rel(operands[1]):
+        return False
+    exponent = value(operands[1])
+    zeros = all(values.zero(node) for _, node, _, _ in (*operands[0], *claim))
+    return zeros and exponent is not None and exponent > 0
 
 
 def laid(values: Any, parts: Sequence[Any], claim: Any) -> bool:
@@ -59,6 +81,54 @@ def laid(values: Any, parts: Sequence[Any], claim: Any) -> bool:
         for part, (start, stop) in zip(parts, pairwise(ends), strict=True)
         if start < stop
     )
+
+
+def written(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
+    """Is a flat claim a flat tensor with a stretch written over?"""
+    base, source = operands
+    if not is_rel(base) or len(base[0][2]) != 1 or attrs.get("step", 1) != 1:
+        return False
+    count = len(base[0][2][0])
+    spots = range(count)[attrs.get("start") : attrs.get("end")]
+    before, behind = _cut(values, base, 0, spots.start), _cut(values, base, spots.start + len(spots), count)
+    return size(source[0][2]) == (len(spots),) and laid(values, [before, source, behind], claim)
+
+
+def summed(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
+    """Is a claim the sum of a flat tensor, run by run?"""
+    rel = operands[0]
+    if not is_rel(rel) or len(rel[0][2]) != 1 or set(attrs) != {"dim"} or tuple(attrs["dim"]) != (0,):
+        return False
+    count = len(rel[0][2][0])
+    cuts = [0, *_seams(values, rel), count] if isinstance(count, int) and count else [0]
+    if not 1 < len(cuts) <= MAX_RUNS or any(values.defs[node].dtype not in FLOATS for _, node, _, _ in claim):
+        return False
+    left = [term for term in values.opened(claim) if not values.zero(term[1])]
+    for start, stop in pairwise(cuts):
+        run = _cut(values, rel, start, stop)
+        if all(values.zero(node) for _, node, _, _ in run):
+            continue
+        found = next((term for term in left if _sum_of(values, attrs, run, term, len(cuts) > 2)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _sum_of(values: Any, attrs: dict[str, Any], run: Any, claim: Term, is_cut: bool) -> bool:
+    """Is a term the sum of a run: by itself, or over that stretch of all elements of a tensor?"""
+    coef, node, _, limit = claim
+    item, spots = values.defs[node], set(_spots(values, run))
+    if item.op == "sum" and len(spots) == 1 and (spot := next(iter(spots))) is not None:
+        inner, outer, by = item.operands[0]
+        shape, index = spot
+        told = index.is_whole(prod(shape)) if limit is None else limit == ((("flat", index),), ())
+        every_dim = tuple(item.attrs["dim"]) == tuple(range(len(shape)))
+        if told and every_dim and size(outer) == shape and "dtype" not in item.attrs:
+            one: Term = (coef * by, inner, values.spelled(inner, outer), None)
+            if values.equal(_whole(values, run, shape), (one,)):
+                return True
+    return is_cut and _made(values, "sum", attrs, [run], (claim,))
 
 
 def _same(values: Any, one: Any, other: Any) -> bool:

@@ -26,7 +26,7 @@ from ._check_ops import follows as holds_as
 from ._check_piece import ONE, Piece, Reg, is_part
 from ._check_placed import placed
 from ._check_products import multiplied
-from ._check_runs import laid, runwise
+from ._check_runs import by_runs
 from ._check_sums import Def, Limit, Rel, Term, is_rel, need, size
 from ._check_values import CheckValues
 
@@ -62,9 +62,7 @@ class CheckSteps(CheckValues):
             if rest is not None:
                 given = attrs if op == "convolution" else {}
                 return bool(rest[2]) and self._led(rest[0], given, rest[1], 0, rest[2])
-        if at == 0 and (
-            runwise(self, op, attrs, operands, claim) or (op == "cat" and laid(self, operands, claim))
-        ):
+        if at == 0 and by_runs(self, op, attrs, operands, claim):
             return True
         rows = unmasked_rows(self, op, attrs, operands, claim)
         if rows is not None and self._led(op, rows[0], rows[1], at, rows[2]):

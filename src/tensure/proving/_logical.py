@@ -47,7 +47,7 @@ from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._restated import restated
 from ._rules import REDUCTIONS, reduced_dims
-from ._runs import rejoined, runwise
+from ._runs import rejoined, runwise, summed, written
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._values import Value, is_part
 
@@ -222,9 +222,7 @@ class Logical(Matching):
         if match is None and not call.own and call.step.op in TERMS:
             tries = (self._match(call, other) for other in restated(self, core))
             match = next((found for found in tries if found is not None), None)
-        if match is None and (joined := rejoined(self, call, self.single)) is not None:
-            return [Held(call.types[0], joined)]
-        if match is None and (joined := joined_step(self, call, self.first_own)) is not None:
+        if match is None and (joined := self._joined(call)) is not None:
             return [Held(call.types[0], joined)]
         node, derived, order = match or self._new(call, core)
         if match is None and node >= self.first_own:
@@ -242,7 +240,12 @@ class Logical(Matching):
         return made
 
     def _run_by_run(self, call: Call) -> Relation | None:
-        return runwise(self, call, self.single)
+        return runwise(self, call, self.single) or summed(self, call, self.single)
+
+    def _joined(self, call: Call) -> Relation | None:
+        """Tensors one after another, or a step on such."""
+        laid = rejoined(self, call, self.single) or written(self, call)
+        return laid or joined_step(self, call, self.first_own)
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:
         """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""

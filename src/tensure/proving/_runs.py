@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any, Final, TypeAlias
 
 from tensure.program import Op, TensorType
 
-from ._index import Index, Shape, length, select, shape_of, whole_region
-from ._limit import held_itself
+from ._index import Index, Shape, clamped, distinct, length, select, shape_of
+from ._limit import held_itself, limited, share_of
+from ._linear import exact
 from ._padded import stretches
 from ._pieces import Pieces
 from ._relation import ONE, Relation, Term, total
 from ._rules import ELEMENTWISE
 from ._steps import Call, Held, Operand, bound
+from ._values import FLOATS
 
 Single: TypeAlias = "Callable[[Operand], Any]"
 """One term for an operand."""
@@ -55,7 +58,7 @@ def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
             for item in call.operands
         ]
         run = replace(call, operands=operands, types=[_resized(call.types[0], (stop - start,))], want=None)
-        found = _of_model(values, run) or _lifted(values, run, single)
+        found = _of_nothing(values, run) or _of_model(values, run) or _lifted(values, run, single)
         if found is None:
             if len(cuts) == 2:
                 return None
@@ -91,6 +94,74 @@ def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
     operands: list[Operand] = list(kept)
     again = replace(call, step=step, given=bound(step, operands), operands=operands, want=None)
     return values.made(again)[0].relation
+
+
+def written(values: Pieces, call: Call) -> Relation | None:
+    """A stretch of a flat tensor written over: what is left before it, what is written, what is left behind."""
+    if call.own or call.step.op != "slice_scatter" or len(call.types[0].shape) != 1:
+        return None
+    base, source = call.operands
+    if call.given["step"] != 1 or not isinstance(base, Held) or not isinstance(source, Held):
+        return None
+    size = base.type.shape[0]
+    start, stop = clamped(call.given["start"], call.given["end"], size)
+    if source.type != _resized(base.type, (stop - start,)):
+        return None
+    pieces = [values.piece(base, 0, 0, start), source, values.piece(base, 0, stop, size)]
+    return values.join([piece for piece in pieces if piece.type.shape[0]], 0)
+
+
+def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
+    """The sum of a flat tensor as what is summed of each run: an addend of the sum of all of a tensor.
+
+    Over a stretch of its elements, counted row by row: the letter `flat` of a sum over all dims.
+    """
+    (held, *_) = call.operands
+    if call.own or call.step.op != "sum" or not isinstance(held, Held) or len(held.type.shape) != 1:
+        return None
+    given = call.given
+    if given["dim"] != (0,) or given["keepdim"] or given["dtype"] is not None or held.relation.limited:
+        return None
+    size = held.type.shape[0]
+    cuts = [0, *seams(values, held), size]
+    if not size or held.type.dtype not in FLOATS or len(cuts) > MAX_RUNS:
+        return None
+    parts = list[tuple[Fraction, Relation]]()
+    for start, stop in pairwise(cuts):
+        run = values.piece(held, 0, start, stop)
+        found = _sum_in_shape(values, run, single)
+        if found is None and len(cuts) == 2:
+            return None
+        again = replace(call, operands=[run, *call.operands[1:]], want=None)
+        parts.append((ONE, found if found is not None else values.made(again)[0].relation))
+    made = total(parts)
+    return None if made is None else values.resolve(values.without_zeros(made))
+
+
+def _sum_in_shape(values: Pieces, run: Held, single: Single) -> Relation | None:
+    """The sum of a run as an addend of the sum of all of the tensor that it is a stretch of."""
+    spot = _spot(values, [run])
+    seen = None if spot is None else _in_shape(values, run, spot[0])
+    if spot is None or seen is None:
+        return None
+    shape, index = spot
+    whole_of = Held(seen.type, Relation((single(seen),)))
+    dims = tuple(range(len(shape)))
+    step = Op("sum", (), (), (("dim", dims),))
+    (made,) = values.made(Call(step, bound(step, [whole_of]), [whole_of], [_resized(run.type, ())], None, False))
+    term = made.relation.single
+    if term is None or term.limit is not None:
+        return None
+    value = values.values[term.node]
+    operand = value.operands[0] if value.operands else None
+    share = share_of("flat", math.prod(shape), index)
+    if share is None:
+        return made.relation
+    if value.op != "sum" or value.given["dim"] != dims or not distinct(index):
+        return None
+    if not isinstance(operand, tuple) or shape_of(operand[1]) != shape:
+        return None
+    return Relation((replace(term, limit=limited([share], ())),))
 
 
 def seams(values: Pieces, held: Held) -> list[int]:
@@ -149,6 +220,18 @@ def _lifted(values: Pieces, call: Call, single: Single) -> Held | None:
     types = [_resized(call.types[0], shape)]
     (made,) = values.made(replace(call, operands=operands, types=types))
     return _stretch(values, made, index, single)
+
+
+def _of_nothing(values: Pieces, call: Call) -> Held | None:
+    """Products and powers of zeros, which fill up flat memory."""
+    op, held = call.step.op, [item for item in call.operands if isinstance(item, Held)]
+    if op not in ("mul", "pow") or call.types[0].dtype not in FLOATS:
+        return None
+    exponent = exact(call.operands[1]) if op == "pow" else ONE
+    zeros = all(values.is_zero(term) for item in held for term in item.relation.terms)
+    if not zeros or exponent is None or exponent <= 0:
+        return None
+    return Held(call.types[0], values.filled(0.0, call.types[0]))
 
 
 def _of_model(values: Pieces, call: Call) -> Held | None:
