@@ -1,9 +1,9 @@
 """The checker's view of flat memory: tensors laid one after another in one dim, cut anywhere.
 
 A claim on a flat tensor is asked stretch by stretch, cut wherever it or an operand goes on to another joined
-tensor. A stretch of tensors seen in one dim is asked of the tensors in their own shape: element k of a view is
-element k of what is viewed, counted row by row, so that a step that does the same to every element does it to
-all of them or to a stretch. Written apart from the prover.
+tensor. A stretch of tensors seen in one dim is asked of the tensors in their own shape: element k of a view
+is element k of what is viewed, counted row by row, so that a step that does the same to every element does it
+to all of them or to a stretch. Of ranks taken together nothing is said. Written apart from the prover.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ STEPS: Final = ELEMENTWISE - {"requantize"}  # whose factors may go along a dim
 
 def by_runs(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
     """Does a step on flat tensors make a claim, run by run?"""
+    terms = [term for item in (claim, *operands) if is_rel(item) for term in item]
+    if any(len(reg) > 1 or any(index.axes for index in reg) for _, _, reg, _ in terms):
+        return False
     if op == "cat":
         return laid(values, operands, claim)
     if op == "slice_scatter":
@@ -97,7 +100,9 @@ def written(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: 
 def summed(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
     """Is a claim the sum of a flat tensor, run by run?"""
     rel = operands[0]
-    if not is_rel(rel) or len(rel[0][2]) != 1 or set(attrs) != {"dim"} or tuple(attrs["dim"]) != (0,):
+    if not is_rel(rel) or len(rel[0][2]) != 1 or size(claim[0][2]) != ():
+        return False
+    if set(attrs) != {"dim"} or tuple(attrs["dim"]) != (0,):
         return False
     count = len(rel[0][2][0])
     cuts = [0, *_seams(values, rel), count] if isinstance(count, int) and count else [0]

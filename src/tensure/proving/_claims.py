@@ -10,6 +10,7 @@ from tensure.program import Name, Undecided, axes_in
 
 from ._contraction import TERMS, terms_of
 from ._index import Region, length, select, shape_of, whole
+from ._laid import label_of
 from ._limit import Share, limited, share_of
 from ._logical import Logical
 from ._relation import Relation, Term, describe
@@ -103,5 +104,13 @@ class Claims:
 
     def words(self, relation: Relation) -> str:
         """A relation as people read it."""
-        shapes = {term.node: self._logical.values[term.node].type.shape for term in relation.terms}
-        return describe(relation, self._logical.labels, shapes)
+        values, labels = self._logical.values, self._logical.labels
+        nodes = {term.node for term in relation.terms}
+        known = {node: label_of(values, node, labels) for node in nodes}
+        said = {node: label for node, label in known.items() if label is not None}
+        return describe(relation, said, {node: values[node].type.shape for node in nodes})
+
+    def is_known(self, relation: Relation) -> bool:
+        """Whether it speaks of values of the Program only, or of such laid one after another."""
+        logical = self._logical
+        return all(label_of(logical.values, term.node, logical.labels) for term in relation.terms)

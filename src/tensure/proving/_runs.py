@@ -1,8 +1,9 @@
 """Tensors laid one after another in flat memory, cut anywhere: steps on them, run by run.
 
 A run is a stretch of a flat tensor that is a stretch of one tensor seen in one dim. What an elementwise step
-makes of a run is that stretch of what the step makes of the tensors in their own shape, so that the step of an
-optimizer on flat memory is the Program's own, parameter by parameter. Runs that continue each other are one.
+makes of a run is that stretch of what the step makes of the tensors in their own shape, so that the step of
+an optimizer on flat memory is the Program's own, parameter by parameter. Runs that continue each other are
+one.
 Knows how runs go together and no rules of ops.
 """
 
@@ -15,7 +16,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any, Final, TypeAlias
 
-from tensure.program import Op, TensorType
+from tensure.program import Op, TensorType, axes_in
 
 from ._index import Index, Shape, clamped, distinct, length, select, shape_of
 from ._limit import held_itself, limited, share_of
@@ -42,12 +43,15 @@ def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
     rest = [item for item in call.operands if isinstance(item, Held) and item.type.shape != (size,)]
     if not flat or any(item.type.shape for item in rest):
         return None
+    if any(found.dtype not in FLOATS for found in (*call.types, *(item.type for item in flat))):
+        return None  # indices in one dim have rules of their own
     if call.step.op in _SCALING and len(flat) == 1 and not rest:
         return None  # a multiple, whatever it is of
-    if any(term.limit is not None for item in (*flat, *rest) for term in item.relation.terms):
+    terms = [term for item in (*flat, *rest) for term in item.relation.terms]
+    if any(term.limit is not None or axes_in(term.region) for term in terms):
         return None
     cuts = sorted({0, size, *(cut for item in flat for cut in seams(values, item))})
-    if len(cuts) > MAX_RUNS:
+    if len(cuts) > MAX_RUNS or (len(cuts) == 2 and _spot(values, flat) is None):
         return None
     made: list[Held] = []
     for start, stop in pairwise(cuts):
@@ -58,7 +62,9 @@ def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
             for item in call.operands
         ]
         run = replace(call, operands=operands, types=[_resized(call.types[0], (stop - start,))], want=None)
-        found = _of_nothing(values, run) or _of_model(values, run) or _lifted(values, run, single)
+        found = (
+            _of_nothing(values, run) or _of_model(values, run) or _lifted(values, run, single, len(cuts) > 2)
+        )
         if found is None:
             if len(cuts) == 2:
                 return None
@@ -75,6 +81,8 @@ def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
     if call.own or call.step.op != "cat" or len(call.types[0].shape) != 1:
         return None
     parts = [item for item in call.operands if isinstance(item, Held)]
+    if any(axes_in(term.region) for item in parts for term in item.relation.terms):
+        return None
     runs = list[Held]()
     for item in parts:
         if item.type.shape[0] and not _add_runs(values, item, single, runs):
@@ -97,11 +105,13 @@ def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
 
 
 def written(values: Pieces, call: Call) -> Relation | None:
-    """A stretch of a flat tensor written over: what is left before it, what is written, what is left behind."""
+    """A stretch of a flat tensor written over: what is left before it, what is written, what is behind."""
     if call.own or call.step.op != "slice_scatter" or len(call.types[0].shape) != 1:
         return None
     base, source = call.operands
     if call.given["step"] != 1 or not isinstance(base, Held) or not isinstance(source, Held):
+        return None
+    if any(axes_in(term.region) for item in (base, source) for term in item.relation.terms):
         return None
     size = base.type.shape[0]
     start, stop = clamped(call.given["start"], call.given["end"], size)
@@ -116,8 +126,12 @@ def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
 
     Over a stretch of its elements, counted row by row: the letter `flat` of a sum over all dims.
     """
-    (held, *_) = call.operands
-    if call.own or call.step.op != "sum" or not isinstance(held, Held) or len(held.type.shape) != 1:
+    if call.own or call.step.op != "sum":
+        return None
+    held = call.operands[0]
+    if not isinstance(held, Held) or len(held.type.shape) != 1:
+        return None
+    if any(axes_in(term.region) for term in held.relation.terms):
         return None
     given = call.given
     if given["dim"] != (0,) or given["keepdim"] or given["dtype"] is not None or held.relation.limited:
@@ -129,7 +143,7 @@ def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
     parts = list[tuple[Fraction, Relation]]()
     for start, stop in pairwise(cuts):
         run = values.piece(held, 0, start, stop)
-        found = _sum_in_shape(values, run, single)
+        found = _sum_in_shape(values, run, single, len(cuts) > 2)
         if found is None and len(cuts) == 2:
             return None
         again = replace(call, operands=[run, *call.operands[1:]], want=None)
@@ -138,7 +152,7 @@ def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
     return None if made is None else values.resolve(values.without_zeros(made))
 
 
-def _sum_in_shape(values: Pieces, run: Held, single: Single) -> Relation | None:
+def _sum_in_shape(values: Pieces, run: Held, single: Single, is_joined: bool) -> Relation | None:
     """The sum of a run as an addend of the sum of all of the tensor that it is a stretch of."""
     spot = _spot(values, [run])
     seen = None if spot is None else _in_shape(values, run, spot[0])
@@ -148,9 +162,13 @@ def _sum_in_shape(values: Pieces, run: Held, single: Single) -> Relation | None:
     whole_of = Held(seen.type, Relation((single(seen),)))
     dims = tuple(range(len(shape)))
     step = Op("sum", (), (), (("dim", dims),))
-    (made,) = values.made(Call(step, bound(step, [whole_of]), [whole_of], [_resized(run.type, ())], None, False))
+    (made,) = values.made(
+        Call(step, bound(step, [whole_of]), [whole_of], [_resized(run.type, ())], None, False)
+    )
     term = made.relation.single
     if term is None or term.limit is not None:
+        return None
+    if not is_joined and _is_row(shape) and term.node >= values.first_own:
         return None
     value = values.values[term.node]
     operand = value.operands[0] if value.operands else None
@@ -200,8 +218,11 @@ def _settled(values: Pieces, held: Held, single: Single) -> Held:
 # in their own shape ----------------------------------------------------------------------------------------
 
 
-def _lifted(values: Pieces, call: Call, single: Single) -> Held | None:
-    """What a step makes of one run, where its operands are the same stretch of tensors of one shape."""
+def _lifted(values: Pieces, call: Call, single: Single, is_joined: bool) -> Held | None:
+    """What a step makes of one run, where its operands are the same stretch of tensors of one shape.
+
+    A row by itself may as well be meant to lose a dim of size 1: then what it makes must be known.
+    """
     size = call.types[0].shape[0]
     flat = [item for item in call.operands if isinstance(item, Held) and item.type.shape == (size,)]
     spot = _spot(values, flat)
@@ -219,6 +240,8 @@ def _lifted(values: Pieces, call: Call, single: Single) -> Held | None:
         operands.append(seen)
     types = [_resized(call.types[0], shape)]
     (made,) = values.made(replace(call, operands=operands, types=types))
+    if not is_joined and _is_row(shape) and any(t.node >= values.first_own for t in made.relation.terms):
+        return None
     return _stretch(values, made, index, single)
 
 
@@ -244,7 +267,7 @@ def _of_model(values: Pieces, call: Call) -> Held | None:
 
 
 def _spot(values: Pieces, flat: Sequence[Held]) -> tuple[Shape, Index] | None:
-    """The shape of the tensors that flat ones are seen of, and which stretch; None if there is no one answer."""
+    """The shape of the tensors that flat ones are seen of, and which stretch; None for no one answer."""
     found: tuple[Shape, Index] | None = None
     for term in (term for item in flat for term in item.relation.terms):
         value = values.values[term.node]
@@ -288,6 +311,10 @@ def _stretch(values: Pieces, held: Held, index: Index, single: Single) -> Held:
     cut = Relation(tuple(replace(t, region=(select(t.region[0], index),)) for t in seen.relation.terms))
     spelled = Relation(tuple(replace(t, region=values.spelled(t.node, t.region)) for t in cut.terms))
     return Held(_resized(held.type, (length(index),)), values.tidy(spelled))
+
+
+def _is_row(shape: Shape) -> bool:
+    return sum(size != 1 for size in shape) < 2
 
 
 def _flat_size(call: Call) -> int | None:
