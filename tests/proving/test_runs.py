@@ -31,7 +31,8 @@ def laid(out: str, *tensors: str) -> tuple[Op, ...]:
     """Flat memory, and this rank's half of it."""
     views = [op("view", item, out=f"{out}_{item}", size=[-1]) for item in tensors]
     zeros = [
-        op("full", out=f"{out}_z{n}", size=[n], fill_value=0.0, dtype="f64") for n in ((2, 3) if tensors else ())
+        op("full", out=f"{out}_z{n}", size=[n], fill_value=0.0, dtype="f64")
+        for n in ((2, 3) if tensors else ())
     ]
     one, other, row = (f"{out}_{item}" for item in tensors)
     joined = op("cat", one, f"{out}_z2", other, row, f"{out}_z3", out=f"{out}_all")
@@ -238,7 +239,9 @@ def redefined(row: Any) -> Iterator[Any]:
             new = copy.deepcopy(row)
             part = new["invocations"][0]["values"][at][3][n]
             part[0] = "2/1" if part[0] == "1/1" else "1/1"
-            if item[1] != "view":  # a multiple of what is viewed is one of the view, which all claims then are
+            if (
+                item[1] != "view"
+            ):  # a multiple of what is viewed is one of the view, which all claims then are
                 yield new
             new = copy.deepcopy(row)
             runs = new["invocations"][0]["values"][at][3][n][2][0]

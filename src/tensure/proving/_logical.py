@@ -170,7 +170,14 @@ class Logical(Matching):
         elif call.step.op == "gather" and isinstance(call.operands[0], Held):
             rank = max(len(call.operands[0].type.shape), 1)
             call = replace(call, given={**call.given, "dim": call.given["dim"] % rank})
-        for way in (self.passes, self.constant, self.constants.folded, self._run_by_run, self.linear):
+        for way in (
+            self.passes,
+            self.constant,
+            self.constants.folded,
+            self._runwise,
+            self.linear,
+            self._summed,
+        ):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found if call.own else self._multiplied(found))]
@@ -239,8 +246,11 @@ class Logical(Matching):
             made.append(Held(want, Relation((term,))))
         return made
 
-    def _run_by_run(self, call: Call) -> Relation | None:
-        return runwise(self, call, self.single) or summed(self, call, self.single)
+    def _runwise(self, call: Call) -> Relation | None:
+        return runwise(self, call, self.single)
+
+    def _summed(self, call: Call) -> Relation | None:
+        return summed(self, call, self.single)
 
     def _joined(self, call: Call) -> Relation | None:
         """Tensors one after another, or a step on such."""

@@ -51,8 +51,10 @@ def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
     if any(term.limit is not None or axes_in(term.region) for term in terms):
         return None
     cuts = sorted({0, size, *(cut for item in flat for cut in seams(values, item))})
-    if len(cuts) > MAX_RUNS or (len(cuts) == 2 and _spot(values, flat) is None):
+    if len(cuts) > MAX_RUNS:
         return None
+    if len(cuts) == 2:
+        return _one_run(values, call, single)
     made: list[Held] = []
     for start, stop in pairwise(cuts):
         operands: list[Operand] = [
@@ -62,15 +64,22 @@ def runwise(values: Pieces, call: Call, single: Single) -> Relation | None:
             for item in call.operands
         ]
         run = replace(call, operands=operands, types=[_resized(call.types[0], (stop - start,))], want=None)
-        found = (
-            _of_nothing(values, run) or _of_model(values, run) or _lifted(values, run, single, len(cuts) > 2)
-        )
-        if found is None:
-            if len(cuts) == 2:
-                return None
-            found = values.made(run)[0]
-        made.append(found)
-    return made[0].relation if len(made) == 1 else values.join(made, 0)
+        found = _of_nothing(values, run) or _of_model(values, run) or _lifted(values, run, single)
+        made.append(found or values.made(run)[0])
+    return values.join(made, 0)
+
+
+def _one_run(values: Pieces, call: Call, single: Single) -> Relation | None:
+    """An elementwise step on one run; None where that is no other than any step."""
+    size = call.types[0].shape[0]
+    held = [item for item in call.operands if isinstance(item, Held)]
+    spot = _spot(values, [item for item in held if item.type.shape == (size,)])
+    if spot is None or _known(values, call) is not None:
+        return None
+    # A row may as well be meant to lose a dim of size 1: then what it makes must be known.
+    is_row = sum(dim != 1 for dim in spot[0]) < 2
+    found = _lifted(values, call, single, _known if is_row else None)
+    return None if found is None else found.relation
 
 
 def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
@@ -143,8 +152,8 @@ def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
     parts = list[tuple[Fraction, Relation]]()
     for start, stop in pairwise(cuts):
         run = values.piece(held, 0, start, stop)
-        found = _sum_in_shape(values, run, single, len(cuts) > 2)
-        if found is None and len(cuts) == 2:
+        found = _sum_in_shape(values, run, single)
+        if len(cuts) == 2 and (found is None or any(term.node >= values.first_own for term in found.terms)):
             return None
         again = replace(call, operands=[run, *call.operands[1:]], want=None)
         parts.append((ONE, found if found is not None else values.made(again)[0].relation))
@@ -152,7 +161,7 @@ def summed(values: Pieces, call: Call, single: Single) -> Relation | None:
     return None if made is None else values.resolve(values.without_zeros(made))
 
 
-def _sum_in_shape(values: Pieces, run: Held, single: Single, is_joined: bool) -> Relation | None:
+def _sum_in_shape(values: Pieces, run: Held, single: Single) -> Relation | None:
     """The sum of a run as an addend of the sum of all of the tensor that it is a stretch of."""
     spot = _spot(values, [run])
     seen = None if spot is None else _in_shape(values, run, spot[0])
@@ -167,8 +176,6 @@ def _sum_in_shape(values: Pieces, run: Held, single: Single, is_joined: bool) ->
     )
     term = made.relation.single
     if term is None or term.limit is not None:
-        return None
-    if not is_joined and _is_row(shape) and term.node >= values.first_own:
         return None
     value = values.values[term.node]
     operand = value.operands[0] if value.operands else None
@@ -218,10 +225,13 @@ def _settled(values: Pieces, held: Held, single: Single) -> Held:
 # in their own shape ----------------------------------------------------------------------------------------
 
 
-def _lifted(values: Pieces, call: Call, single: Single, is_joined: bool) -> Held | None:
+def _lifted(
+    values: Pieces, call: Call, single: Single, make: Callable[[Pieces, Call], Held | None] | None = None
+) -> Held | None:
     """What a step makes of one run, where its operands are the same stretch of tensors of one shape.
 
-    A row by itself may as well be meant to lose a dim of size 1: then what it makes must be known.
+    Args:
+        make: what it makes of the tensors, if that is not whatever it may be.
     """
     size = call.types[0].shape[0]
     flat = [item for item in call.operands if isinstance(item, Held) and item.type.shape == (size,)]
@@ -238,11 +248,18 @@ def _lifted(values: Pieces, call: Call, single: Single, is_joined: bool) -> Held
         if seen is None:
             return None
         operands.append(seen)
-    types = [_resized(call.types[0], shape)]
-    (made,) = values.made(replace(call, operands=operands, types=types))
-    if not is_joined and _is_row(shape) and any(t.node >= values.first_own for t in made.relation.terms):
+    again = replace(call, operands=operands, types=[_resized(call.types[0], shape)])
+    made = values.made(again)[0] if make is None else make(values, again)
+    return None if made is None else _stretch(values, made, index, single)
+
+
+def _known(values: Pieces, call: Call) -> Held | None:
+    """A part of a value of the Program's that a step makes; nothing is put down."""
+    relation = values.linear(call)
+    term = values.known(call) if relation is None else relation.single
+    if term is None or term.node >= values.first_own:
         return None
-    return _stretch(values, made, index, single)
+    return Held(call.types[0], Relation((term,)))
 
 
 def _of_nothing(values: Pieces, call: Call) -> Held | None:
@@ -311,10 +328,6 @@ def _stretch(values: Pieces, held: Held, index: Index, single: Single) -> Held:
     cut = Relation(tuple(replace(t, region=(select(t.region[0], index),)) for t in seen.relation.terms))
     spelled = Relation(tuple(replace(t, region=values.spelled(t.node, t.region)) for t in cut.terms))
     return Held(_resized(held.type, (length(index),)), values.tidy(spelled))
-
-
-def _is_row(shape: Shape) -> bool:
-    return sum(size != 1 for size in shape) < 2
 
 
 def _flat_size(call: Call) -> int | None:
