@@ -1,4 +1,4 @@
-"""Steps on flat memory, run by run; each offset, order and stretch astray; and certificates that say other things.
+"""Steps on flat memory, run by run; each offset, order and stretch astray; and certificates that lie.
 
 Two tensors of two dims and a row lie one after another with padding between and behind; each of two ranks
 works on its half, which begins and ends within them. numpy has the last word.

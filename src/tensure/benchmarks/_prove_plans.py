@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     _prove_plans_context,
     _prove_plans_data,
+    _prove_plans_flat,
     _prove_plans_optimizer,
     _prove_plans_pipeline,
     _prove_plans_tensor,
@@ -21,6 +22,7 @@ PLANS: tuple[ParallelPlan, ...] = tuple(
         _prove_plans_context,
         _prove_plans_pipeline,
         _prove_plans_optimizer,
+        _prove_plans_flat,
     )
     for plan in theme.plans()
 )
