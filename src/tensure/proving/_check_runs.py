@@ -31,6 +31,8 @@ def by_runs(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]
         return False
     if op == "cat":
         return laid(values, operands, claim)
+    if op == "constant_pad_nd":
+        return _filled_up(values, attrs, operands, claim)
     if op == "slice_scatter":
         return written(values, attrs, operands, claim)
     if op == "sum":
@@ -95,6 +97,17 @@ def written(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: 
     spots = range(count)[attrs.get("start") : attrs.get("end")]
     before, behind = _cut(values, base, 0, spots.start), _cut(values, base, spots.start + len(spots), count)
     return size(source[0][2]) == (len(spots),) and laid(values, [before, source, behind], claim)
+
+
+def _filled_up(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
+    """Is a flat claim a flat tensor with numbers before and behind?"""
+    rel, pad = operands[0], tuple(attrs["pad"])
+    if not is_rel(rel) or len(rel[0][2]) != 1 or len(pad) != 2 or min(pad) < 0:
+        return False
+    dtype = values.defs[rel[0][1]].dtype
+    before, behind = (values.filled(attrs.get("value", 0), (count,), dtype) for count in pad)
+    parts = [part for part, count in ((before, pad[0]), (rel, 1), (behind, pad[1])) if count]
+    return dtype in FLOATS and laid(values, parts, claim)
 
 
 def summed(values: Any, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:

@@ -47,7 +47,7 @@ from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._restated import restated
 from ._rules import REDUCTIONS, reduced_dims
-from ._runs import rejoined, runwise, summed, written
+from ._runs import filled_up, rejoined, runwise, summed, written
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._values import Value, is_part
 
@@ -254,7 +254,7 @@ class Logical(Matching):
 
     def _joined(self, call: Call) -> Relation | None:
         """Tensors one after another, or a step on such."""
-        laid = rejoined(self, call, self.single) or written(self, call)
+        laid = rejoined(self, call, self.single) or written(self, call) or filled_up(self, call)
         return laid or joined_step(self, call, self.first_own)
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:

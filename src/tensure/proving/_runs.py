@@ -113,6 +113,20 @@ def rejoined(values: Pieces, call: Call, single: Single) -> Relation | None:
     return values.made(again)[0].relation
 
 
+def filled_up(values: Pieces, call: Call) -> Relation | None:
+    """A flat tensor with numbers before and behind."""
+    if call.own or call.step.op != "constant_pad_nd" or len(call.types[0].shape) != 1:
+        return None
+    (held,), pad = call.operands, tuple(call.given["pad"])
+    if not isinstance(held, Held) or len(pad) != 2 or min(pad) < 0:
+        return None
+    if any(axes_in(term.region) for term in held.relation.terms):
+        return None
+    numbers = [_resized(held.type, (count,)) for count in pad]
+    before, behind = [Held(found, values.filled(call.given["value"], found)) for found in numbers]
+    return values.join([part for part in (before, held, behind) if part.type.shape[0]], 0)
+
+
 def written(values: Pieces, call: Call) -> Relation | None:
     """A stretch of a flat tensor written over: what is left before it, what is written, what is behind."""
     if call.own or call.step.op != "slice_scatter" or len(call.types[0].shape) != 1:
