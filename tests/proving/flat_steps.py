@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Partial, Shard
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_
 
 from tensure.capture import ParallelStep
 
@@ -177,5 +178,33 @@ def replicated_shards(make: Make = adamw) -> Any:
         rows = {"replica": Shard(0), "dp": Shard(0)}
         means = {"replica": Partial("avg"), "dp": Partial("avg")}
         return ParallelStep(step, inputs=(rows, rows), outputs=(means,), optimizer=optimizer)
+
+    return parallel
+
+
+def fsdp_1(make: Make = adamw, *, original: bool = True, clip: bool = False, fault: str = "") -> Any:
+    """torch's FullyShardedDataParallel, one around a module and one around the rest.
+
+    Args:
+        original: the optimizer steps stretches of parameters; else the flat memory itself.
+    """
+
+    def parallel(net: Any, mesh: DeviceMesh) -> ParallelStep:
+        given = {"process_group": mesh.get_group("dp"), "use_orig_params": original}
+        net.up = FullyShardedDataParallel(net.up, device_id=torch.device("cpu"), **given)  # type: ignore[arg-type]
+        module = FullyShardedDataParallel(net, device_id=torch.device("cpu"), **given)  # type: ignore[arg-type]
+        optimizer = make(module.parameters())
+
+        def step(x: Tensor, target: Tensor) -> Any:
+            loss = module(x, target)
+            (loss * 2 if fault == "twice the loss" else loss).backward()
+            if fault == "norm of own part":
+                clip_grad_norm_(module.parameters(), MAX_NORM)
+            elif clip:
+                module.clip_grad_norm_(MAX_NORM)
+            optimizer.step()
+            return loss
+
+        return data_parallel(step, module=module, optimizer=optimizer)
 
     return parallel

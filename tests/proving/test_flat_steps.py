@@ -8,7 +8,7 @@ import tensure
 from tensure.capture import capture_model, capture_parallel
 from tests.capture.steps import wrong_claims
 
-from .flat_steps import bucketed, momentum, replicated_shards, sgd, sharded, viewed
+from .flat_steps import bucketed, fsdp_1, momentum, replicated_shards, sgd, sharded, viewed
 from .optimizer_steps import model
 from .test_optimizer_steps import _quiet, fused, proved  # noqa: F401
 
@@ -26,6 +26,14 @@ RIGHT = {
     "a layer with one output": (model(inner=1), sharded(), DP),
     "views of buffers": (model(), viewed(), DP),
     "views of buffers, each filled up": (model(momentum), viewed(momentum, align=16), {"dp": 2}),
+    "torch's fsdp 1": (model(), fsdp_1(), DP),
+    "torch's fsdp 1, the flat memory stepped": (model(momentum), fsdp_1(momentum, original=False), {"dp": 2}),
+    "torch's fsdp 1, clipped": (CLIPPED, fsdp_1(clip=True), {"dp": 2}),
+    "torch's fsdp 1 with padding alone on a rank": (
+        model(sgd, hidden=2, inner=2),
+        fsdp_1(sgd, original=False),
+        {"dp": 8},
+    ),
     "parts on replicas": (model(), replicated_shards(), {"replica": 2, "dp": 2}),
 }
 
@@ -58,6 +66,8 @@ FAULTS = {
     "off by one": (model(momentum), sharded(momentum, fault="off by one"), "view"),
     "norm of own part": (CLIPPED, sharded(clip=True, fault="norm of own part"), "sqrt"),
     "sum for mean, clipped": (CLIPPED, sharded(clip=True, fault="sum for mean"), "sqrt"),
+    "fsdp 1, twice the loss": (model(), fsdp_1(fault="twice the loss"), "sub"),
+    "fsdp 1, norm of own part": (CLIPPED, fsdp_1(fault="norm of own part"), "sqrt"),
     "gradient off by one": (model(), viewed(align=2, fault="gradient off by one"), "slice_scatter"),
 }
 WHERE = {"off by one": "new.up.weight", "bucket, off by one": "new.up.bias"}
