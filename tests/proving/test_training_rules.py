@@ -148,7 +148,28 @@ def convolution_channels() -> Iterator[Case]:
         yield Case("convolution_backward", grouped, grouped, (*shapes[:2], (4, 2, 3)), parts)
 
 
+def numbers_put() -> Iterator[Case]:
+    """Numbers put by an index, shifted, told by a row, or multiplied along a dim."""
+    for part, dim in itertools.product(regions((4, 3)), (0, 1)):
+        given: dict[str, Any] = {"dim": dim}
+        size = (2, 3) if dim == 0 else (4, 2)
+        for places in {tuple(part[d] if d != dim else ((0, 2),) for d in range(2)), *few_regions(size)}:
+            shapes = ((4, 3), size, size)
+            yield Case("scatter", given, given, shapes, (part, places, places), classes={1: 4 - dim})
+        for shift in (1, -2):
+            given = {"shifts": (shift,), "dims": (dim,)}
+            yield Case("roll", given, given, ((4, 3),), (part,))
+            yield Case("roll", {**given, "shifts": (1,)}, given, ((4, 3),), (part,))
+        given = {"shifts": (1,), "dims": ()}
+        yield Case("roll", given, given, ((4, 3),), (part,))
+        yield Case("one_hot", {"num_classes": 5}, {"num_classes": 5}, ((4, 3),), (part,), classes={0: 5})
+        for op, keep in itertools.product(("argmax", "prod"), (False, True)):
+            given = {"dim": dim, "keepdim": keep}
+            yield Case(op, given, given, ((4, 3),), (part,))
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
+    "numbers put": numbers_put,
     "moments": moments,
     "index tensors": index_tensors,
     "put back": put_back,
@@ -217,3 +238,18 @@ def test_planted_order_among_some_of_a_row_is_caught() -> None:
         reg = (_check_index.all_of(3), _check_index.Index(((0, width),)))
         piece = _check_ops.Piece("topk", attrs, attrs, ((3, 4),), ((reg[0], cut),), (3, 2), reg, {})
         assert _check_ops.follows(piece) == answer
+
+
+def test_planted_shift_of_a_cut_dim_is_caught() -> None:
+    """Of the prover, by numbers; of the checker, by its answer to a part cut where numbers are shifted."""
+
+    def careless(kind: str, local: Any, logical: Any, shapes: Any, parts: Any, outs: Any) -> Any:
+        return [_rules.Derived(parts[0])] if kind == "roll" and local == logical else None
+
+    assert any(holds(case, careless) is False for case in few(numbers_put(), 900))
+    attrs = {"shifts": (1,), "dims": (0,)}
+    rows, columns = _check_index.Index(((0, 2),)), _check_index.all_of(3)
+    for cut, wanted in ((rows, None), (_check_index.all_of(4), 1)):
+        part = (cut, columns)
+        piece = _check_ops.Piece("roll", attrs, attrs, [(4, 3)], [part], (4, 3), part, {})
+        assert _check_ops.follows(piece) == wanted

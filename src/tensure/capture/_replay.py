@@ -48,8 +48,12 @@ ATTEMPTS: Final = 3
 SAME: Final = 1e-9
 OTHER: Final = 1e-6
 """Differences, relative to the largest value of a result, up to which results are the same, and from which
-they are not; and the same where the step itself computes with less than double precision."""
-ROUGH: Final = (1e-5, 1e-2)
+they are not."""
+LEAST: Final = 1e-6
+"""A result's largest value counts as at least this much of the largest of all: a gradient that is zero but
+for rounding is no larger than its rounding."""
+ROUGH: Final = (1e-5, 1e-2, 1e-3)
+"""The three where the step itself computes with less than double precision."""
 
 HANG_S: Final = 10.0
 """Patience with ranks that are said to hang."""
@@ -168,7 +172,7 @@ def _run(
         world = {axis: size for axis, size in plan.mesh.items() if axis != MICROBATCH}
         found = _runner(way)(given.module, given.inputs, parallel, world, patience_s)
         expected, is_rough = _single(_drawn(model))
-        return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER)))
+        return _compared(plan, expected, found, *(ROUGH if is_rough else (SAME, OTHER, LEAST)))
     except EndlessError as error:
         if is_stuck:
             return {"status": "differs", "outputs": [], "reason": str(error)}
@@ -271,11 +275,22 @@ def _claims(plan: Plan, label: str) -> Iterator[tuple[int, _Claimed]]:
 
 
 def _compared(
-    plan: Plan, expected: Mapping[str, Tensor], found: Sequence[Found], same: float, other: float
+    plan: Plan,
+    expected: Mapping[str, Tensor],
+    found: Sequence[Found],
+    same: float,
+    other: float,
+    least: float,
 ) -> dict[str, Any]:
     """Every result on every rank beside its part of the single device's."""
+    endless = next((label for label, whole in expected.items() if not whole.isfinite().all()), None)
+    if endless is not None:
+        reason = f"{endless} of the model is infinite or no number, on numbers that were drawn"
+        return {"status": "unclear", "outputs": [], "reason": reason}
     worst, missing = dict[str, tuple[float, str]](), list[str]()
+    floor = least * max((_largest(whole) for whole in expected.values()), default=0.0)
     for label, whole in expected.items():
+        scale = max(_largest(whole), floor) or 1.0
         sums = dict[Any, tuple[_Claimed, Tensor]]()
         far, somewhere = (0.0, ""), np.zeros(whole.shape, bool)
         for number, claim in _claims(plan, label):
@@ -285,13 +300,13 @@ def _compared(
                 continue
             somewhere[_indices(whole, claim.part)] = True
             if not claim.part.sum:
-                far = max(far, (_distance(_part(whole, claim.part), held, whole), claim.rank))
+                far = max(far, (_distance(_part(whole, claim.part), held, scale), claim.rank))
                 continue
             rest = tuple(at for axis, at in claim.place.items() if axis not in claim.part.sum)
             before = sums.get((rest, claim.part.scale))
             sums[rest, claim.part.scale] = claim, held if before is None else before[1] + held
         for claim, total in sums.values():
-            far = max(far, (_distance(_part(whole, claim.part), total, whole), claim.rank))
+            far = max(far, (_distance(_part(whole, claim.part), total, scale), claim.rank))
         worst[label] = far
         if not somewhere.all():
             missing.append(f"{label} is in part on no rank")
@@ -316,10 +331,11 @@ def _indices(whole: Tensor, part: Placed) -> Any:
     return np.ix_(*(part.dims.get(dim, range(size)) for dim, size in enumerate(whole.shape)))
 
 
-def _distance(expected: Tensor, held: Tensor, whole: Tensor) -> float:
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _distance(expected: Tensor, held: Tensor, scale: float) -> float:
     if expected.shape != held.shape or not held.isfinite().all():
         return math.inf
-    if not held.numel():
-        return 0.0
-    scale = float(whole.abs().max()) or 1.0
-    return float((held.double() - expected).abs().max()) / scale
+    return _largest(held.double() - expected) / scale

@@ -88,6 +88,8 @@ class _Seen:
     chain: tuple[View, ...]
     value: Ref
     version: int
+    written: int = -1
+    """The version that a write to this very tensor made."""
 
 
 @dataclass(slots=True)
@@ -183,6 +185,9 @@ class Tape:
         """A tensor in the memory of another; without a View it is the other under a second name."""
         outer = self._known(base)
         chain = outer.chain if view is None else (*outer.chain, view)
+        same = self._there.get(_memory(tensor))
+        if same is not None and same.storage is outer.storage and same.written == outer.storage.version:
+            value = same.value  # what was written last, through another view of the very same elements
         self._keep(tensor, outer.storage, chain, value)
 
     def add_window(self, tensor: torch.Tensor, base: torch.Tensor, note: Attrs) -> None:
@@ -239,7 +244,7 @@ class Tape:
             made = self._back(view, base, made, note)
         storage.value = made
         storage.version += 1
-        seen.value, seen.version = value, storage.version
+        seen.value, seen.version, seen.written = value, storage.version, storage.version
 
     def draw(self, tensor: torch.Tensor, note: Attrs) -> None:
         """A tensor that holds random numbers from now on, to be replaced by what is placed in its stead."""
@@ -273,8 +278,12 @@ class Tape:
         return self._makers
 
     def forget(self) -> None:
-        """Steps were dropped: what made a value is looked up anew."""
+        """Steps were dropped: what made a value is looked up anew, and no view has a value that they made."""
         self._makers, self._counted = {}, 0
+        made = self.makers()
+        self._there = {
+            at: seen for at, seen in self._there.items() if not seen.chain or seen.value.name in made
+        }
 
     def _behind(self, tensor: torch.Tensor) -> set[Name]:
         open_names, seen = [self.read(tensor, ()).name], set[Name]()
@@ -339,6 +348,14 @@ class Tape:
 
     # views -------------------------------------------------------------------------------------------
 
+    def _over(self, base: Ref, inner: Ref, note: Attrs, **attrs: Any) -> Ref:
+        """A slice of a value replaced; what was written there before is gone."""
+        made = self.makers().get(base.name)
+        if made is not None and made.op == "slice_scatter" and made.attrs == tuple(sorted(attrs.items())):
+            below = made.args[0]
+            base = below if isinstance(below, Ref) else base
+        return self.step("slice_scatter", (base, inner), note, **attrs)
+
     def _again(self, view: View, value: Ref, note: Attrs) -> Ref:
         given = {**view.given, view.source: value}
         dtypes = (view.dtype,) * len(view.shapes)
@@ -369,18 +386,17 @@ class Tape:
                 attrs = {key: given[key] for key in keys if given.get(key) is not None}
                 if attrs.get("end", 0) >= 1 << 61:
                     del attrs["end"]
-                return self.step("slice_scatter", (base, inner), note, **attrs)
-            case "select":
-                attrs = {"dim": given["dim"], "index": given["index"]}
-                return self.step("select_scatter", (base, inner), note, **attrs)
-            case "unbind":
-                attrs = {"dim": given.get("dim", 0), "index": view.at}
-                return self.step("select_scatter", (base, inner), note, **attrs)
+                return self._over(base, inner, note, **attrs)
+            case "select" | "unbind":
+                dim = given.get("dim", 0) % rank
+                at = given["index"] % view.outer[dim] if view.name == "select" else view.at
+                thick = self.step("unsqueeze", (inner,), note, dim=dim)
+                return self._over(base, thick, note, dim=dim, start=at, end=at + 1)
             case "split" | "split_with_sizes" | "chunk":
                 dim = given.get("dim", 0) % rank
                 start = sum(shape[dim] for shape in view.shapes[: view.at])
                 end = start + view.shapes[view.at][dim]
-                return self.step("slice_scatter", (base, inner), note, dim=dim, start=start, end=end)
+                return self._over(base, inner, note, dim=dim, start=start, end=end)
         raise UnsupportedError(
             f"a write into a {view.name} of a tensor", wanted="a write into a slice, a view or a whole tensor"
         )

@@ -308,6 +308,21 @@ def _variance(call: AtenCall) -> list[Op]:
     return [_make("var", call, call.value("self"), correction=correction, **dims)]
 
 
+def _scatter(call: AtenCall) -> list[Op]:
+    """One number put everywhere that the index says is a tensor of it, in the index's shape."""
+    number = call.value("value")
+    if call.value("src") is not None or number is None:
+        return [_bind(lookup("scatter"), call, _named(call))]
+    if isinstance(number, Ref) or call.value("reduce") is not None:
+        raise UnsupportedError(f"aten.{call.op} of a tensor's number, or with a reduction", wanted="a number")
+    dtype, made = call.dtypes[0], call.first()
+    number = bool(number) if dtype == "bool" else float(number) if dtype[0] in "fb" else number
+    source = Name(f"{made.base}_source")
+    filled = _make("full", call, out=source, size=call.in_shapes["index"], fill_value=number, dtype=dtype)
+    operands = (call.value("self"), call.value("index"), Ref(source))
+    return [filled, _make("scatter", call, *operands, dim=call.value("dim"))]
+
+
 def _named(call: AtenCall) -> tuple[Name, ...]:
     base = _base(call)
     return tuple(Name(f"{base}_unread_{at}") if out is None else out for at, out in enumerate(call.outs))
@@ -325,6 +340,7 @@ _SPECIAL: Final[dict[str, Callable[[AtenCall], list[Op]]]] = {
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,
+    "scatter": _scatter,
     "slice": _slice,
     "slice_scatter": _slice,
     "split": _split,

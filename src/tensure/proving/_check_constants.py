@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ._check_ops import FLOATS
+from ._check_defined import all_defined
+from ._check_linear import single
+from ._check_ops import FLOATS, dtype_of, shapes_of
 from ._check_piece import ONE, Reg, is_part
 from ._check_sums import CheckSums, Rel, is_rel, size, spread
 
@@ -101,6 +103,25 @@ def constant(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any
     else:
         return None
     return made
+
+
+def zeros(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> Rel:
+    """What a step makes of an operand that is zero everywhere and that it is linear in; else None."""
+    if op == "div":
+        return None  # 0 / 0 is not 0
+    if not any(
+        is_rel(item) and all(values.zero(node) for _, node, _, _ in item) and single(op, attrs, operands, at)
+        for at, item in enumerate(operands)
+    ):
+        return None
+    rels = [item for item in operands if is_rel(item)]
+    made = shapes_of(op, attrs, [size(item[0][2]) if is_rel(item) else None for item in operands])
+    kinds = [values.defs[item[0][1]].dtype if is_rel(item) else None for item in operands]
+    kind = dtype_of(op, attrs, kinds)
+    if made is None or len(made) != 1 or kind not in FLOATS or not all_defined(values, rels):
+        return None
+    found: Rel = values.filled(0.0, made[0], kind)
+    return found
 
 
 def _number(values: CheckSums, rel: Any) -> int | float | bool | None:

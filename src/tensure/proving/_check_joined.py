@@ -11,27 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ._check_defined import all_defined
-from ._check_linear import single
 from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, letters, shapes_of
 from ._check_piece import Shape, is_part
 from ._check_sums import Term, is_rel, size
 
 MAX_PARTS: Final = 16
 Asked = Callable[[str, dict[str, Any], list[Any], int, tuple[Term, ...]], bool]
-
-
-def nothing(values: Any, op: str, attrs: dict[str, Any], operands: Sequence[Any], claim: Any) -> bool:
-    """Is a step linear in an operand that is zero everywhere, and so is the claim, in the result's shape?"""
-    if op == "div" or not all(values.zero(node) for _, node, _, _ in claim):
-        return False  # 0 / 0 is not 0
-    if not any(
-        is_rel(item) and all(values.zero(node) for _, node, _, _ in item) and single(op, attrs, operands, at)
-        for at, item in enumerate(operands)
-    ):
-        return False
-    rels = [item for item in operands if is_rel(item)]
-    made = shapes_of(op, attrs, [size(item[0][2]) if is_rel(item) else None for item in operands])
-    return made is not None and made[0] == size(claim[0][2]) and all_defined(values, rels)
 
 
 def joined(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], claim: Any) -> bool:
@@ -87,7 +72,7 @@ def _asked(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: li
     moved = values.passed(op, attrs, told)
     if moved is not None and values.equal(part, moved):
         return True
-    return nothing(values, op, attrs, told, part) or ask(op, attrs, list(told), 0, part)
+    return ask(op, attrs, list(told), 0, part)
 
 
 def _cut(values: Any, item: Any, dim: int | None, part: slice) -> Any:

@@ -23,17 +23,21 @@ from ._check_piece import ONE, Piece, Reg, Shape
 from ._check_piece import holds as _holds
 from ._check_piece import whole as _whole
 from ._check_training import TRAINING
+from ._check_whole import WHOLE
+
+RULES: Final = {**TRAINING, **WHOLE}
 
 FLOATS: Final = frozenset({"f64", "f32", "f16", "bf16"})
 ELEMENTWISE: Final = frozenset(
-    "abs acos add add_n addcmul addcdiv asin atan bitwise_and bitwise_not bitwise_or ceil clamp cos cosh div "
-    "eq erf exp expm1 floor floor_divide fmod gelu gelu_backward ge gt hardsigmoid hardswish hardtanh "
-    "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not logical_or "
-    "logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder requantize round "
-    "rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus sqrt square sub tan tanh "
-    "tanh_backward threshold_backward trunc where _to_copy".split()
+    "_to_copy abs acos acosh add add_n addcdiv addcmul asin asinh atan atanh bitwise_and "
+    "bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp cos cosh div "
+    "eq erf exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
+    "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not "
+    "logical_or logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder "
+    "requantize round rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus "
+    "sqrt square sub tan tanh tanh_backward threshold_backward trunc where".split()
 )
-REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all".split())
+REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all argmax argmin prod".split())
 ROWS: Final = frozenset(
     "softmax log_softmax _softmax _log_softmax cumsum _softmax_backward_data "
     "_log_softmax_backward_data".split()
@@ -50,14 +54,16 @@ NORMS: Final = frozenset(["rms_norm", "layer_norm"])
 AWARE: Final = ELEMENTWISE | REDUCTIONS | CONTRACTIONS | frozenset(["expand"])
 WINDOWS: Final = frozenset(["convolution", "integer_convolution", "max_pool2d"])
 OF_FIRST: Final = frozenset(
-    "embedding gather index index_select constant_pad_nd slice_backward select_backward rms_norm layer_norm "
-    "native_layer_norm embedding_dense_backward nll_loss_backward convolution convolution_backward tril triu "
-    "scaled_dot_product_attention softmax log_softmax _softmax _log_softmax cumsum logsumexp var mse_loss "
-    "_softmax_backward_data _log_softmax_backward_data scatter_add index_put".split()
+    "_log_softmax _log_softmax_backward_data _softmax _softmax_backward_data adaptive_avg_pool2d "
+    "batch_norm constant_pad_nd convolution convolution_backward cumsum embedding "
+    "embedding_dense_backward gather group_norm index index_add index_put index_select layer_norm "
+    "log_softmax logsumexp mse_loss native_layer_norm nll_loss_backward prod rms_norm roll "
+    "scaled_dot_product_attention scatter scatter_add scatter_reduce select_backward select_scatter "
+    "slice_backward softmax tril triu var".split()
 )
 OTHER_DTYPE: Final = frozenset(
-    "bitwise_and bitwise_not bitwise_or eq ge gt isnan le lt ne logical_and logical_not logical_or "
-    "logical_xor _to_copy requantize integer_add".split()
+    "_to_copy bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor eq "
+    "ge gt integer_add isnan le logical_and logical_not logical_or logical_xor lt ne requantize".split()
 )
 KEEPS_DTYPE: Final = (ELEMENTWISE - OTHER_DTYPE) | CONTRACTIONS | frozenset("sum mean amax amin".split())
 DEFAULTS: Final[dict[str, Any]] = {
@@ -117,8 +123,8 @@ def clean(op: str, attrs: dict[str, Any]) -> dict[str, Any]:
 
 def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) -> list[Shape] | None:
     """The shapes of a logical op's results; None for an op without a rule."""
-    if op in TRAINING:
-        return TRAINING[op].shapes(attrs, shapes)
+    if op in RULES:
+        return RULES[op].shapes(attrs, shapes)
     tensors = [shape for shape in shapes if shape is not None]
     if not tensors:
         return None
@@ -158,9 +164,11 @@ def shapes_of(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None]) ->
     return None
 
 
-def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None]) -> str:
-    """The dtype of an op's results, "?" where the checker does not need to know."""
+def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None], at: int = 0) -> str:
+    """The dtype of an op's result `at`, "?" where the checker does not need to know."""
     held = [dtype for dtype in dtypes if dtype is not None]
+    if op in ("sort", "topk"):
+        return "i64" if at else held[0]
     if isinstance(attrs.get("dtype"), str):
         return str(attrs["dtype"])
     if op in ("where", "nll_loss_forward") or (op == "masked_fill" and held):
@@ -168,6 +176,8 @@ def dtype_of(op: str, attrs: dict[str, Any], dtypes: Sequence[str | None]) -> st
         return held[0] if len(set(held)) == 1 else "?"
     if op in OF_FIRST and held:
         return held[0] if held[0] in FLOATS else "?"
+    if op in ELEMENTWISE and len(floats := set(held) & FLOATS) == 1 and "?" not in held:
+        held = list(floats)  # integers beside floats become floats
     keeps = op in KEEPS_DTYPE or op in MOVES
     return held[0] if keeps and len(set(held)) == 1 else "?"
 
@@ -218,13 +228,15 @@ def follows(p: Piece) -> Fraction | None:
     if p.op not in AWARE and any(isinstance(index, Anywhere) for part in p.parts for index in part or ()):
         # What only repeats stands anywhere: at the start, or where the result or another operand does.
         places = {index for part in (p.reg, *p.parts) for index in part or () if isinstance(index, Index)}
-        stood = (_standing(p, place) for place in (EMPTY, *sorted(places, key=repr)))
+        stood = itertools.chain(
+            (_standing(p, place) for place in (EMPTY, *sorted(places, key=repr))), [_beside(p)]
+        )
         tries = (follows(piece) for piece in stood if _inside(piece))
         return next((found for found in tries if found is not None), None)
     if p.op in MOVES:
         return _holds(not p.shares and move_fits(p))
-    if p.op in TRAINING:
-        return TRAINING[p.op].follows(p)
+    if p.op in RULES:
+        return RULES[p.op].follows(p)
     if not _same(p.mine, p.theirs, _FREE if p.op in WINDOWS else frozenset()):
         return None
     if p.op in CONTRACTIONS:
@@ -261,6 +273,24 @@ def _standing(p: Piece, place: Index) -> Piece:
         else tuple(
             index if isinstance(index, Index) else place if len(place) == len(index) else _start(index)
             for index in part
+        )
+        for part in p.parts
+    ]
+    return replace(p, parts=parts)
+
+
+def _beside(p: Piece) -> Piece:
+    """Parts that stand anywhere put where the result stands along the same dim, if it is as long there."""
+    parts = [
+        None
+        if part is None
+        else tuple(
+            index
+            if isinstance(index, Index)
+            else p.reg[dim]
+            if dim < len(p.reg) and isinstance(p.reg[dim], Index) and len(p.reg[dim]) == len(index)
+            else _start(index)
+            for dim, index in enumerate(part)
         )
         for part in p.parts
     ]
@@ -316,8 +346,8 @@ def letters(op: str, attrs: dict[str, Any], shapes: Sequence[Any]) -> tuple[list
 
 def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], letter: str) -> int | None:
     """The size of a dim that a value's op sums over; None when it has no such dim."""
-    if op in TRAINING:
-        return TRAINING[op].letters(attrs, shapes).get(letter)
+    if op in RULES:
+        return RULES[op].letters(attrs, shapes).get(letter)
     tensors = [shape for shape in shapes if shape is not None]
     if op in ("sum", "mean") and letter in [f"dim{d}" for d in _dims(attrs.get("dim"), len(tensors[0]))]:
         return tensors[0][int(letter[3:])]

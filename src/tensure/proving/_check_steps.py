@@ -16,7 +16,7 @@ from ._check_conditional import conditional
 from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere, selected
-from ._check_joined import joined, nothing
+from ._check_joined import joined
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
@@ -98,15 +98,38 @@ class CheckSteps(CheckValues):
                 return True
         if at == 0 and (
             conditional(self, op, attrs, operands, claim)
-            or nothing(self, op, attrs, operands, claim)
             or joined(self, self._led, op, attrs, operands, claim)
         ):
             return True
-        return at == 0 and (
+        if at == 0 and (
             multiplied(self, op, operands, self.linear(op, attrs, operands, False), claim)
             or written(self, op, attrs, operands, claim)
             or alike(self, moved, claim)
-        )
+        ):
+            return True
+        told = self._restated(op, operands, claim)
+        return told is not None and self._piece(op, attrs, told, at, claim[0])
+
+    def _restated(self, op: str, operands: Sequence[Any], claim: tuple[Term, ...]) -> list[Any] | None:
+        """Operands as the claimed class has them, where each is the same element by element; else None.
+
+        A view of a part and the same part of a view are two classes, and one tensor.
+        """
+        item = self.defs[claim[0][1]]
+        if len(claim) != 1 or (item.op, len(item.operands)) != (op, len(operands)) or item.form is not None:
+            return None
+        told, is_other = list(operands), False
+        for place, (mine, theirs) in enumerate(zip(operands, item.operands, strict=True)):
+            if not is_rel(mine) or not is_part(theirs) or len(mine) != 1 or mine[0][1] == theirs[0]:
+                continue
+            coef, node, reg, limit = mine[0]
+            wanted: Rel = ((ONE, theirs[0], theirs[1], None),)
+            if limit is not None or size(reg) != size(theirs[1]):
+                return None
+            if not alike(self, ((ONE, node, reg, None),), wanted):
+                return None
+            told[place], is_other = ((coef, theirs[0], theirs[1], None),), True
+        return told if is_other else None
 
     def same(self, one: Rel, other: Rel) -> bool:
         """Are two relations one, as sums or element by element?"""

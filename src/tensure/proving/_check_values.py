@@ -17,7 +17,7 @@ from tensure.program import Op, Program, Undecided, axes_in, expand, leaves
 from ._check_cells import rel_at
 from ._check_combined import CheckCombined
 from ._check_conditional import range_of
-from ._check_constants import are_targets, constant, index_of, targets_of
+from ._check_constants import are_targets, constant, index_of, targets_of, zeros
 from ._check_draws import CheckDraws
 from ._check_linear import every, single, value
 from ._check_moves import MOVES
@@ -195,7 +195,7 @@ class CheckValues(CheckCombined):
             free = repeats(op, attrs, shapes, frees, shape) if len(found) == 1 else frozenset[int]()
             told = {"rank": len(shape)} if op == "expand" else attrs
             key = (op, repr(sorted(told.items())), parts, out)
-            item = Def(op, attrs, parts, out, shape, dtype_of(op, attrs, dtypes), None, free)
+            item = Def(op, attrs, parts, out, shape, dtype_of(op, attrs, dtypes, out), None, free)
             node = self._put(item, key)
             made.append(((coef, node, self.spelled(node, whole(shape)), None),))
         return made
@@ -228,13 +228,35 @@ class CheckValues(CheckCombined):
             return self.tidy(tuple(moved))
         if op == "cat" and (known := self.joined(rels, attrs.get("dim", 0) % len(rels[0][0][2]))):
             return known
+        if op == "constant_pad_nd" and not any(attrs["pad"]):
+            return _same(rels[0])
+        if op == "slice_backward" and tuple(attrs["input_sizes"]) == size(rels[0][0][2]):
+            return _same(rels[0])  # all of it: a part of it would be put back among zeros
+        if op == "slice_scatter" and (over := self._written_over(attrs, rels)) is not None:
+            return over
         first = rels[0][0]
         item = self.defs[first[1]]
         if item.op == "full" and op in MOVES and all(len(r) == 1 and r[0][:2] == first[:2] for r in rels):
             (shape,) = shapes_of(op, attrs, [size(rel[0][2]) for rel in rels]) or ((),)
             ((coef, node, reg, _),) = self.filled(item.attrs["fill_value"], shape, item.dtype) or (first,)
             return ((coef * first[0], node, reg, None),)
-        return None
+        return zeros(self, op, attrs, operands)
+
+    def _written_over(self, attrs: dict[str, Any], rels: Sequence[Any]) -> Rel:
+        """A slice put into what it, or a like part, is a slice of; None for a slice of anything else."""
+        target, source = rels
+        dim = attrs.get("dim", 0) % len(target[0][2])
+        count = len(target[0][2][dim])
+        start, stop, step = slice(attrs.get("start"), attrs.get("end"), attrs.get("step", 1)).indices(count)
+        dtypes = {self.defs[node].dtype for rel in rels for _, node, _, _ in rel}
+        if step != 1 or stop - start != len(source[0][2][dim]) or len(dtypes) != 1:
+            return None
+
+        def between(low: int, high: int) -> Rel:
+            cut = {"dim": dim, "start": low, "end": high}
+            return self.tidy(tuple([(c, n, sliced(cut, r), lim) for c, n, r, lim in target]))
+
+        return self.joined([between(0, start), source, between(stop, count)], dim)
 
     def filled(self, number: Any, shape: Shape, dtype: str) -> Rel:
         """One number in every element: for floats a multiple of ones."""

@@ -102,7 +102,7 @@ class Constants:
             return self._values.filled(op == "ne", found)
         if op in ("masked_fill", "where"):
             return self._chosen(call)
-        if not call.own and found.dtype in FLOATS and len(call.types) == 1 and self._is_nothing(call):
+        if found.dtype in FLOATS and len(call.types) == 1 and self._is_nothing(call):
             return self._values.filled(0.0, found)
         number = self._number(first)
         if number is None:
@@ -123,8 +123,8 @@ class Constants:
         for at in alone(call.step.op, call.given, call.operands):
             item = call.operands[at] if at < len(call.operands) else None
             others = [other for other in call.operands if isinstance(other, Held) and other is not item]
-            if not all(map(self._exists, others)):
-                continue  # 0 times what has no value is not 0
+            if not call.own and not all(map(self._exists, others)):
+                continue  # 0 times what has no value is not 0; all that the Program makes has one
             if isinstance(item, Held) and item.type.dtype in FLOATS:
                 term = item.relation.single
                 value = None if term is None else self._values.values[term.node]

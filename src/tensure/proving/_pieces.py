@@ -6,13 +6,14 @@ Knows no rules but those of moves.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from tensure.program import Op, TensorType
 
-from ._index import Region, Shape, cut, joined, select, shape_of, whole_region
+from ._index import Region, Shape, clamped, cut, joined, select, shape_of, whole_region
 from ._limit import held_itself, limited
 from ._movement import regrouped, slice_of, viewed_whole
 from ._padded import stretches, unpadded
@@ -48,7 +49,19 @@ class Pieces(Sums):
         parts = [item for item in call.operands if isinstance(item, Held)]
         if op == "cat" and len({item.type.dtype for item in parts}) == 1:
             return self.merge(parts, given["dim"] % len(call.types[0].shape))
+        if op == "slice_scatter" and given["step"] == 1 and len(parts) == 2:
+            return self._written_over(parts[0], parts[1], given)
         return None
+
+    def _written_over(self, target: Held, source: Held, given: Mapping[str, Any]) -> Relation | None:
+        """A slice replaced by a part of the very value that is around it, its own for example."""
+        shape = target.type.shape
+        dim = given["dim"] % len(shape)
+        start, stop = clamped(given["start"], given["end"], shape[dim])
+        if target.type.dtype != source.type.dtype or stop - start != source.type.shape[dim]:
+            return None
+        around = self.piece(target, dim, 0, start), self.piece(target, dim, stop, shape[dim])
+        return self.merge([around[0], source, around[1]], dim)
 
     def permuting(self, call: Call) -> Call:
         """A transpose in the one spelling; of a transpose, as one of what was transposed first."""

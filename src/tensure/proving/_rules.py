@@ -29,20 +29,20 @@ Shapes: TypeAlias = Sequence[Shape | None]
 
 
 ELEMENTWISE: Final = frozenset(
-    "_to_copy abs acos add addcdiv addcmul asin atan bitwise_and bitwise_not bitwise_or bitwise_xor ceil "
-    "clamp cos cosh div eq sinh erf "
-    "exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
-    "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not logical_or "
-    "logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder round rsqrt rsub "
-    "sigmoid sigmoid_backward sign silu silu_backward sin softplus sqrt square sub tan tanh tanh_backward "
-    "threshold_backward trunc where add_n".split()
+    "_to_copy abs acos acosh add add_n addcdiv addcmul asin asinh atan atanh bitwise_and "
+    "bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp cos cosh div "
+    "eq erf exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardsigmoid hardswish hardtanh "
+    "hardtanh_backward integer_add isnan le leaky_relu log log1p log2 logical_and logical_not "
+    "logical_or logical_xor lt masked_fill maximum minimum mul ne neg pow reciprocal relu remainder "
+    "round rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus sqrt square "
+    "sub tan tanh tanh_backward threshold_backward trunc where".split()
 )
 PER_CHANNEL: Final = {
     "requantize": ("multiplier", "shift"),
     "quantize": ("scale", "zero_point"),
     "dequantize": ("scale", "zero_point"),
 }
-REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all argmax argmin".split())
+REDUCTIONS: Final = frozenset("sum mean amax amin logsumexp var any all argmax argmin prod".split())
 ROWS: Final = frozenset(
     "softmax log_softmax _softmax _log_softmax _softmax_backward_data _log_softmax_backward_data cumsum "
     "sort topk flip roll".split()
@@ -66,8 +66,8 @@ def derive(
         return rule(op, local, logical, shapes, parts, out_shapes)
     # Where a value only repeats, any part is as good as any other: at the start, or where a neighbour stands.
     held = {index for part in parts for index in part or () if not is_free(index)}
-    for place in (None, *sorted(held, key=repr if axes_in(tuple(held)) else None)):
-        stood = [_stood(part, place) for part in parts]
+    places = (None, *sorted(held, key=repr if axes_in(tuple(held)) else None))
+    for stood in (*([_stood(part, place) for part in parts] for place in places), _beside(parts)):
         inside = all(_inside(part, shape) for part, shape in zip(stood, shapes, strict=True))
         found = rule(op, local, logical, shapes, stood, out_shapes) if inside else None
         if found is not None:
@@ -94,6 +94,24 @@ def _stood(part: Region | None, place: Index | None) -> Region | None:
         else ((0, length(index)),)
         for index in part
     )
+
+
+def _beside(parts: Parts) -> list[Region | None]:
+    """Free parts where another operand stands along the same dim, if as long there; else at the start."""
+    stands: dict[tuple[int, int], Index] = {}
+    for part in parts:
+        for dim, index in enumerate(part or ()):
+            if not is_free(index):
+                stands.setdefault((dim, length(index)), index)
+    return [
+        None
+        if part is None
+        else tuple(
+            stands.get((dim, length(index)), ((0, length(index)),)) if is_free(index) else index
+            for dim, index in enumerate(part)
+        )
+        for part in parts
+    ]
 
 
 def elementwise(

@@ -301,6 +301,16 @@ def scatter(
     return [Derived(base)]
 
 
+def one_hot(
+    op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
+) -> list[Derived] | None:
+    """A row of its own for each number."""
+    (numbers,) = parts
+    if not _equal(local, logical) or numbers is None:
+        return None
+    return [Derived((*numbers, whole(outs[0][-1])))]
+
+
 def put(
     op: str, local: Given, logical: Given, shapes: Shapes, parts: Parts, outs: Sequence[Shape]
 ) -> list[Derived] | None:
@@ -316,6 +326,8 @@ TRAINING: Final[dict[str, Rule]] = {
     "index_select": index_select,
     "gather": gather,
     "scatter_add": scatter,
+    "scatter": scatter,
+    "one_hot": one_hot,
     "index_put": put,
     "embedding_dense_backward": embedding_backward,
     "slice_backward": put_back,

@@ -117,6 +117,8 @@ class Values:
         if any(not self.is_whole(term.node, term.region) for term in relation.terms):
             return known
         form = {node: coef for (node, _), coef in self.expanded(relation).items()}
+        if not form:
+            return known  # all of it cancels: a number, and no direction to be known by
         lead = form[min(form)]
         key = _direction(form)
         free = [self.values[term.node].free for term in relation.terms]
