@@ -6,12 +6,14 @@ As DeepSpeed's ZeRO, Megatron's distributed optimizer and apex lay them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
 from tensure.capture import ParallelStep
@@ -108,6 +110,25 @@ def _views(net: Any, mesh: Mesh, align: int) -> ParallelStep:
     return rows(step, optimizer=optimizer)
 
 
+def _fsdp_1(net: Any, mesh: Mesh) -> ParallelStep:
+    """The first of torch, which lays a module's parameters in one `FlatParameter`."""
+    named: dict[str, Any] = {
+        "process_group": mesh.get_group("dp"),
+        "use_orig_params": True,
+        "device_id": torch.device("cpu"),
+    }
+    net.up = FullyShardedDataParallel(net.up, **named)
+    module = FullyShardedDataParallel(net, **named)
+    optimizer = adamw(module.parameters())
+
+    def step(*given: Tensor) -> Any:
+        loss = run(module, given)
+        optimizer.step()
+        return loss / mesh.size()
+
+    return replace(rows(step, optimizer=optimizer), module=module)
+
+
 def plans() -> Iterator[ParallelPlan]:
     """In the order of the campaign."""
     dp, four, small = {"dp": 2}, {"dp": 4}, partial(stepped, mlp)
@@ -122,3 +143,4 @@ def plans() -> Iterator[ParallelPlan]:
     blocks = partial(stepped, partial(llama, batch=4))
     yield ParallelPlan("AdamW on parts of flat memory of Llama", blocks, _part, dp)
     yield ParallelPlan("AdamW on views of flat memory", small, partial(_views, align=16), dp)
+    yield ParallelPlan("AdamW under FSDP1", small, _fsdp_1, four)
