@@ -186,9 +186,11 @@ class Tape:
         outer = self._known(base)
         chain = outer.chain if view is None else (*outer.chain, view)
         same = self._there.get(_memory(tensor))
-        if same is not None and same.storage is outer.storage and same.written == outer.storage.version:
+        kept = same is not None and same.storage is outer.storage and same.written == outer.storage.version
+        if same is not None and kept:
             value = same.value  # what was written last, through another view of the very same elements
-        self._keep(tensor, outer.storage, chain, value)
+        made = self._keep(tensor, outer.storage, chain, value)
+        made.written = outer.storage.version if kept else -1  # for the next view of them
 
     def add_window(self, tensor: torch.Tensor, base: torch.Tensor, note: Attrs) -> None:
         """A contiguous window on the memory of another tensor, wherever in it that one looks.

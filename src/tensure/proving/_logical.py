@@ -213,7 +213,9 @@ class Logical(Matching):
                 ]
         terms = [self.single(item) for item in call.operands]
         lookup = masked_lookup(self, call.step.op, terms)
-        put = placed(self, call.step.op, call.given, terms, call.types[0].shape)
+        put = None if call.own else placed(self, call.step.op, call.given, terms, call.types[0].shape)
+        if put is not None and (known := self.known(call)) is not None:
+            return [Held(call.types[0], Relation((known,)))]
         if put is not None:
             whole, shares = put
             region = self.spelled(whole.node, whole.region)
