@@ -389,6 +389,17 @@ def _data(net: Body, y: Tensor) -> Tensor:
     return one * y + two + row
 
 
+def _set(net: Body, y: Tensor) -> Tensor:
+    """The same by `set_`, as FSDP1 has it: writes go to whoever has the memory now."""
+    one, two = y.detach().clone(), y.detach() * 3
+    row = one[1]
+    one.set_(two)
+    two.add_(1)
+    row.add_(5)
+    one[0] = 2.0
+    return one * y + two + row
+
+
 def _data_slice(net: Body, y: Tensor) -> Tensor:
     one = y.detach().clone()
     one.data = one.data[1:3]
@@ -462,7 +473,7 @@ def _accumulated(net: Body, y: Tensor) -> Tensor:
 
 
 NAMED = [
-    _cache, _cache_twice, _flat_buffer, _window, _data, _data_slice, _swapped, _reshaped_in_place,
+    _cache, _cache_twice, _flat_buffer, _window, _data, _set, _data_slice, _swapped, _reshaped_in_place,
     _constants, _outside, _outside_copied, _saved_for_later, _weight_changed, _accumulated,
 ]  # fmt: skip
 
@@ -485,7 +496,7 @@ REFUSED: dict[str, Callable[[Body, Tensor], Tensor]] = {
     "a write into an expanded tensor": lambda net, y: (y.detach()[:1].expand(ROWS, COLUMNS).zero_(), y)[1],
     "a diagonal": lambda net, y: (y.detach().diagonal().zero_(), y)[1],
     "other bytes": lambda net, y: y.detach().view(torch.int64).sum() + y,
-    "other memory": lambda net, y: y.detach().clone().set_((y * 3).detach()) + y,
+    "other memory": lambda net, y: y.detach().clone().set_((y * 3).detach().untyped_storage()) + y,
     "another size": lambda net, y: y.detach().clone().resize_(2, COLUMNS) + y[:2],
     "values by mask": lambda net, y: (y.detach().__setitem__(y.detach() > 0, torch.ones(3, dtype=F64)), y)[1],
     "a large constant": lambda net, y: y * torch.from_numpy(LARGE).sum(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     _prove_plans_context,
     _prove_plans_data,
+    _prove_plans_flat,
     _prove_plans_mixed,
     _prove_plans_optimizer,
     _prove_plans_pipeline,
@@ -22,6 +23,7 @@ PLANS: tuple[ParallelPlan, ...] = tuple(
         _prove_plans_context,
         _prove_plans_pipeline,
         _prove_plans_optimizer,
+        _prove_plans_flat,
         _prove_plans_mixed,
     )
     for plan in theme.plans()

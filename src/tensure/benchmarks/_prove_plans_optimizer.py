@@ -20,21 +20,23 @@ from ._prove_parts import Mesh, ParallelPlan, part, place, reduce_scatter, run
 from ._prove_plans_data import rows
 from ._prove_plans_tensor import llama, megatron, mlp, tensor_parallel
 
-__all__ = ["plans"]
+__all__ = ["MAX_NORM", "Make", "adamw", "nesterov", "plans", "stepped"]
 
 MAX_NORM: Final = 0.5
 Make = Callable[[Iterable[Any]], Optimizer]
 
 
-def _adamw(parameters: Iterable[Any], **options: Any) -> Optimizer:
+def adamw(parameters: Iterable[Any], **options: Any) -> Optimizer:
+    """torch's, with a learning rate."""
     return torch.optim.AdamW(parameters, lr=1e-3, **options)
 
 
-def _nesterov(parameters: Iterable[Any]) -> Optimizer:
+def nesterov(parameters: Iterable[Any]) -> Optimizer:
+    """Momentum, looked ahead, and decay."""
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
 
 
-def _stepped(build: Any, make: Make = _adamw, *, clip: bool = False) -> TrainingStep:
+def stepped(build: Any, make: Make = adamw, *, clip: bool = False) -> TrainingStep:
     """The step of one device."""
     net, inputs = build()
     optimizer = make(net.parameters())
@@ -49,7 +51,7 @@ def _stepped(build: Any, make: Make = _adamw, *, clip: bool = False) -> Training
     return TrainingStep(net, inputs, step, optimizer)
 
 
-def _replicas(net: Any, mesh: Mesh, make: Make = _adamw, clip: bool = False) -> ParallelStep:
+def _replicas(net: Any, mesh: Mesh, make: Make = adamw, clip: bool = False) -> ParallelStep:
     wrapped = DistributedDataParallel(net, process_group=mesh.get_group("dp"))
     optimizer = make(wrapped.parameters())
 
@@ -63,7 +65,7 @@ def _replicas(net: Any, mesh: Mesh, make: Make = _adamw, clip: bool = False) -> 
     return rows(step, wrapped, optimizer=optimizer)
 
 
-def _sharded(net: Any, mesh: Mesh, modules: tuple[str, ...] = (), make: Make = _adamw) -> ParallelStep:
+def _sharded(net: Any, mesh: Mesh, modules: tuple[str, ...] = (), make: Make = adamw) -> ParallelStep:
     """FSDP2, clipped over all shards."""
     for name in modules:
         fully_shard(net.get_submodule(name), mesh=mesh["dp"])
@@ -83,7 +85,7 @@ def _zero(net: Any, mesh: Mesh, stage: int) -> ParallelStep:
     """Rows of each parameter are stepped on one rank, clipped by the norm of all, and gathered."""
     group, parameters = mesh.get_group("dp"), list(net.parameters())
     shards = [part(parameter, 0, group) for parameter in parameters]
-    optimizer = _adamw(shards)
+    optimizer = adamw(shards)
 
     def step(*given: Tensor) -> Any:
         loss = run(net, given, 1 / mesh.size())
@@ -109,7 +111,7 @@ def _zero(net: Any, mesh: Mesh, stage: int) -> ParallelStep:
 def _owned(net: Any, mesh: Mesh) -> ParallelStep:
     """Each parameter is stepped on one rank, which sends it to the others."""
     group, mine, parameters = mesh.get_group("dp"), mesh.get_local_rank("dp"), list(net.parameters())
-    optimizer = _adamw([p for at, p in enumerate(parameters) if at % mesh.size() == mine])
+    optimizer = adamw([p for at, p in enumerate(parameters) if at % mesh.size() == mine])
 
     def step(*given: Tensor) -> Any:
         loss = run(net, given, 1 / mesh.size())
@@ -128,7 +130,7 @@ def _dtensors(net: Any, mesh: Mesh) -> ParallelStep:
     tensor_parallel(net, mesh["tp"])
     cut = [p for p in net.parameters() if hasattr(p, "to_local")]
     whole = [p for p in net.parameters() if not hasattr(p, "to_local")]
-    optimizer = _adamw([{"params": cut}, {"params": whole}], foreach=True)
+    optimizer = adamw([{"params": cut}, {"params": whole}], foreach=True)
 
     def step(*given: Tensor) -> Any:
         loss = run(net, given)
@@ -148,7 +150,7 @@ def _cut(net: Any, mesh: Mesh) -> ParallelStep:
     placed = megatron(net, group)
     cut = [p for name, p in net.named_parameters() if name in placed]
     whole = [p for name, p in net.named_parameters() if name not in placed]
-    optimizer = _adamw(net.parameters())
+    optimizer = adamw(net.parameters())
 
     def step(*given: Tensor) -> Any:
         loss = run(net, given)
@@ -163,7 +165,7 @@ def _cut(net: Any, mesh: Mesh) -> ParallelStep:
 
 def _accumulated(net: Any, mesh: Mesh, count: int = 2) -> ParallelStep:
     """Micro-batches one after another, then one step."""
-    optimizer = _adamw(net.parameters())
+    optimizer = adamw(net.parameters())
 
     def step() -> None:
         for parameter in net.parameters():
@@ -180,13 +182,13 @@ def _accumulated(net: Any, mesh: Mesh, count: int = 2) -> ParallelStep:
 def plans() -> Iterator[ParallelPlan]:
     """In the order of the campaign."""
     dp, four = {"dp": 2}, partial(llama, batch=4)
-    clipped = partial(_stepped, clip=True)
-    yield ParallelPlan("AdamW on replicas", partial(_stepped, mlp), _replicas, {"dp": 4})
+    clipped = partial(stepped, clip=True)
+    yield ParallelPlan("AdamW on replicas", partial(stepped, mlp), _replicas, {"dp": 4})
     yield ParallelPlan("clipped AdamW on replicas", partial(clipped, mlp), partial(_replicas, clip=True), dp)
-    momentum = partial(_stepped, mlp, _nesterov)
-    yield ParallelPlan("Nesterov momentum on replicas", momentum, partial(_replicas, make=_nesterov), dp)
-    lists = partial(_replicas, make=partial(_adamw, foreach=True))
-    yield ParallelPlan("AdamW in a loop and by lists", partial(_stepped, llama), lists, dp)
+    momentum = partial(stepped, mlp, nesterov)
+    yield ParallelPlan("Nesterov momentum on replicas", momentum, partial(_replicas, make=nesterov), dp)
+    lists = partial(_replicas, make=partial(adamw, foreach=True))
+    yield ParallelPlan("AdamW in a loop and by lists", partial(stepped, llama), lists, dp)
     yield ParallelPlan("clipped AdamW under FSDP2", partial(clipped, mlp), _sharded, {"dp": 2})
     uneven = partial(clipped, partial(mlp, batch=3, hidden=7, inner=8))
     yield ParallelPlan("clipped AdamW under uneven FSDP2", uneven, _sharded, {"dp": 3})
@@ -195,8 +197,8 @@ def plans() -> Iterator[ParallelPlan]:
     for stage in (1, 2):
         name = f"clipped AdamW under ZeRO-{stage} by hand"
         yield ParallelPlan(name, partial(clipped, mlp), partial(_zero, stage=stage), dp)
-    yield ParallelPlan("AdamW of parameters that ranks own", partial(_stepped, mlp), _owned, dp)
+    yield ParallelPlan("AdamW of parameters that ranks own", partial(stepped, mlp), _owned, dp)
     yield ParallelPlan("clipped AdamW under TP2", partial(clipped, llama), _dtensors, {"tp": 2})
     yield ParallelPlan("clipped AdamW under TP2 by hand", partial(clipped, llama), _cut, {"tp": 2})
-    batches = partial(_stepped, partial(mlp, batch=8))
+    batches = partial(stepped, partial(mlp, batch=8))
     yield ParallelPlan("AdamW after 2 micro-batches", batches, _accumulated, dp)

@@ -19,6 +19,7 @@ __all__ = ["Piece", "boxes", "is_copy", "layout_of"]
 Piece: TypeAlias = "tuple[str | None, int, int]"
 """The parameter, none for what only fills up, and which of its elements, counted in order."""
 _SAME: Final = frozenset("view reshape copy".split())
+_FILLING: Final = frozenset("mul add sub".split())
 
 
 def is_copy(step: Op) -> bool:
@@ -69,13 +70,21 @@ def _content(
     size: Any = step.attr("size")
     if step.op == "full" and isinstance(size, tuple):
         return [(None, 0, math.prod(size))], size
-    parts = [_content(arg.name, makers, leaf) if isinstance(arg, Ref) else None for arg in step.args]
+    reads = [arg for arg in step.args if isinstance(arg, Ref) or step.op not in _FILLING]
+    parts = [_content(arg.name, makers, leaf) if isinstance(arg, Ref) else None for arg in reads]
     if not parts or None in parts:
         return None
     pieces, shape = parts[0]  # type: ignore[misc]
+    if step.op in _FILLING and all(name is None for found in parts for name, _, _ in found[0]):  # type: ignore[index]
+        return pieces, shape  # numbers, and nothing of a parameter
     if step.op in _SAME or is_copy(step):
         return pieces, _size(size, shape) if step.op in ("view", "reshape") else shape
     attrs: dict[str, Any] = dict(step.attrs)
+    if step.op == "constant_pad_nd" and len(shape) == 1:
+        before, after = attrs["pad"]
+        around: list[Piece] = [(None, 0, max(0, count)) for count in (before, after)]
+        kept = _cut(pieces, max(0, -before), shape[0] - max(0, -after))
+        return [*around[:1], *kept, *around[1:]], (before + shape[0] + after,)
     if attrs.get("dim", 0) != 0 or attrs.get("step", 1) != 1 or not shape:
         return None
     row = math.prod(shape[1:])

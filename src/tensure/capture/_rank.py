@@ -21,6 +21,7 @@ from tensure.program import FLOATS, Name, Op, Ref, TensorType
 from ._calls import check_call
 from ._collectives import Collectives
 from ._coordinate import Reads
+from ._flat_parts import Stretch, claim_flat, flat_parts
 from ._generators import Generators, counted_draws, own_generators
 from ._given import as_step, axes_of, built, gradients, leaves, local_of, returned_by
 from ._layout import is_copy
@@ -61,6 +62,8 @@ class TracedRank:
     outputs: set[str] = field(default_factory=set[str])
     standing: dict[str, Part] = field(default_factory=dict[str, Part])
     """Where each parameter stands, by name, as far as known."""
+    flat: dict[str, list[Stretch]] = field(default_factory=dict[str, "list[Stretch]"])
+    """What lies in parameters of flat memory, by name."""
     place: dict[str, int] = field(default_factory=dict[str, int])
     mesh: dict[str, int] = field(default_factory=dict[str, int])
     """The world's, and the axis of micro-batches."""
@@ -90,6 +93,7 @@ class TracedRank:
                 single = built(model)
             net, inputs = single.module, single.inputs
             whole = dict(leaves(net))
+            self.whole = tuple(whole)
             for label, tensor in whole.items():
                 self.tape.add(tensor, Ref(Name(label + WHOLE)))
                 if label in self.captured.shapes:
@@ -122,7 +126,7 @@ class TracedRank:
             self._results(returned, module, local, given)
             updates.results()
             self._missing(module, begun)
-        self.steps, self.whole, self.shapes = self.tape.steps, tuple(whole), self.tape.shapes
+        self.steps, self.shapes = self.tape.steps, self.tape.shapes
         self.tape = Tape()
         if self.reads is not None:
             self.steps = without_idle(self.steps, self.claims, frozenset(self.outputs))
@@ -216,6 +220,8 @@ class TracedRank:
     ) -> None:
         """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
         shape, local = self.captured.shapes.get(label), local_of(tensor)
+        if (shape is None or tuple(local.shape) != shape) and self._lies_flat(label, tensor, given):
+            return
         if shape is None:
             is_trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
             if label in whole or (self.tape.knows(local) and not is_trained):
@@ -250,6 +256,23 @@ class TracedRank:
         if value is None or value.dtype == dtype or not {value.dtype, dtype} <= FLOATS:
             return Ref(Name(label))
         return self.tape.step("_to_copy", (Ref(Name(label)),), (), dtype=dtype)
+
+    def _lies_flat(self, label: str, tensor: torch.Tensor, given: ParallelStep) -> bool:
+        """Whether a parameter is flat memory in which parts of the model's lie; it is noted which."""
+        shapes = self.captured.shapes
+        if (
+            label in given.parameters
+            or isinstance(tensor, DTensor)
+            or not isinstance(tensor, torch.nn.Parameter)
+        ):
+            return False
+        if label in shapes and self.tape.knows(tensor) and self.cut(tensor, label, shapes[label]) is not None:
+            return False  # a part along dims
+        laid = flat_parts(self, tensor, {name: shapes[name] for name in self.whole if name in shapes})
+        if laid is None or (label in shapes and any(name != label for name, _ in laid)):
+            return False
+        self.flat[label] = laid
+        return True
 
     def _stranger(self, label: str) -> InputError:
         return InputError(
@@ -346,6 +369,9 @@ class TracedRank:
             self.output(label, tensor, _nth(given.outputs, at))
         graded = module if self.captured.states is None else None
         for label, tensor in gradients(graded, dict(zip(self.captured.inputs, inputs, strict=True))):
+            if label in self.flat and label not in given.gradients:
+                claim_flat(self, tensor, self.flat[label], "grad.")
+                continue
             if f"grad.{label}" not in self.captured.shapes:
                 continue  # the single device has none to compare with
             said, standing = given.gradients.get(label), self.standing.get(label)

@@ -151,6 +151,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     return args[0].copy_(made) if writes else made
         if plain.startswith("_foreach"):
             return self._foreach(func, plain, args, kwargs, bool(writes))
+        if word == "set_" and len(args) == 2 and isinstance(args[1], torch.Tensor):
+            return func(*args, **kwargs)  # another one's memory, as by `.data`: the tape looks where it is
         if not (translates(plain) or word in _KNOWN or plain in _FILLS or word in ALIASES):
             taken = self._apart(func, plain, writes, args, kwargs)
             if taken is not NotImplemented:

@@ -18,12 +18,12 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Name, Ref
 
+from ._flat_parts import claim_flat, flat_parts, stretch_of
 from ._given import axes_of, leaves, local_of
-from ._layout import boxes, is_copy, layout_of
+from ._layout import is_copy
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started
 from ._placements import Part, whole_part
 from ._step import ParallelStep
-from ._tape import WHOLE
 
 if TYPE_CHECKING:
     from ._rank import TracedRank
@@ -93,6 +93,10 @@ class Updates:
         if self.states is None:
             return
         for label, tensor in leaves(self.module):
+            laid = self.rank.flat.get(label)
+            if laid is not None:
+                claim_flat(self.rank, tensor, laid, "new.")
+                continue
             if label not in self.states or label not in self.rank.standing:
                 continue
             if isinstance(tensor, DTensor):
@@ -107,9 +111,7 @@ class Updates:
                 continue
             ref = tape.read(tensor, ())
             if start is not None:
-                end = start + math.prod(part.shape)
-                ref = tape.step("slice", (ref,), (), dim=0, start=start, end=end)
-                ref = tape.step("view", (ref,), (), size=part.shape)
+                ref = stretch_of(self.rank, ref, part, start)
             self.rank.claim_value(local, ref, output, part)
 
     # states ------------------------------------------------------------------------------------------
@@ -131,7 +133,11 @@ class Updates:
                     wanted=f"{', '.join(known) or 'nothing'}, as the single device's optimizer does",
                 )
         for name, tensor in tensors.items():
-            if isinstance(tensor, DTensor) or len(stands) == 1 or tuple(tensor.shape) == ():
+            is_flat = len(stands) != 1 or stands[0][0] is None
+            is_flat = is_flat or (stands[0][1].shape != tuple(tensor.shape) and tensor.ndim == 1)
+            if tuple(tensor.shape) == () and all(label is None for label, _ in stands):
+                self._unused_number((parameter, name), tensor)
+            elif isinstance(tensor, DTensor) or not is_flat or tuple(tensor.shape) == ():
                 self._whole_state((parameter, name), tensor, stands)
             else:
                 self._flat_state((parameter, name), tensor, stands)
@@ -165,6 +171,19 @@ class Updates:
             ref = leaf
             self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
 
+    def _unused_number(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
+        """A counter of what holds nothing of the model here: torch may step it or not, and nobody asks."""
+        parameter, name = key
+        known = {label: held[name] for label, held in (self.states or {}).items() if name in held}
+        mine = self.names.get(parameter)
+        leaf = known.get(mine) if mine is not None else None
+        if leaf is None and len(set(known.values())) == 1:
+            leaf = next(iter(known.values()))
+        if leaf is not None:
+            local = f"unused.{mine or len(self.rank.claims)}.{name}"
+            self.rank.claims[local] = (leaf, whole_part(self.rank.captured.shapes[leaf]))
+            self.rank.tape.add(tensor, Ref(Name(local)))
+
     def _flat_state(
         self, key: tuple[int, str], tensor: torch.Tensor, stands: Sequence[tuple[str | None, Part]]
     ) -> None:
@@ -172,7 +191,7 @@ class Updates:
         assert self.states is not None
         _, name = key
         tape, pieces, at, counts = self.rank.tape, list[Ref](), 0, dict[str, int]()
-        for label, place in stands:
+        for label, place in stands or [(None, Part((((0, 0, 1),),)))]:
             size = math.prod(place.shape)
             if label is None:
                 attrs = {"dtype": dtype_word(tensor.dtype), "fill_value": 0.0}
@@ -206,13 +225,9 @@ class Updates:
             copied = self._copied(local)
             if copied is not None:
                 return [(copied, rank.standing[copied])]
-            made = layout_of(rank.tape.read(local, ()).name, rank.tape.makers(), self._leaf)
-            if made is not None and local.ndim == 1 and any(name is not None for name, _, _ in made):
-                return [
-                    (name, part)
-                    for name, start, stop in made
-                    for part in boxes(shapes[name] if name is not None else (stop,), start, stop)
-                ]
+            laid = flat_parts(rank, parameter, shapes)
+            if laid is not None:
+                return laid
         raise InputError(
             f"the optimizer steps a tensor of shape {list(parameter.shape)}, and nobody knows which part of "
             "the model it is",
@@ -237,12 +252,3 @@ class Updates:
             dtype = dtype_word(tensor.dtype)
             tape.write(tensor, tape.step("_to_copy", (Ref(Name(label)),), (), dtype=dtype), ())
         return label
-
-    def _leaf(self, name: Name) -> tuple[str, Sequence[int]] | None:
-        label = str(name).removesuffix(WHOLE)
-        known = label in (self.states or {}) and (label != str(name) or self._is_all(label))
-        return (label, self.rank.captured.shapes[label]) if known else None
-
-    def _is_all(self, label: str) -> bool:
-        part = self.rank.standing.get(label)
-        return part is not None and part == whole_part(self.rank.captured.shapes[label])

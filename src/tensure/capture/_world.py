@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tensure.errors import InputError
 
+from ._addresses import addresses
 from ._ddp import bucketed_reductions
 from ._pipelining import static_stages
 
@@ -91,7 +92,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
     hook = sys.excepthook  # torch wraps it to print the rank, once for each process group
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with _environment(rank, world), _real_meshes(), bucketed_reductions(), static_stages():
+        with _environment(rank, world), _real_meshes(), bucketed_reductions(), static_stages(), addresses():
             built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
             with no_bytes():
                 yield built
@@ -103,7 +104,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
 @contextmanager
 def live_rank() -> Iterator[None]:
     """This process as the rank that it is, with tensors made here that have no bytes."""
-    with _real_meshes(), bucketed_reductions(), static_stages(), no_bytes():
+    with _real_meshes(), bucketed_reductions(), static_stages(), addresses(), no_bytes():
         yield
 
 

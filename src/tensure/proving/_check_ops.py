@@ -9,6 +9,7 @@ of a dim along which an operand only repeats is `Anywhere`: it says how many, an
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -377,6 +378,8 @@ def extent(op: str, attrs: dict[str, Any], shapes: Sequence[Shape | None], lette
     tensors = [shape for shape in shapes if shape is not None]
     if op in ("sum", "mean") and letter in [f"dim{d}" for d in _dims(attrs.get("dim"), len(tensors[0]))]:
         return tensors[0][int(letter[3:])]
+    if op == "sum" and letter == "flat" and len(_dims(attrs.get("dim"), len(tensors[0]))) == len(tensors[0]):
+        return math.prod(tensors[0])  # all elements, counted row by row
     if op == "embedding" and letter == "v":
         return tensors[0][0]
     if op == "convolution" and letter == "c" and attrs.get("groups", 1) == 1 and len(tensors) == 2:

@@ -145,6 +145,20 @@ class CheckSpelled(CheckSums):
         left = None if limit is None else dict(limit[1]).get(0)
         return coef * by, inner, self.spelled(inner, part), left
 
+    def seen_alike(self, term: Term, claim: Term) -> bool:
+        """Are these the same elements of one thing, seen in two shapes?
+
+        Views of one thing count its elements alike, so that a part of one is the part of another with the
+        same numbers; whether it is a part of what is viewed makes no difference.
+        """
+        (coef, node, reg, limit), (by, other, want, held) = term, claim
+        one, two = self.defs[node], self.defs[other]
+        if one.op != "view" or two.op != "view" or one.free or two.free:
+            return False
+        if one.operands != two.operands or coef != by or limit != held or held_itself(limit):
+            return False
+        return regrouped(reg, one.shape, two.shape) == want
+
     def _viewed(self, term: Term, shape: Shape) -> Rel:
         """A view of parts joined outermost, where it is the same parts joined along a dim further in."""
         coef, node, reg, limit = term

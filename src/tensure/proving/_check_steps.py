@@ -26,6 +26,7 @@ from ._check_ops import follows as holds_as
 from ._check_piece import ONE, Piece, Reg, is_part
 from ._check_placed import placed
 from ._check_products import multiplied
+from ._check_runs import by_runs
 from ._check_sums import Def, Limit, Rel, Term, is_rel, need, size
 from ._check_values import CheckValues
 
@@ -61,6 +62,11 @@ class CheckSteps(CheckValues):
             if rest is not None:
                 given = attrs if op == "convolution" else {}
                 return bool(rest[2]) and self._led(rest[0], given, rest[1], 0, rest[2])
+        if op == "view" and len(claim) == 1 == len(operands[0]) and attrs["size"] == size(claim[0][2]):
+            if self.seen_alike(operands[0][0], claim[0]):
+                return True
+        if at == 0 and by_runs(self, op, attrs, operands, claim):
+            return True
         rows = unmasked_rows(self, op, attrs, operands, claim)
         if rows is not None and self._led(op, rows[0], rows[1], at, rows[2]):
             return True
@@ -335,8 +341,11 @@ class CheckSteps(CheckValues):
         floats = item.dtype in FLOATS
         together = every(item.op, item.operands)
         made, left = ONE, dict(enumerate(factors))
-        if floats and together and len({factors[place] for place in together}) == 1:
-            made *= factors[together[0]]
+        zeros = [at for at in together if is_part(item.operands[at]) and self.zero(item.operands[at][0])]
+        left.update(dict.fromkeys(zeros, ONE))  # a multiple of nothing
+        told = {factors[place] for place in together if place not in zeros}
+        if floats and len(told) == 1:
+            made *= next(iter(told))
             left.update(dict.fromkeys(together, ONE))
         for place, by in left.items():
             if by == 1:

@@ -58,6 +58,8 @@ class CheckSums:
         self._kinds: dict[int, int] = {}
         self._numbers: dict[Any, int] = {}
         self._fitted: dict[Any, Fraction | None] = {}
+        self.runs: dict[Any, bool] = {}
+        """What is known of stretches of flat tensors."""
         self.ranges: dict[int, int] = {}
         """Of classes that the Program uses as an index counted from 0: below what they are."""
         self.families: dict[int, frozenset[str]] = {}
@@ -188,13 +190,23 @@ class CheckSums:
         if not keys:
             return sum(coef for coef, _ in items) == 0
         item = self.defs[node]
-        if len(keys) > 1 and item.form is None and keys != set(every(item.op, item.operands)):
+        if len(keys) > 1 and item.form is None and not self._every(item, keys):
             return False
         for key in keys:
             inner = [(coef, None if limit is None else dict(limit[1])[key]) for coef, limit in items]
             if not self._nothing(key if item.form is not None else item.operands[key][0], inner):
                 return False
         return True
+
+    def _every(self, item: Def, keys: set[int]) -> bool:
+        """Are these the operands that an op is a sum over, but for those that are zero everywhere?
+
+        An op that is a sum of what it makes of each makes nothing of these, however often they are added up.
+        """
+        together = every(item.op, item.operands)
+        return keys <= set(together) and all(
+            at in keys or (is_part(item.operands[at]) and self.zero(item.operands[at][0])) for at in together
+        )
 
     def _vanishes(self, node: int, items: list[tuple[Fraction, Limit]], letter: str) -> bool:
         """Do they add up to zero at every index of a letter?"""
@@ -249,7 +261,7 @@ class CheckSums:
             return False
         if not all(0 <= key < len(item.operands) and is_part(item.operands[key]) for key in keys):
             return False
-        linear = not keys or keys == every(item.op, item.operands)
+        linear = not keys or self._every(item, set(keys))
         linear = linear or (len(keys) == 1 and single(item.op, item.attrs, item.operands, keys[0]))
         return linear and all(
             self.defs[item.operands[key][0]].dtype in FLOATS and self.sound(item.operands[key][0], lim)

@@ -10,6 +10,7 @@ from tensure.program import Name, Op, Undecided, axes_in
 
 from ._contraction import TERMS, terms_of
 from ._index import Region, length, select, shape_of, whole
+from ._laid import label_of
 from ._limit import Share, limited, share_of
 from ._logical import Logical
 from ._relation import Relation, Term, Told, describe
@@ -104,10 +105,21 @@ class Claims:
 
     def words(self, relation: Relation) -> str:
         """A relation as people read it."""
-        shapes = {term.node: self._logical.values[term.node].type.shape for term in relation.terms}
         if self._told is None:
             self._told = _told(self._logical)
-        return describe(relation, self._told, shapes)
+        values = self._logical.values
+        nodes = {term.node for term in relation.terms}
+        told = {node: self._told[node] for node in nodes if node in self._told}
+        for node in nodes - told.keys():
+            laid = label_of(values, node, self._logical.labels)
+            if laid is not None:
+                told[node] = Told(*laid)
+        return describe(relation, told, {node: values[node].type.shape for node in nodes})
+
+    def is_known(self, relation: Relation) -> bool:
+        """Whether it speaks of values of the Program only, or of such laid one after another."""
+        logical = self._logical
+        return all(label_of(logical.values, term.node, logical.labels) for term in relation.terms)
 
 
 def _told(logical: Logical) -> dict[int, Told]:

@@ -47,6 +47,7 @@ from ._products import OPENED, Products
 from ._relation import ONE, Relation, Term, plain, total
 from ._restated import restated
 from ._rules import REDUCTIONS, reduced_dims
+from ._runs import filled_up, rejoined, runwise, summed, written
 from ._steps import Call, Held, Number, Operand, all_float, bound, type_of
 from ._values import Value, is_part
 
@@ -173,7 +174,14 @@ class Logical(Matching):
         elif call.step.op == "gather" and isinstance(call.operands[0], Held):
             rank = max(len(call.operands[0].type.shape), 1)
             call = replace(call, given={**call.given, "dim": call.given["dim"] % rank})
-        for way in (self.passes, self.constant, self.constants.folded, self.linear):
+        for way in (
+            self.passes,
+            self.constant,
+            self.constants.folded,
+            self._runwise,
+            self.linear,
+            self._summed,
+        ):
             found = way(call)
             if found is not None:
                 return [Held(call.types[0], found if call.own else self._multiplied(found))]
@@ -231,7 +239,7 @@ class Logical(Matching):
         if match is None and not call.own and call.step.op in TERMS:
             tries = (self._match(call, other) for other in restated(self, core))
             match = next((found for found in tries if found is not None), None)
-        if match is None and (joined := joined_step(self, call, self.first_own)) is not None:
+        if match is None and (joined := self._joined(call)) is not None:
             return [Held(call.types[0], joined)]
         node, derived, order = match or self._new(call, core)
         if match is None and node >= self.first_own:
@@ -247,6 +255,17 @@ class Logical(Matching):
                 term = term if known is None else replace(known, coef=known.coef * term.coef)
             made.append(Held(want, Relation((term,))))
         return made
+
+    def _runwise(self, call: Call) -> Relation | None:
+        return runwise(self, call, self.single)
+
+    def _summed(self, call: Call) -> Relation | None:
+        return summed(self, call, self.single)
+
+    def _joined(self, call: Call) -> Relation | None:
+        """Tensors one after another, or a step on such."""
+        laid = rejoined(self, call, self.single) or written(self, call) or filled_up(self, call)
+        return laid or joined_step(self, call, self.first_own)
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:
         """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""
@@ -333,14 +352,17 @@ class Logical(Matching):
             if term.coef != 1 and all_float(call, [at]):
                 factor *= term.coef
                 core[at] = replace(term, coef=ONE)
+        zeros = {at for at in all_ & held.keys() if self.is_zero(held[at])}  # any multiple, any addend of 0
         if all_ and all_ <= held.keys() and all_float(call, sorted(all_)):
-            common = held[min(all_)].coef  # of a sum of operands: what is left tells their proportion
+            # of a sum of operands: what is left tells their proportion
+            common = held[min(all_ - zeros, default=min(all_))].coef
             factor *= common
             for at in all_:
-                ratio = ONE if held[at].coef is common else held[at].coef / common
+                ratio = ONE if held[at].coef is common or at in zeros else held[at].coef / common
                 core[at] = replace(held[at], coef=ratio)
         addends = {at: item for at, item in held.items() if item.limit is not None}
-        passes = (len(addends) == 1 and addends.keys() <= one) or (bool(all_) and addends.keys() == all_)
+        passes = len(addends) == 1 and addends.keys() <= one
+        passes = passes or (bool(addends) and bool(all_) and addends.keys() | zeros == all_)
         passes = passes and all_float(call, sorted(addends))
         for at, item in addends.items():
             whole = call.operands[at]

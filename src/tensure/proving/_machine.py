@@ -295,7 +295,7 @@ class Relations(PlanMachine[Held]):
         """For the first doubts, the step that first went astray."""
         found: dict[tuple[str, str], Suspect] = {}
         for label, key in self._asked_of.items():
-            seen = suspect(*key, self._made_of, self._derived, self._is_known, self.claims.words)
+            seen = suspect(*key, self._made_of, self._derived, self.claims.is_known, self.claims.words)
             if seen is not None:
                 found[label] = seen
         return found
@@ -308,9 +308,6 @@ class Relations(PlanMachine[Held]):
     def _derived(self, local: tuple[Rank, Name]) -> Relation:
         """What a local came out as, before its claim was taken for granted."""
         return self._doubted.get(local) or self.relation(*local)
-
-    def _is_known(self, relation: Relation) -> bool:
-        return all(term.node in self.logical.labels for term in relation.terms)
 
     def stuck(self, error: TensureError) -> None:
         """The walk could not end: say where, naming the message nobody sends rather than who waits for it.

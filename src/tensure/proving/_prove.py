@@ -113,9 +113,7 @@ def _proved(
                 values, units = faulty
                 break
             continue
-        values, certificate = _values(
-            plan, program, units, open_entries, accept, wrong, classes, said, jobs
-        )
+        values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes, said, jobs)
         if values.status in ("proved", "refuted"):
             break
     storage = _storage(plan, program, units)

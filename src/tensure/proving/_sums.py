@@ -87,7 +87,7 @@ class Sums(Values):
 
     def without_zeros(self, relation: Relation) -> Relation:
         """The same sum, terms that are zero everywhere left out, as long as one remains."""
-        kept = tuple(term for term in relation.terms if not self._is_zero(term))
+        kept = tuple(term for term in relation.terms if not self.is_zero(term))
         return Relation(kept) if kept else relation
 
     def linear(self, call: Call) -> Relation | None:
@@ -137,7 +137,8 @@ class Sums(Values):
             return term
         return replace(made, region=self.spelled(made.node, term.region), coef=made.coef * term.coef)
 
-    def _is_zero(self, term: Term) -> bool:
+    def is_zero(self, term: Term) -> bool:
+        """Whether it is zero everywhere."""
         value = self.values[term.node]
         return value.op == "full" and value.type.dtype in FLOATS and value.given["fill_value"] == 0
 
