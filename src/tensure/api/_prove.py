@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["check", "must_have_gradients", "proof_page", "prove", "read_plan"]
 
 MAX_CERTIFICATE = 1 << 30
+MAX_NAMED_TRACED = 16
+"""Ranks of a model by name that are traced one by one, if nothing else is asked for: its code is our own."""
 
 
 def prove(
@@ -42,6 +45,7 @@ def prove(
     microbatches: int | None = None,
     optimizer: OptimizerFunction | str | None = None,
     small: ModelFunction | str | None = None,
+    classes: bool | None = None,
     jobs: int = 1,
     replay: bool | None = None,
     stage: Callable[[str], None] | None = None,
@@ -77,6 +81,8 @@ def prove(
         small: with `mesh`, returns the same module with smaller sizes, or `package.module:name`. A fault in a
             model of real sizes is only suspected, since nobody can run it: what is `unknown` there is tried
             over the same mesh on the smaller module, and the result is that one's if it is `refuted`.
+        classes: trace a few ranks only, and find for whom each stands (docs/decisions/0010), as is always
+            done with over 256; None does so with over 256, and of a model given by name with over 16.
         jobs: processes that trace ranks, check the certificate and look at bytes; the result is the same for
             any number (docs/decisions/0017).
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
@@ -101,6 +107,7 @@ def prove(
             named.model,
             mesh=named.mesh,
             optimizer=optimizer,
+            classes=math.prod(named.mesh.values()) > MAX_NAMED_TRACED if classes is None else classes,
             jobs=jobs,
             replay=replay,
             stage=stage,
@@ -132,14 +139,14 @@ def prove(
     say("tracing ranks")
     found: list[RankClass] = []
     traced = capture_parallel(
-        model, parallel, mesh, captured, jobs=jobs, progress=progress, told=found.extend
+        model, parallel, mesh, captured, classes=classes, jobs=jobs, progress=progress, told=found.extend
     )
     must_have_gradients(traced, captured)
-    classes = [(_standing(traced.mesh, item.box), item.reason) for item in found]
-    if not classes:
-        classes = [("every rank", "traced by itself")]
+    standing = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     say("proving")
-    result = prove_plan(traced, captured.program, jobs=jobs, classes=classes)
+    result = prove_plan(
+        traced, captured.program, jobs=jobs, classes=standing or [("every rank", "traced by itself")]
+    )
     verdict = result.proof.values
     if captured.states is None and (replay or (replay is None and verdict.status == "refuted")):
         example = verdict.counterexample
@@ -162,6 +169,7 @@ def prove(
             smaller,
             mesh=mesh,
             optimizer=optimizer,
+            classes=classes,
             jobs=jobs,
             replay=replay,
             stage=lambda words: say(f"{words}, with smaller sizes"),

@@ -15,6 +15,7 @@ from tensure.errors import UnsupportedError
 from tensure.program import Attrs, Ref
 
 from ._collectives import Collectives, GroupCall
+from ._pending import start
 from ._tape import Tape
 
 __all__ = ["call_group"]
@@ -38,7 +39,10 @@ def call_group(
     # Coalesced ones have no form without bytes in torch; they only write, so nothing need run.
     is_unrun = word.endswith("_coalesced_") or (ranks.is_live and namespace == "c10d")
     result = _unrun(func, bound) if is_unrun else func(*args, **kwargs)
-    rule(GroupCall(ranks, tape, note, bound, result))
+    call = GroupCall(ranks, tape, note, bound, result)
+    rule(call)
+    if namespace == "c10d":
+        start(word, call.group, bound, result, note)
     return result
 
 

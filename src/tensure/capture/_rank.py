@@ -27,6 +27,7 @@ from ._given import as_step, axes_of, built, gradients, leaves, local_of, return
 from ._layout import is_copy
 from ._microbatch import MICROBATCH, Microbatch, checked_count, takes_index
 from ._model import Captured
+from ._pending import end
 from ._placements import Part, cut_dims, part_of, whole_part
 from ._sources import Sources, their_errors
 from ._step import ModelFunction, ParallelFunction, ParallelStep, Placements
@@ -365,6 +366,9 @@ class TracedRank:
                 f"the parallel step returns {len(returned)} tensors",
                 wanted=f"{len(names)}, as the module does: {', '.join(names)}",
             )
+        there = dict(leaves(module))
+        there |= {f"grad.{k}": tensor.grad for k, tensor in leaves(module) if tensor.grad is not None}
+        end([(k, local_of(tensor)) for k, tensor in [*zip(names, returned, strict=True), *there.items()]])
         for at, (label, tensor) in enumerate(zip(names, returned, strict=True)):
             self.output(label, tensor, _nth(given.outputs, at))
         graded = module if self.captured.states is None else None

@@ -30,6 +30,7 @@ from ._collectives import Collectives
 from ._generators import Generators
 from ._group_calls import call_group
 from ._literal import written_down
+from ._pending import tensors_in, use
 from ._random import drawn
 from ._shadows import Shadows
 from ._sources import OPTIMIZER_WANTED, Sources, asked_by_distributed, only_shapes_asked, optimizer_line
@@ -187,6 +188,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if word == "as_strided":
             tape.add_window(result, bound["self"], note)
             return
+        viewed = None if writes else _viewed(schema, bound, result)
+        if viewed is None:
+            use(
+                [item for key, value in bound.items() if key not in writes for item in tensors_in(value)],
+                [item for key in writes for item in tensors_in(bound[key])],
+                note,
+            )
         if len(writes) == 1 and plain in _FILLS:
             target = bound[writes[0]]
             number = _FILLS[plain] if _FILLS[plain] is not None else bound["value"]
@@ -196,7 +204,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tape.write(target, made[0], note)
                 return
             plain, bound = "copy", {"self": target, "src": number}
-        viewed = None if writes else _viewed(schema, bound, result)
         if viewed is not None and plain in ALIASES:
             if not tape.knows(viewed) and not isinstance(viewed, FakeTensor):
                 tape.add(viewed, written_down(self.tape, viewed, note))

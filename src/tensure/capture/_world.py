@@ -28,6 +28,7 @@ from tensure.errors import InputError
 
 from ._addresses import addresses
 from ._ddp import bucketed_reductions
+from ._pending import seen_waits
 from ._pipelining import static_stages
 
 __all__ = ["MAX_WORLD", "count_ranks", "fake_rank", "live_rank", "no_bytes"]
@@ -92,7 +93,7 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
     hook = sys.excepthook  # torch wraps it to print the rank, once for each process group
     dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with _environment(rank, world), _real_meshes(), bucketed_reductions(), static_stages(), addresses():
+        with _environment(rank, world), _torch_as_traced():
             built = init_device_mesh("cpu", tuple(mesh.values()), mesh_dim_names=tuple(mesh))
             with no_bytes():
                 yield built
@@ -104,7 +105,14 @@ def fake_rank(mesh: Mapping[str, int], rank: int) -> Iterator[DeviceMesh]:
 @contextmanager
 def live_rank() -> Iterator[None]:
     """This process as the rank that it is, with tensors made here that have no bytes."""
-    with _real_meshes(), bucketed_reductions(), static_stages(), addresses(), no_bytes():
+    with _torch_as_traced(), no_bytes():
+        yield
+
+
+@contextmanager
+def _torch_as_traced() -> Iterator[None]:
+    """What of torch.distributed is otherwise here than where ranks are real."""
+    with _real_meshes(), bucketed_reductions(), static_stages(), addresses(), seen_waits():
         yield
 
 

@@ -109,6 +109,13 @@ def prove_command(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with every output's verdict.")
     ] = None,
+    classes: Annotated[
+        bool | None,
+        typer.Option(
+            "--classes/--each-rank",
+            help="Trace a few ranks, each for its class, or all; else a few of over 256.",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes; the verdict is the same.")] = 1,
     replay: Annotated[
         bool | None,
@@ -153,7 +160,7 @@ def prove_command(
         others = {
             "PLAN": plan, "--program": program, "--model": model, "--parallel": parallel, "--mesh": mesh,
             "--microbatches": microbatches, "--small": small, "--optimizer": optimizer,
-            "--replay": replay or None,
+            "--replay": replay or None, "--classes": classes,
         }  # fmt: skip
         if odd := [option for option, value in others.items() if value is not None]:
             raise InputError(
@@ -161,7 +168,7 @@ def prove_command(
             )
         result = api.prove_script(_words(script), nproc)
     elif plan is not None and program is not None:
-        if is_step or keep or optimizer is not None:
+        if is_step or keep or optimizer is not None or classes is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
         with talk.stages() as (stage, _):
             result = api.prove(plan, program, jobs=jobs, replay=replay, stage=stage)
@@ -170,7 +177,13 @@ def prove_command(
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
         with talk.stages() as (stage, progress):
             result = api.prove(
-                plan, optimizer=optimizer, jobs=jobs, replay=replay, stage=stage, progress=progress
+                plan,
+                optimizer=optimizer,
+                classes=classes,
+                jobs=jobs,
+                replay=replay,
+                stage=stage,
+                progress=progress,
             )
     elif plan is not None or program is not None or model is None or parallel is None or mesh is None:
         given = {"--model": model, "--parallel": parallel, "--mesh": mesh}
@@ -187,6 +200,7 @@ def prove_command(
                 microbatches=microbatches,
                 optimizer=optimizer,
                 small=small,
+                classes=classes,
                 jobs=jobs,
                 replay=replay,
                 stage=stage,
