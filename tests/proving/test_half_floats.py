@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tensure.bundle import Place, Plan, plan_digest
+from tensure.bundle import Local, Place, Plan, Track, plan_digest
 from tensure.bundle._json import canonical_json
-from tensure.program import Op, Program, digest, name, op
+from tensure.program import Entry, Op, Program, Value, digest, name, op
 from tensure.proving import ProofResult, check_certificate, prove_plan
 from tests.proving.test_soundness import Types, pair
 
@@ -132,3 +132,86 @@ def test_a_softmax_that_widens_is_that_of_what_was_widened() -> None:
     assert asked(*pair(types, said, ["y"], done)).proof.values.status == "proved"
     other = [op("_softmax", "x", out="y", dim=0, half_to_float=True)]
     assert asked(*pair(types, said, ["y"], other)).proof.values.status == "refuted"
+
+
+# --- what ranks bring to each other -------------------------------------------------------------------------
+
+
+def met(ours: str, theirs: str, way: str) -> tuple[Program, Plan]:
+    """Two ranks that bring x, or halves of it, to each other in these dtypes."""
+    program = Program(
+        {},
+        {"x": Value((4,), "f32")},
+        {},
+        {"run": Entry((name("x"),), (op("copy", "x", out="y"),), (name("y"),))},
+    )
+    calls = {
+        "all_reduce": [op("div", "h", 2.0, out="p"), op("all_reduce", "p", out="m", axes=("tp",))],
+        "reduce_scatter": [
+            op("div", "h", 2.0, out="p"),
+            op("reduce_scatter", "p", out="s", axes=("tp",), dim=0),
+            op("all_gather", "s", out="m", axes=("tp",), dim=0),
+        ],
+        "all_to_all": [
+            op("all_to_all", "h", out="s", axes=("tp",), split=0, cat=0),
+            op("slice", "s", out="p", start=0, end=2),
+            op("all_gather", "p", out="m", axes=("tp",), dim=0),
+        ],
+    }
+
+    def body(dtype: str, at: int) -> tuple[Op, ...]:
+        first, last = op("_to_copy", "x", out="h", dtype=dtype), op("_to_copy", "m", out="y", dtype="f32")
+        if way == "all_gather":
+            part = op("slice", "h", out="p", start=2 * at, end=2 * at + 2)
+            return first, part, op("all_gather", "p", out="m", axes=("tp",), dim=0), last
+        return (first, *calls[way], last)
+
+    held = {base: Local((), Place(name(base))) for base in ("x", "y")}
+    tracks = {
+        f"t{at}": Track((), (("tp", at),), None, {}, {"run": body(dtype, at)})
+        for at, dtype in enumerate((ours, theirs))
+    }
+    return program, Plan(digest(program), None, {"tp": 2}, {}, held, {}, tracks)
+
+
+WAYS = ["all_reduce", "reduce_scatter", "all_to_all", "all_gather"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("ours", "theirs"), [("bf16", "f32"), ("f32", "f16"), ("f16", "bf16")])
+def test_ranks_that_bring_several_dtypes_are_not_proved(way: str, ours: str, theirs: str) -> None:
+    """Their bytes are not of one length, or not of one meaning: a hang or garbage, whatever the reals say."""
+    right, wrong = met(ours, ours, way), met(ours, theirs, way)
+    found = asked(*wrong)
+    assert found.proof.values.status in ("refuted", "unknown"), found.proof.values
+    assert "ranks do not make the same calls" in str(found.proof.values)
+    assert not forged(right, wrong)
+
+
+def sent(dtype: str, declared: str) -> tuple[Program, Plan]:
+    """x sent in this dtype, and received in what is declared as another."""
+    program = Program(
+        {},
+        {"x": Value((4,), "f32")},
+        {},
+        {"run": Entry((name("x"),), (op("copy", "x", out="y"),), (name("y"),))},
+    )
+    one = (
+        op("_to_copy", "x", out="h", dtype=dtype),
+        op("send", "h", to="t1", at=(), key="k"),
+        op("copy", "x", out="y"),
+    )
+    other = (op("recv", out="got", key="k"), op("_to_copy", "got", out="y", dtype="f32"))
+    held = {base: Local((), Place(name(base))) for base in ("x", "y")}
+    tracks = {
+        "t0": Track((), (("tp", 0),), None, {}, {"run": one}),
+        "t1": Track((), (("tp", 1),), None, {"got": Local((), None, dtype=declared)}, {"run": other}),
+    }
+    return program, Plan(digest(program), None, {"tp": 2}, {}, held, {}, tracks)
+
+
+@pytest.mark.parametrize(("dtype", "declared"), [("bf16", "f32"), ("f32", "bf16"), ("f16", "bf16")])
+def test_what_is_received_in_another_dtype_than_sent_is_not_proved(dtype: str, declared: str) -> None:
+    wrong = sent(dtype, declared)
+    assert asked(*wrong).proof.values.status in ("refuted", "unknown")
+    assert not forged(sent(declared, declared), wrong)

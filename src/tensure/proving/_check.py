@@ -18,6 +18,7 @@ from tensure.errors import FormatError, LimitError, TensureError
 from tensure.program import Program, Undecided, digest, evaluate, spread, unswept
 
 from ._certificate import Invocation, read_certificate
+from ._check_kinds import AsWritten
 from ._check_reals import read_over_reals
 from ._check_shares import Share, Walked, joined_shares
 from ._check_sums import Refused, need
@@ -58,10 +59,12 @@ def _checked(certificate: bytes, plan: Plan, program: Program, jobs: int) -> Che
     try:
         need((named, planned) == (digest(program), plan_digest(plan)), "it is for another plan")
         need(plan.program == named, "the plan is for another program")
-        plan, program = read_over_reals(plan, program)
+        plan, program, written = read_over_reals(plan, program)
         due = _invocations(program)
         need(len(given) == len(due), f"{len(given)} invocations where {len(due)} are due")
-        for (entry, _), item, walk in zip(due, given, _walked(plan, program, due, given, jobs), strict=True):
+        for (entry, _), item, walk in zip(
+            due, given, _walked(plan, program, written, due, given, jobs), strict=True
+        ):
             if walk.broken is not None:
                 raise walk.broken
             need(walk.refused is None, str(walk.refused))
@@ -102,14 +105,19 @@ Due: TypeAlias = tuple[str, dict[str, int]]
 
 
 def _walked(
-    plan: Plan, program: Program, due: Sequence[Due], given: Sequence[Invocation], jobs: int
+    plan: Plan,
+    program: Program,
+    written: AsWritten | None,
+    due: Sequence[Due],
+    given: Sequence[Invocation],
+    jobs: int,
 ) -> Iterator[Walked]:
     """What a walk of each invocation comes to, in order: many of them side by side, or each in shares."""
     of = 1 if len(due) >= jobs else jobs
     width = jobs if of == 1 else 1
     for lo in range(0, len(due), width):
         works = [
-            partial(_walk, plan, program, due[at], given[at], Share(number, of))
+            partial(_walk, plan, program, written, due[at], given[at], Share(number, of))
             for at in range(lo, min(lo + width, len(due)))
             for number in range(of)
         ]
@@ -118,13 +126,15 @@ def _walked(
             yield joined_shares(found[at : at + of])
 
 
-def _walk(plan: Plan, program: Program, due: Due, given: Invocation, share: Share) -> Walked:
+def _walk(
+    plan: Plan, program: Program, written: AsWritten | None, due: Due, given: Invocation, share: Share
+) -> Walked:
     """One walk, of which whatever stops it is an answer."""
     walk: Walk | None = None
     refused, broken = None, None
     try:
         need((given.entry, given.params) == due, "{} at {} is due", *due)
-        walk = Walk(plan, program, given, share)
+        walk = Walk(plan, program, given, share, written)
         walk.run()
     except Refused as why:
         refused = str(why)

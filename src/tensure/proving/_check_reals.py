@@ -14,14 +14,17 @@ from typing import Any
 from tensure.bundle import Local, Plan
 from tensure.program import For, Op, Program
 
+from ._check_kinds import AsWritten
 
-def read_over_reals(plan: Plan, program: Program) -> tuple[Plan, Program]:
-    """Both as they are, or copies in which every float has the widest word among them."""
+
+def read_over_reals(plan: Plan, program: Program) -> tuple[Plan, Program, AsWritten | None]:
+    """Both as they are, or copies in which every float has the widest word; and what words there were."""
     seen = _Words()
     seen.read(plan, program)
     if plan.pools or not seen.met & {"f16", "bf16"}:
-        return plan, program
-    return _Words("f64" if "f64" in seen.met else "f32").read(plan, program)
+        return plan, program, None
+    written = AsWritten(plan, {base: value.dtype for base, value in program.values.items()})
+    return *_Words("f64" if "f64" in seen.met else "f32").read(plan, program), written
 
 
 @dataclass
@@ -65,7 +68,9 @@ class _Words:
             if isinstance(item, For):
                 item = replace(item, body=self.steps(item.body))
             elif isinstance(item, Op):
-                item = replace(item, attrs=tuple(self.said(key, value) for key, value in item.attrs))
+                words = tuple((key, value) for key, value in item.attrs if isinstance(value, (str, bool)))
+                attrs = tuple(self.said(key, value) for key, value in item.attrs)
+                item = replace(item, attrs=attrs, note=words)  # the Plan's own notes count for nothing
             read.append(item)
         return tuple(read)
 

@@ -30,6 +30,7 @@ from tensure.program import (
 from ._certificate import Invocation
 from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
+from ._check_kinds import AsWritten, Kinds
 from ._check_piece import ONE, Reg, Shape, whole
 from ._check_said import CheckSaid
 from ._check_shares import ALL, Share
@@ -43,9 +44,17 @@ class Walk:
     Args:
         share: the steps for which it is decided here whether claims follow. Of the others all is done but
             that: what they make, send, read and hold is the same in every walk.
+        written: what floats were called before they were all read as one, if they were.
     """
 
-    def __init__(self, plan: Plan, program: Program, given: Invocation, share: Share = ALL) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        program: Program,
+        given: Invocation,
+        share: Share = ALL,
+        written: AsWritten | None = None,
+    ) -> None:
         self.share, self.mine = share, True
         self.at = 0
         """The number of the step at hand, in the order in which steps are taken; 0 before the first."""
@@ -65,6 +74,7 @@ class Walk:
         self.due = dict.fromkeys((*outputs, *self.pairs))  # of no other value is it asked who holds it
         self.cells = CheckCells(plan, given.folded)
         self.made: dict[Rank, dict[Name, Rel]] = {rank: {} for rank in self.cells.boxes}
+        self.kinds = None if written is None else Kinds(written, self.made)
         self.envs = {rank: plan.rank_env(rank, self.env) for rank in self.made}
         self.bounds = {rank: BoundClaims(plan, rank.track, env) for rank, env in self.envs.items()}
         self.places = {rank: self.cells.places(rank) for rank in self.made}
@@ -144,6 +154,8 @@ class Walk:
             self._begin()
             payload = mail.pop((rank, step.attr("key")))
             self._make(rank, step.outs[0], lambda claim: self.values.equal(claim, payload))
+            if self.kinds is not None:
+                self.kinds.received((rank, step.attr("key")), rank, step)
         elif step.op == "send":
             self._begin()
             to, at = str(step.attr("to")), step.attr("at")
@@ -156,10 +168,14 @@ class Walk:
             need(axes_in(rank.at) <= axes_in(ends), "{}: a send of several ranks to one", rank)
             need(self._unique(("message", address[0]), address[1]), "{}: a send that was there before", rank)
             (mail[address],) = self._operands(rank, step)
+            if self.kinds is not None:
+                self.kinds.sent(address, rank, step)
         elif step.op == "draw":
             self._begin()
             self.mine = True  # each walk has all draws, to hold them against each other
             self._make(rank, step.outs[0], partial(self.values.draws.stands, rank, step))
+            if self.kinds is not None:
+                self.kinds.step(rank, step)
         elif step.op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
             group = self._group(rank, step)
             steps = [other for member in group if (other := heads[member]) is not None]
@@ -171,20 +187,25 @@ class Walk:
             if self._begin():
                 operands = [self._operands(member, s)[0] for member, s in zip(group, steps, strict=True)]
                 self._meet(group, step, operands)
-                return group
-            for member, s in zip(group, steps, strict=True):
-                self._read(member, s)
-            for member in group:
-                self._make(member, step.outs[0], _elsewhere)
+            else:
+                for member, s in zip(group, steps, strict=True):
+                    self._read(member, s)
+                for member in group:
+                    self._make(member, step.outs[0], _elsewhere)
+            if self.kinds is not None:
+                self.kinds.met(group, steps)
             return group
-        elif not self._begin():
-            self._read(rank, step)
-            for out in step.outs:
-                self._make(rank, out, _elsewhere)
         else:
-            operands = self._operands(rank, step)
-            for at, out in enumerate(step.outs):
-                self._make(rank, out, partial(self.values.follows, step, operands, at))
+            if self._begin():
+                operands = self._operands(rank, step)
+                for at, out in enumerate(step.outs):
+                    self._make(rank, out, partial(self.values.follows, step, operands, at))
+            else:
+                self._read(rank, step)
+                for out in step.outs:
+                    self._make(rank, out, _elsewhere)
+            if self.kinds is not None:
+                self.kinds.step(rank, step)
         return (rank,)
 
     def _meet(self, group: tuple[Rank, ...], step: Op, operands: list[Rel]) -> None:
@@ -330,6 +351,8 @@ class Walk:
             _, leaf, outer, _ = self.said.one(label)
             part = self._part(bound, size(outer))
             self._make(rank, name, lambda claim: claim == ((ONE, leaf, part, None),))
+            if self.kinds is not None:
+                self.kinds.supplied(rank, name, bound.of.base)
             if self.leaves[label] == "state":
                 self.reads.add((rank, label, part))
         return self.made[rank][name]

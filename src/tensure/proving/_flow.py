@@ -14,6 +14,7 @@ from tensure.bundle import Plan, Rank
 from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import Name, Program, TensorType
 
+from ._as_given import Given
 from ._cells import Cells
 from ._cone import Asked, Trail
 from ._coverage import StatePart
@@ -69,6 +70,7 @@ def flow(
     *,
     targets: bool = False,
     folded: frozenset[str] = NO_AXES,
+    given: Given | None = None,
     listed: bool = False,
 ) -> Flow:
     """Derive every relation of one invocation; errors of the Plan become doubts.
@@ -76,6 +78,7 @@ def flow(
     Args:
         targets: assume that no class of a mean loss is the one to be ignored.
         folded: mesh axes along which ranks are taken together.
+        given: what the records were before all floats were read as one, if they were.
         listed: keep place by place what is no expression of the coordinates, rather than take axes apart.
 
     Raises:
@@ -83,7 +86,7 @@ def flow(
         Undecided: ranks taken together would have to be taken apart; says along which axes.
     """
     logical = Logical(program, entry, env, targets=targets)
-    machine = Relations(plan, program, entry, env, logical, Cells(plan, folded), listed=listed)
+    machine = Relations(plan, program, entry, env, logical, Cells(plan, folded), given=given, listed=listed)
     ended, halted = True, False
     try:
         machine.go()

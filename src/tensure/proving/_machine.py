@@ -24,6 +24,7 @@ from tensure.program import (
     walk,
 )
 
+from ._as_given import AsGiven, Given
 from ._cells import Cells, Once, Place
 from ._cells import summed as sum_over
 from ._claims import Claims
@@ -60,8 +61,10 @@ class Relations(PlanMachine[Held]):
         logical: Logical,
         cells: Cells,
         *,
+        given: Given | None = None,
         listed: bool = False,
     ) -> None:
+        """`given`: what the records were before all floats were read as one, if they were."""
         super().__init__(plan, program, entry, env, cells.ranks)
         self.logical, self.cells = logical, cells
         self._listed = listed
@@ -87,6 +90,7 @@ class Relations(PlanMachine[Held]):
         self._wanted: Relation | None = None
         self._at: tuple[Rank, Op] | None = None
         self._once = Once()
+        self._as_given = None if given is None else AsGiven(given)
         self._inferred: dict[object, tuple[list[TensorType], dict[str, Any]]] = {}
 
     def env_of(self, rank: Rank) -> dict[str, int]:
@@ -102,7 +106,10 @@ class Relations(PlanMachine[Held]):
         self._once.add((rank, name.base), name.index)
         relation = self.claims.relation(claim)
         whole = self.leaves[str(claim.of)]
-        return Held(TensorType(relation.shape, whole.dtype), relation)
+        found = TensorType(relation.shape, whole.dtype)
+        if self._as_given is not None:
+            self._as_given.supplied(rank, name, claim.of.base, found)
+        return Held(found, relation)
 
     def find(self, rank: Rank, ref: Ref) -> Held:
         self._once.ask((rank, ref.name.base), ref.name.index)
@@ -201,6 +208,8 @@ class Relations(PlanMachine[Held]):
             self._reads[rank, step.outs[0]] = ()
         self._wanted = self._hint(rank, step)
         super().compute(rank, step)
+        if self._as_given is not None:
+            self._as_given.computed(rank, step)
 
     def send(self, rank: Rank, step: Op) -> tuple[Rank, Any]:
         self._at = (rank, step)
@@ -222,9 +231,21 @@ class Relations(PlanMachine[Held]):
             self._reads[rank, out] = tuple((sender, ref.name) for ref in sent.reads())
             self._sent[rank, out] = (sender, sent)
         super().recv(rank, step, payload)
+        if self._as_given is not None:
+            self._as_given.received(rank, step, sender, sent, payload.type)
 
     def collective(self, step: Op, payloads: Mapping[Rank, Any]) -> None:
         steps = [(rank, self.current.get(rank) or step) for rank in payloads]
+        if self._as_given is None:
+            self._collective(step, steps, payloads)
+            return
+        dtype = self._as_given.met(steps)
+        self._collective(step, steps, payloads)
+        for rank, own in steps:
+            for out in own.outs:
+                self._as_given.made(rank, out, self.made[rank][out].type, dtype)
+
+    def _collective(self, step: Op, steps: list[tuple[Rank, Op]], payloads: Mapping[Rank, Any]) -> None:
         reads = tuple((rank, ref.name) for rank, own in steps for ref in own.reads())
         for rank, own in steps:
             self._reads.update(((rank, out), reads) for out in own.outs)
@@ -360,7 +381,10 @@ class Relations(PlanMachine[Held]):
 
     def _brought(self, rank: Rank, step: Op) -> str:
         try:
-            return ", ".join(str(self.find(rank, ref).type) for ref in step.reads())
+            held = [self.find(rank, ref).type for ref in step.reads()]
+            if self._as_given is not None:
+                held = [self._as_given.of(rank, ref) for ref in step.reads()]
+            return ", ".join(map(str, held))
         except TensureError:
             return ""
 

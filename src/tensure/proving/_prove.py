@@ -17,6 +17,7 @@ from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_di
 from tensure.errors import LimitError, RecordError
 from tensure.program import Program, Undecided, bind_entry, digest, state_pairs, unswept
 
+from ._as_given import Given
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
@@ -91,6 +92,7 @@ def _proved(
 ) -> ProofResult:
     said, digests = (plan, program), (digest(program), plan_digest(plan))
     plan, program, floats = over_reals(plan, program)
+    given = None if floats is None else Given(said[0], floats)
     if fold is None:
         fold = tuple(plan.mesh) if plan.num_ranks() > MAX_RANKS else ()
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
@@ -103,11 +105,13 @@ def _proved(
         if units and _much_dearer(plan, units, folded):
             break
         try:
-            units = walked(plan, program, invocations, jobs, folded, floats=floats)
+            units = walked(plan, program, invocations, jobs, folded, given=given)
         except Undecided as undecided:
             reason = f"ranks taken together differ: {undecided}"
             values = values if units else Verdict("unknown", "relations", reason=reason)
-            faulty = None if looked else _faulty(plan, program, invocations, jobs, folded, accept, wrong)
+            faulty = (
+                None if looked else _faulty(plan, program, invocations, jobs, folded, accept, wrong, given)
+            )
             looked = True
             if faulty is not None:
                 values, units = faulty
@@ -144,12 +148,13 @@ def _faulty(
     folded: frozenset[str],
     accept: float,
     wrong: set[str],
+    given: Given | None,
 ) -> tuple[Verdict, list[Unit]] | None:
     """A refutation where ranks taken together differ: of those that are right, most do not."""
     if plan.num_ranks() <= MAX_RANKS:
         return None
     try:
-        units = walked(plan, program, invocations, jobs, folded, listed=True)
+        units = walked(plan, program, invocations, jobs, folded, given=given, listed=True)
     except Undecided:
         return None
     for unit in units:

@@ -20,6 +20,7 @@ from tensure.program import (
     spread,
 )
 
+from ._as_given import Given
 from ._completed import completed
 from ._cone import Shown, Unreplayable, shown
 from ._doubt import STRANGE, Doubt
@@ -106,7 +107,7 @@ def walked(
     jobs: int,
     folded: frozenset[str],
     *,
-    floats: Mapping[str, str] | None = None,
+    given: Given | None = None,
     listed: bool = False,
 ) -> list[Unit]:
     """Every invocation's walk, in the order given.
@@ -114,7 +115,7 @@ def walked(
     Args:
         jobs: processes.
         folded: mesh axes along which ranks are taken together.
-        floats: declared float dtypes, where both records are read over the reals.
+        given: what both records were, where they are read over the reals.
         listed: look for what is wrong, not for a proof: keep place by place what is no expression of the
             coordinates, and take it that no class of a mean loss is the one to be ignored.
 
@@ -124,7 +125,7 @@ def walked(
     within = jobs if len(invocations) == 1 else 1
     return spread(
         [
-            partial(_unit, plan, program, entry, params, folded, floats, listed, within)
+            partial(_unit, plan, program, entry, params, folded, given, listed, within)
             for entry, params in invocations
         ],
         jobs,
@@ -137,16 +138,16 @@ def _unit(
     entry: str,
     params: Mapping[str, int],
     folded: frozenset[str],
-    floats: Mapping[str, str] | None,
+    given: Given | None,
     listed: bool,
     jobs: int,
 ) -> Unit:
     env = bind_entry(program, entry, params)
     if listed:
         targets = _has_mean_loss(program)
-        found = flow(plan, program, entry, env, targets=targets, folded=folded, listed=True)
+        found = flow(plan, program, entry, env, targets=targets, folded=folded, given=given, listed=True)
     else:
-        found, targets = _flowed(plan, program, entry, env, folded)
+        found, targets = _flowed(plan, program, entry, env, folded, given)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
@@ -169,12 +170,17 @@ def _unit(
         targets,
         found.draws.mixed(),
         _standing(found, plan),
-        () if found.doubts or floats is None else numerics(found, plan, program, entry, env, floats),
+        () if found.doubts or given is None else numerics(found, plan, program, entry, env, given.floats),
     )
 
 
 def _flowed(
-    plan: Plan, program: Program, entry: str, env: Mapping[str, int], folded: frozenset[str]
+    plan: Plan,
+    program: Program,
+    entry: str,
+    env: Mapping[str, int],
+    folded: frozenset[str],
+    given: Given | None,
 ) -> tuple[Flow, bool]:
     """The walk; and whether it took that no class of a mean loss is the one to be ignored.
 
@@ -183,12 +189,12 @@ def _flowed(
     found: Flow | None = None
     differing: Undecided | None = None
     try:
-        found = flow(plan, program, entry, env, folded=folded)
+        found = flow(plan, program, entry, env, folded=folded, given=given)
     except Undecided as undecided:
         differing = undecided
     if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
         try:
-            counted = flow(plan, program, entry, env, targets=True, folded=folded)
+            counted = flow(plan, program, entry, env, targets=True, folded=folded, given=given)
         except Undecided:
             counted = None
         if counted is not None and (found is None or len(counted.doubts) < len(found.doubts)):
