@@ -132,10 +132,11 @@ def test_lookups_are_exact_where_an_index_is_what_it_is(
 def test_a_lookup_in_shifted_rows_is_the_same_lookup() -> None:
     domain = Field(1)
     table, index = (
-        domain.draw(label, TensorType(shape, "f64")) for label, shape in (("t", (4, 2)), ("i", (3,)))
+        domain.draw(label, TensorType(shape, dtype))
+        for label, shape, dtype in (("t", (4, 2), "f64"), ("i", (3,), "i64"))
     )
     (found,) = domain.run(op("embedding", "t", "i", out="y"), [table, index])
-    later = F(np.roll(table.array, -1, axis=0))
+    later = F(np.roll(table.array, -1, axis=0), dtype="f64")
     (less,) = domain.run(op("sub", "i", 1, out="j"), [index, 1])
     (rows,) = domain.run(op("embedding", "t", "j", out="y"), [domain.take(later, 0, [0, 1, 2]), less])
     first = domain.indicator(index.array, 1) * table.array[0]
@@ -236,6 +237,7 @@ def test_gradients_are_linear_in_what_comes_in(name: str, attrs: dict[str, Any])
 def test_a_choice_takes_one_or_the_other() -> None:
     domain = Field(1)
     condition, a, b = drawn(domain, (3,), (3,), (3,))
+    condition.dtype = "bool"
     ab, ba = (run(domain, "where", condition, *pair) for pair in ((a, b), (b, a)))
     assert domain.difference(domain.add(ab, ba), domain.add(a, b)) is None
     assert domain.difference(ab, ba) is not None

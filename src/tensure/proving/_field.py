@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from tensure.errors import LimitError, RecordError, TensureError, UnsupportedError
-from tensure.program import Op, TensorType, bind_op, lookup, rational
+from tensure.program import Op, TensorType, bind_op, infer_op, lookup, rational
 
 from ._contraction import TERMS, terms_of
 from ._field_convolution import convolution, gradients, taps
@@ -26,28 +26,32 @@ from ._field_degree import CONSTANT, DRAWN, Degree, widest
 from ._field_lookups import CONSTANTS, LOOKUPS, constant
 from ._field_numbers import P, element_of, hash_number
 from ._field_products import PRODUCTS
+from ._field_wraps import MOVES, NARROW, RING, may_wrap
 from ._rules import ELEMENTWISE, NORMS, PER_CHANNEL, REDUCTIONS, ROWS, reduced_dims
 from ._values import FLOATS
 from ._windows import walks
 
 MAX_PRODUCTS: Final = 2_000_000
-MOVES: Final = frozenset(
-    "view reshape flatten permute transpose t unsqueeze squeeze select expand cat stack slice slice_scatter "
-    "select_scatter flip roll repeat".split()
-)
 PADDING: Final = frozenset("constant_pad_nd slice_backward select_backward tril triu".split())
 """Moves that put a number beside the elements."""
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 class F:
-    """An array of field elements, and a bound on their degrees."""
+    """An array of field elements, and a bound on their degrees.
 
-    __slots__ = ("array", "degree")
+    Args:
+        dtype: what they stand for; empty where nobody says.
+        wraps: these are sums and products of integers of few bits, of which only what is left of them in
+            their dtype has a meaning (`Field.settled`).
+    """
 
-    def __init__(self, array: Any, degree: Degree = DRAWN) -> None:
+    __slots__ = ("array", "degree", "dtype", "wraps")
+
+    def __init__(self, array: Any, degree: Degree = DRAWN, dtype: str = "", wraps: bool = False) -> None:
         # numpy turns a result without dims into a Python int
         self.array, self.degree = np.asarray(array, dtype=object), degree
+        self.dtype, self.wraps = dtype, wraps
 
 
 class Field:
@@ -68,21 +72,43 @@ class Field:
         count = int(np.prod(want.shape, dtype=np.int64))
         self.work(count)
         drawn = [self._hash(f"draw {label} {at}".encode()) for at in range(count)]
-        return F(_objects(drawn, want.shape))
+        return F(_objects(drawn, want.shape), dtype=want.dtype)
 
     def run(self, step: Op, operands: list[Any]) -> list[F]:
         given = bind_op(lookup(step.op), [_typed(item) for item in operands], dict(step.attrs))
+        dtypes = _dtypes(step, operands)
+        held = [item for item in operands if isinstance(item, F)]
+        stays = step.op in RING and {item.dtype for item in held} == set(dtypes)
+        if not stays:
+            operands = [self.settled(item) if isinstance(item, F) else item for item in operands]
         try:
-            made = self._run(step.op, given, operands)
+            found = self._run(step.op, given, operands)
         except (ValueError, IndexError, KeyError) as error:
             raise RecordError(f"{step.op} cannot take these operands: {error}") from error
-        for item in made:
+        before = stays and any(item.wraps for item in held)
+        made: list[F] = []
+        for at, item in enumerate(found):
+            dtype = dtypes[at] if dtypes else ""
+            made.append(F(item.array, item.degree, dtype, before or may_wrap(step.op, dtype)))
             self.degree = max(self.degree, item.degree.both)
         return made
+
+    def settled(self, value: F) -> F:
+        """What integers of few bits hold: some function of the sum or product that was to be held.
+
+        Sums and products may be taken of what is left as of the whole (both are rings), so numbers that are
+        equal before are equal after, and it is enough to do this where their dtype is left.
+        """
+        if not value.wraps:
+            return value
+        made = self.oracle(f"what {value.dtype} holds", {}, [value])
+        return F(made.array, made.degree, value.dtype)
 
     def meet(self, step: Op, members: list[F]) -> list[F]:
         attrs: dict[str, Any] = dict(step.attrs)
         arrays = [member.array for member in members]
+        if len({member.dtype for member in members}) > 1:
+            raise RecordError(f"{step.op} of several dtypes")
         degree = members[0].degree.plus(*(member.degree for member in members[1:]))
         if attrs.get("reduce", "sum") != "sum":
             raise UnsupportedError(f"{step.op} with reduce={attrs['reduce']!r} in the field")
@@ -103,27 +129,35 @@ class Field:
                     made = list(np.split(total, len(arrays), axis=attrs["dim"]))
         except ValueError as error:
             raise RecordError(f"{step.op} cannot take these operands: {error}") from error
-        return [F(array, degree) for array in made]
+        wraps = any(member.wraps for member in members)
+        wraps = wraps or (step.op in ("all_reduce", "reduce_scatter") and members[0].dtype in NARROW)
+        return [F(array, degree, members[0].dtype, wraps) for array in made]
 
     def take(self, value: F, dim: int, indices: list[int]) -> F:
-        return F(value.array.take(indices, axis=dim), value.degree)
+        return F(value.array.take(indices, axis=dim), value.degree, value.dtype, value.wraps)
 
     def join(self, dim: int, values: list[F]) -> F:
         return F(
             np.concatenate([value.array for value in values], axis=dim),
             widest(value.degree for value in values),
+            values[0].dtype,
+            any(value.wraps for value in values),
         )
 
     def shape(self, value: F) -> tuple[int, ...]:
         return tuple(value.array.shape)
 
     def add(self, one: F, other: F) -> F:
-        return F((one.array + other.array) % P, one.degree.plus(other.degree))
+        wraps = one.wraps or other.wraps or one.dtype in NARROW
+        return F((one.array + other.array) % P, one.degree.plus(other.degree), one.dtype, wraps)
 
     def scale(self, value: F, by: Fraction) -> F:
-        return F(value.array * element_of(by) % P, value.degree)
+        wraps = value.wraps or (value.dtype in NARROW and by != 1)
+        return F(value.array * element_of(by) % P, value.degree, value.dtype, wraps)
 
     def difference(self, have: F, want: F) -> tuple[int, ...] | None:
+        if have.dtype != want.dtype:  # of one dtype, what is equal before is equal in it
+            have, want = self.settled(have), self.settled(want)
         self.compared += 1
         self.degree = max(self.degree, have.degree.both + want.degree.both)
         found = np.argwhere(np.asarray(have.array != want.array, dtype=np.bool_))
@@ -393,6 +427,14 @@ def _padded(op: str, given: dict[str, Any], array: Array) -> Array:
     (places,) = evaluate_op(op, [spots], {**attrs, "value": 0} if "value" in attrs else attrs)
     flat = np.concatenate([_objects([_number(given.get("value", 0))], (1,)), array.reshape(-1)])
     return np.asarray(flat[places.astype(np.intp)], dtype=object)
+
+
+def _dtypes(step: Op, operands: list[Any]) -> list[str]:
+    """Of the results; of operands of which nobody says what they are, none."""
+    if any(isinstance(item, F) and not item.dtype for item in operands):
+        return []
+    types = [TensorType(item.array.shape, item.dtype) if isinstance(item, F) else item for item in operands]
+    return [found.dtype for found in infer_op(step.op, types, dict(step.attrs))]
 
 
 def _typed(item: Any) -> Any:
