@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_a_softmax_that_widens_is_that_of_what_was_widened() -> None:
     assert asked(*pair(types, said, ["y"], other)).proof.values.status == "refuted"
 
 
-# --- what ranks bring to each other -------------------------------------------------------------------------
+# --- what ranks bring to each other --------------------------------------------------------------------
 
 
 def met(ours: str, theirs: str, way: str) -> tuple[Program, Plan]:
@@ -215,3 +216,113 @@ def test_what_is_received_in_another_dtype_than_sent_is_not_proved(dtype: str, d
     wrong = sent(dtype, declared)
     assert asked(*wrong).proof.values.status in ("refuted", "unknown")
     assert not forged(sent(declared, declared), wrong)
+
+
+# --- literals ------------------------------------------------------------------------------------------
+
+
+def scaled(number: float, dtype: str, wanted: float = 0.10000000149011612) -> tuple[Program, Plan]:
+    """x times a literal, which is this number in a half float on the rank."""
+
+    def steps(fill: float, kind: str) -> list[Op]:
+        return [op("full", out="c", size=(), fill_value=fill, dtype=kind), op("mul", "x", "c", out="y")]
+
+    return pair(X, steps(wanted, "f32"), ["y"], steps(number, dtype))
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0.10009765625, "bf16"), (0.0999755859375, "f16")])
+def test_the_rounding_of_the_models_literal_is_that_one_and_told(number: float, dtype: str) -> None:
+    found = asked(*scaled(number, dtype))
+    assert found.proof.values.status == "proved"
+    assert any(words.startswith("rounded to ") and "c = full" in words for words in found.numerics)
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0.1005859375, "bf16"), (0.099609375, "bf16"), (0.1, "bf16")])
+def test_another_literal_is_not_the_models(number: float, dtype: str) -> None:
+    """What has many bits may be the rounding of something else."""
+    wrong = scaled(number, dtype)
+    assert asked(*wrong).proof.values.status == "unknown"
+    assert not forged(scaled(0.10009765625, "bf16"), wrong)
+
+
+def test_a_literal_of_few_bits_is_what_is_written() -> None:
+    wrong = scaled(0.125, "bf16")
+    assert asked(*wrong).proof.values.status == "refuted"
+    assert not forged(scaled(0.10009765625, "bf16"), wrong)
+    near = scaled(3.0, "bf16", 2.998)
+    assert asked(*near).proof.values.status == "unknown"
+    assert not forged(scaled(2.984375, "bf16", 2.983), near)
+
+
+def test_a_literal_or_range_that_a_half_float_does_not_hold_is_told() -> None:
+    for number, is_told in ((0.10000000149011612, True), (0.5, False)):
+        found = asked(*scaled(number, "bf16", number))
+        assert found.proof.values.status == "proved"
+        assert (
+            any(words.startswith("rounded to ") and "c = full" in words for words in found.numerics)
+            == is_told
+        )
+
+    def counted(dtype: str) -> list[Op]:
+        return [op("arange", out="c", start=300, end=304, dtype=dtype), op("mul", "x", "c", out="y")]
+
+    found = asked(*pair(X, counted("f32"), ["y"], counted("bf16")))
+    assert found.proof.values.status == "proved"
+    assert any(words.startswith("rounded to ") and "c = arange" in words for words in found.numerics)
+
+
+def test_of_a_walk_with_doubts_nothing_is_said_that_it_does_not_show() -> None:
+    types: Types = {"x": ((4,), "f32"), "z": ((4,), "f32")}
+    said = [op("div", "x", "z", out="p"), op("div", "z", "x", out="q"), op("add", "p", "q", out="y")]
+    done = [
+        op("_to_copy", "x", out="h", dtype="bf16"),
+        op("mul", "h", "h", out="a"),
+        op("mul", "z", "z", out="b"),
+        op("add", "a", "b", out="c"),
+        op("div", "c", "x", out="d"),
+        op("div", "d", "z", out="y"),
+    ]
+    found = asked(*pair(types, said, ["y"], done))
+    assert found.proof.values.status == "probable"
+    assert not any("where the model does" in words for words in found.numerics)
+
+
+# --- integers of few bits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i16", "i32"])
+@pytest.mark.parametrize("what", ["mul", "add", "neg", "abs", "square"])
+@pytest.mark.parametrize("last", ["bf16", "f32", "i64"])
+def test_integers_that_may_wrap_are_not_those_that_do_not(dtype: str, what: str, last: str) -> None:
+    """3 * 100 is 44 in int8; in a float it is 300. Small draws of a replay do not show it."""
+    types: Types = {"x": ((4,), "i64"), "w": ((4,), "f32"), "v": ((4,), "bf16")}
+
+    def steps(is_wide: bool) -> list[Op]:
+        rest: dict[str, tuple[Any, ...]] = {"mul": ("b", 3), "add": ("b", "b")}
+        cast = op("_to_copy", "n", out="b" if is_wide else "c", dtype=last)
+        made = op(what, *rest.get(what, ("b",)), out="c" if is_wide else "n")
+        first = op("_to_copy", "x", out="n" if is_wide else "b", dtype=dtype)
+        return [first, *((cast, made) if is_wide else (made, cast)), op("mul", "c", "w", out="y")]
+
+    assert asked(*pair(types, steps(True), ["y"], steps(False))).proof.values.status in ("unknown", "refuted")
+    assert asked(*pair(types, steps(False), ["y"], steps(True))).proof.values.status in ("unknown", "refuted")
+
+
+def test_what_integers_of_few_bits_hold_is_one_function_on_both_sides() -> None:
+    """Sums and products of what is left are what is left of sums and products."""
+    types: Types = {"x": ((4,), "i64"), "z": ((4,), "i64"), "w": ((4,), "f32"), "v": ((4,), "bf16")}
+    casts = [op("_to_copy", base, out=f"{base}n", dtype="i8") for base in ("x", "z")]
+    rest = [
+        op("_to_copy", "s", out="f", dtype="f32"),
+        op("div", "f", "w", out="d"),
+        op("mul", "d", "w", out="y"),
+    ]
+    said = [*casts, op("add", "xn", "zn", out="a"), op("mul", "a", "xn", out="s"), *rest]
+    done = [
+        *casts,
+        op("mul", "xn", "xn", out="a"),
+        op("mul", "zn", "xn", out="b"),
+        op("add", "a", "b", out="s"),
+        *rest,
+    ]
+    assert asked(*pair(types, said, ["y"], done)).proof.values.status in ("proved", "probable")

@@ -3,7 +3,7 @@
 Read over the reals all floats are one, but who brings bfloat16 to where another brings float32 has other
 bytes. A kind is a dtype's word where the checker knows it, and otherwise stands for what the step is like: a
 dtype hangs on the op, on words and switches among its attributes and on dtypes and dims of operands, so
-two steps that are alike in these make one dtype, whichever it is. Written apart from the prover's (`_as_given.py`).
+two steps that are alike in these make one dtype, whichever it is. Written apart from `_as_given.py`.
 """
 
 from __future__ import annotations

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from tensure.bundle import Plan, Rank
-from tensure.program import Name, Op, Program, expand
+from tensure.program import Name, Op, Program, evaluate_op, expand, numpy_dtype
 
 from ._doubt import step_words
+from ._field_lookups import CONSTANTS
 from ._flow import Flow
 from ._reals import HALVES, SAID
 from ._relation import Relation
@@ -23,10 +26,10 @@ from ._values import FLOATS
 _WORDS: Final = {"bf16": "bfloat16", "f16": "float16"}
 _MOVES: Final = frozenset(
     "copy view reshape flatten permute transpose t unsqueeze squeeze select expand slice flip roll repeat "
-    "cat stack tril triu gather index index_select slice_scatter select_scatter full all_gather all_to_all "
+    "cat stack tril triu gather index index_select slice_scatter select_scatter all_gather all_to_all "
     "recv constant_pad_nd".split()
 )
-"""Steps that round nothing: what they make was in the dtype before, or is a number that was written down."""
+"""Steps that round nothing: what they make was in the dtype before."""
 _SUMS: Final = frozenset({"all_reduce", "reduce_scatter"})
 
 
@@ -67,6 +70,11 @@ def numerics(
             continue
         if step.op in _SUMS and step.attr("reduce") == "sum":
             _add(summed, dtype, (rank.track, name), rank, step)
+        if step.op in CONSTANTS:
+            key = _key(found.relations[rank][name])
+            if dtype not in own.get(key, ()) and not _is_held(step, dtype):
+                _add(rounded, dtype, key, rank, step)
+            continue
         if step.op in _MOVES or {kind for kind, _ in operands} == {"bool"}:
             continue
         key = _key(found.relations[rank][name])
@@ -103,6 +111,14 @@ def _of_program(
             said[label] = _dtype(step, names[label].type.dtype, operands)
             own.setdefault(_key(names[label].relation), set()).add(said[label])
     return own
+
+
+def _is_held(step: Op, dtype: str) -> bool:
+    """Whether a half float has the numbers that are written down."""
+    (made,) = evaluate_op(step.op, [], {key: value for key, value in step.attrs if value is not None})
+    wide = made.astype(np.float64)
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(wide, wide.astype(numpy_dtype(dtype)).astype(np.float64), equal_nan=True))
 
 
 def _dtype(step: Op, found: str, operands: Sequence[tuple[str, int]]) -> str:

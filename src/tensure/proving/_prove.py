@@ -22,7 +22,7 @@ from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
 from ._decide import at_params, decided, mixed_up
-from ._reals import over_reals
+from ._reals import over_reals, unclear_literal
 from ._replay import storage_replay
 from ._storage import too_large
 from ._tensors import TensorVerdict, tensor_verdicts
@@ -120,6 +120,9 @@ def _proved(
         values, certificate = _values(plan, program, units, open_entries, accept, wrong, classes, said, jobs)
         if values.status in ("proved", "refuted"):
             break
+    if given is not None and values.status == "refuted" and (unclear := unclear_literal(*said)):
+        reason = f"it differs, and the plan has {unclear}, which may be the rounding of another"
+        values, wrong = Verdict("unknown", values.method, reason=reason), set()
     storage = _storage(plan, program, units)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
     return ProofResult(
@@ -137,6 +140,8 @@ def _numerics(values: Verdict, units: Sequence[Unit], floats: Mapping[str, str] 
     if floats is None or values.status not in ("proved", "probable"):
         return ()
     found = tuple(dict.fromkeys(words for unit in units for words in unit.numerics))
+    if any(unit.doubts for unit in units):
+        return found  # what a walk with doubts rounds is not known
     return found or ("ranks round to half floats where the model does, and sum over ranks in no half float",)
 
 

@@ -16,6 +16,7 @@ from typing import Final
 from tensure.bundle import Local, Plan
 from tensure.program import Block, Body, For, Op, Program
 
+from ._literals import Literals
 from ._values import FLOATS
 
 HALVES: Final = frozenset({"f16", "bf16"})
@@ -34,9 +35,28 @@ def over_reals(plan: Plan, program: Program) -> tuple[Plan, Program, Mapping[str
     found = set(_floats(plan, program))
     if plan.pools or found.isdisjoint(HALVES):
         return plan, program, None
-    reading = _Reading("f64" if "f64" in found else "f32")
+    reading = _Reading("f64" if "f64" in found else "f32", literals(program))
     declared = {base: value.dtype for base, value in program.values.items() if value.dtype in FLOATS}
     return reading.plan(plan), reading.program(program), declared
+
+
+def literals(program: Program) -> Literals:
+    """The Program's numbers."""
+    return Literals(_steps(None, program))
+
+
+def unclear_literal(plan: Plan, program: Program) -> str:
+    """A literal in a half float that may be the rounding of another number, in words; empty if there is none.
+
+    Args:
+        plan, program: as given.
+    """
+    known = literals(program)
+    for step in _steps(plan, program):
+        number = known.unclear(step)
+        if number is not None:
+            return f"{step.outs[0]}, the {step.attr('dtype')} number {number}"
+    return ""
 
 
 def _floats(plan: Plan, program: Program) -> Iterator[str]:
@@ -48,10 +68,12 @@ def _floats(plan: Plan, program: Program) -> Iterator[str]:
         yield from (str(value) for key, value in step.attrs if key in WORDS)
 
 
-def _steps(plan: Plan, program: Program) -> Iterator[Op]:
+def _steps(plan: Plan | None, program: Program) -> Iterator[Op]:
     bodies = [entry.body for entry in program.entries.values()]
-    bodies += [block.body for block in (*program.blocks.values(), *plan.blocks.values())]
-    bodies += [body for track in plan.tracks.values() for body in track.bodies.values()]
+    bodies += [block.body for block in program.blocks.values()]
+    if plan is not None:
+        bodies += [block.body for block in plan.blocks.values()]
+        bodies += [body for track in plan.tracks.values() for body in track.bodies.values()]
     todo = [item for body in bodies for item in body]
     while todo:
         item = todo.pop()
@@ -66,6 +88,8 @@ class _Reading:
     """Records with this dtype for all floats."""
 
     dtype: str
+    literals: Literals
+    """What literals of half floats stand for; of the Program's none is another's rounding."""
 
     def program(self, given: Program) -> Program:
         values = {
@@ -110,6 +134,11 @@ class _Reading:
         """One step over the reals; what is f32 from f16 is a float of what is a float."""
         said = next((value for key, value in step.attrs if key in WORDS and value in FLOATS), None)
         is_widened = step.attr("half_to_float") is True
+        meant = self.literals.meant(step)
+        if meant is not None:
+            step = replace(
+                step, attrs=tuple((k, meant if k == "fill_value" else value) for k, value in step.attrs)
+            )
         note = tuple(item for item in step.note if item[0] != SAID)  # nobody else's word counts
         if said is None and not is_widened:
             return step if note == step.note else replace(step, note=note)
