@@ -48,6 +48,7 @@ def prove(
     classes: bool | None = None,
     jobs: int = 1,
     replay: bool | None = None,
+    strict: bool = False,
     stage: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
@@ -88,6 +89,8 @@ def prove(
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
             the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
             that hold 1 GiB; the verdict stays what it is.
+        strict: what is proved only given that no target of a loss is the class it ignores is `unknown`: of
+            batches with padded labels nothing is proved.
         stage: told what is done next, in words, as each part begins.
         progress: told (ranks traced, ranks in all).
 
@@ -110,6 +113,7 @@ def prove(
             classes=math.prod(named.mesh.values()) > MAX_NAMED_TRACED if classes is None else classes,
             jobs=jobs,
             replay=replay,
+            strict=strict,
             stage=stage,
             progress=progress,
         )
@@ -123,7 +127,7 @@ def prove(
             raise InputError("a replay of a plan's text", wanted="functions of a parallel step, with a mesh")
         read = (read_plan(plan), _program(program))  # type: ignore[arg-type]
         say("proving")
-        return prove_plan(*read, jobs=jobs)
+        return prove_plan(*read, jobs=jobs, strict=strict)
     from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
@@ -145,7 +149,11 @@ def prove(
     standing = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     say("proving")
     result = prove_plan(
-        traced, captured.program, jobs=jobs, classes=standing or [("every rank", "traced by itself")]
+        traced,
+        captured.program,
+        jobs=jobs,
+        classes=standing or [("every rank", "traced by itself")],
+        strict=strict,
     )
     verdict = result.proof.values
     if captured.states is None and (replay or (replay is None and verdict.status == "refuted")):
@@ -172,6 +180,7 @@ def prove(
             classes=classes,
             jobs=jobs,
             replay=replay,
+            strict=strict,
             stage=lambda words: say(f"{words}, with smaller sizes"),
             progress=progress,
         )

@@ -124,6 +124,13 @@ def prove_command(
             help="Run the step itself too, or not; else where it is refuted.",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Count a proof of batches without ignored labels alone as undecided.",
+        ),
+    ] = False,
     accept_probable: Annotated[
         float | None, typer.Option(metavar="1E-N", help="Count `probable` up to this error bound as yes.")
     ] = None,
@@ -166,12 +173,12 @@ def prove_command(
             raise InputError(
                 f"--script with {', '.join(odd)}", wanted="the script alone, which says these itself"
             )
-        result = api.prove_script(_words(script), nproc)
+        result = api.prove_script(_words(script), nproc, strict=strict)
     elif plan is not None and program is not None:
         if is_step or keep or optimizer is not None or classes is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
         with talk.stages() as (stage, _):
-            result = api.prove(plan, program, jobs=jobs, replay=replay, stage=stage)
+            result = api.prove(plan, program, jobs=jobs, replay=replay, strict=strict, stage=stage)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
@@ -182,6 +189,7 @@ def prove_command(
                 classes=classes,
                 jobs=jobs,
                 replay=replay,
+                strict=strict,
                 stage=stage,
                 progress=progress,
             )
@@ -203,6 +211,7 @@ def prove_command(
                 classes=classes,
                 jobs=jobs,
                 replay=replay,
+                strict=strict,
                 stage=stage,
                 progress=progress,
             )

@@ -6,7 +6,7 @@ turn borrows no op code from the prover.
 
 from ._check import CheckReport, check_certificate
 from ._evenness import Uneven, uneven_cuts
-from ._prove import ProofResult, prove_plan
+from ._prove import ProofResult, prove_plan, unconditional
 from ._tensors import TensorVerdict
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Uneven",
     "check_certificate",
     "prove_plan",
+    "unconditional",
     "uneven_cuts",
 ]

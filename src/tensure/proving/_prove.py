@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_digest
@@ -20,6 +20,7 @@ from tensure.program import Program, Undecided, bind_entry, digest, state_pairs,
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
+from ._check_looks import GIVEN
 from ._decide import at_params, decided, mixed_up
 from ._reals import over_reals
 from ._replay import storage_replay
@@ -57,6 +58,7 @@ def prove_plan(
     accept: float = ACCEPT,
     fold: Sequence[str] | None = None,
     classes: Sequence[tuple[str, str]] = (),
+    strict: bool = False,
 ) -> ProofResult:
     """Two verdicts on a Plan for a Program: values and storage.
 
@@ -68,6 +70,7 @@ def prove_plan(
         fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
             256 ranks, and otherwise none.
         classes: which ranks each text stands for and why, as whoever made the Plan tells; it is put down.
+        strict: what is proved only given that no target of a loss is the class it ignores is `unknown`.
 
     Raises:
         RecordError: the Plan is for another Program, or the Program is malformed.
@@ -78,7 +81,18 @@ def prove_plan(
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
     with unswept():
-        return _proved(plan, program, jobs, accept, fold, tuple(classes))
+        result = _proved(plan, program, jobs, accept, fold, tuple(classes))
+    return unconditional(result) if strict else result
+
+
+def unconditional(result: ProofResult) -> ProofResult:
+    """The same, but that a proof of batches without ignored targets alone is none."""
+    values = result.proof.values
+    if values.status != "proved" or GIVEN not in values.method:
+        return result
+    _, given, words = values.method.partition(GIVEN)
+    verdict = Verdict("unknown", "relations", reason=f"proved only {given}{words}")
+    return replace(result, proof=replace(result.proof, values=verdict, certificate=None), certificate=None)
 
 
 def _proved(

@@ -6,7 +6,7 @@ and not of rounding. Knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -66,14 +66,20 @@ def replay(
     if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
         return None
     manner = manner_of(wide_program, entry, env, seed)
-    for most in DRAWS:
+    for most, how in ways(manner):
         try:
-            return compare(wide_plan, wide_program, entry, env, Real(seed, most, manner), standing)
+            return compare(wide_plan, wide_program, entry, env, Real(seed, most, how), standing)
         except LimitError:
             return None
         except RecordError:
             continue
     return None
+
+
+def ways(manner: Manner) -> Iterator[tuple[int, Manner]]:
+    """Below what indices are drawn, and how all is: the first of these that the Program takes."""
+    for how in (manner, manner.unmarked()) if manner.marks else (manner,):
+        yield from ((most, how) for most in DRAWS)
 
 
 def storage_replay(
@@ -109,7 +115,7 @@ class Real:
     Args:
         seed: of what is drawn.
         most: indices are below it.
-        manner: how floats are drawn.
+        manner: how they are drawn besides.
     """
 
     def __init__(self, seed: int | Sequence[int], most: int, manner: Manner = PLAIN) -> None:
@@ -124,9 +130,19 @@ class Real:
             drawn = np.abs(drawn) if label in self.manner.positive else drawn
         elif want.dtype in ("i64", "i32", "bool"):
             drawn = self.rng.integers(0, 2 if want.dtype == "bool" else self.most, want.shape)
+            drawn = self._marked(drawn, self.manner.marks.get(label, ()))
         else:
             drawn = self.rng.integers(0 if want.dtype == "u8" else -90, 91, want.shape)
         return np.asarray(drawn).astype(numpy_dtype(want.dtype))
+
+    def _marked(self, drawn: Array, marks: tuple[int, ...]) -> Array:
+        """Every second element may be a mark, the last one is: some of any two neighbours are none."""
+        at = np.arange(drawn.size)
+        if marks and drawn.size > 1:
+            likely = self.rng.random(drawn.size) < at / drawn.size
+            spots = np.flatnonzero((at % 2 == 1) & (likely | (at >= drawn.size - 2)))
+            drawn.flat[spots] = self.rng.choice(marks, spots.size)
+        return drawn
 
     def run(self, step: Op, operands: list[Any]) -> list[Array]:
         return run_step(step, operands)

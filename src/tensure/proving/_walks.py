@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from tensure.bundle import Json, Plan
 from tensure.program import (
-    For,
-    Op,
     Program,
     Undecided,
     bind_entry,
@@ -27,6 +25,7 @@ from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
 from ._kept import kept_values
+from ._looks import looks_of
 from ._numerics import numerics
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
@@ -143,7 +142,7 @@ def _unit(
 ) -> Unit:
     env = bind_entry(program, entry, params)
     if listed:
-        targets = _has_mean_loss(program)
+        targets = _may_assume(program, entry, env)
         found = flow(plan, program, entry, env, targets=targets, folded=folded, listed=True)
     else:
         found, targets = _flowed(plan, program, entry, env, folded)
@@ -178,6 +177,7 @@ def _flowed(
 ) -> tuple[Flow, bool]:
     """The walk; and whether it took that no class of a mean loss is the one to be ignored.
 
+    A Program that looks for this class itself has such targets: there it is not taken.
     Doubts are told without the assumption, unless there are fewer with it.
     """
     found: Flow | None = None
@@ -186,7 +186,7 @@ def _flowed(
         found = flow(plan, program, entry, env, folded=folded)
     except Undecided as undecided:
         differing = undecided
-    if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
+    if (found is None or (found.doubts and found.ended)) and _may_assume(program, entry, env):
         try:
             counted = flow(plan, program, entry, env, targets=True, folded=folded)
         except Undecided:
@@ -231,19 +231,10 @@ def _is_unknown(found: Flow) -> bool:
     return found.draws.guessed or any(doubt.claim == STRANGE for doubt in found.doubts)
 
 
-def _has_mean_loss(program: Program) -> bool:
-    bodies = [
-        *(entry.body for entry in program.entries.values()),
-        *(block.body for block in program.blocks.values()),
-    ]
-    todo = [item for body in bodies for item in body]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, For):
-            todo.extend(item.body)
-        elif isinstance(item, Op) and item.op == "nll_loss_forward":
-            return True
-    return False
+def _may_assume(program: Program, entry: str, env: Mapping[str, int]) -> bool:
+    """Whether it may be taken that no class of a mean loss is the one to be ignored."""
+    looks = looks_of(program, entry, env)
+    return looks.has_loss and not looks.ignored
 
 
 def _plain(parts: Any) -> list[Json]:
