@@ -136,11 +136,11 @@ class Real:
         return np.asarray(drawn).astype(numpy_dtype(want.dtype))
 
     def _marked(self, drawn: Array, marks: tuple[int, ...]) -> Array:
-        """Every second element may be a mark, the last one is: some of any two neighbours are none."""
+        """Every second element but the first may be a mark, the later the likelier, the last two are."""
         at = np.arange(drawn.size)
         if marks and drawn.size > 1:
-            likely = self.rng.random(drawn.size) < at / drawn.size
-            spots = np.flatnonzero((at % 2 == 1) & (likely | (at >= drawn.size - 2)))
+            likely = (self.rng.random(drawn.size) < at / drawn.size) | (at >= drawn.size - 4)
+            spots = np.flatnonzero((at % 2 == 1) & likely & ((at > 1) | (drawn.size < 4)))
             drawn.flat[spots] = self.rng.choice(marks, spots.size)
         return drawn
 
