@@ -29,6 +29,14 @@ LOSS = op("nll_loss_forward", "x", "t", None, out=("y", "n"), reduction=2, ignor
 SHIFTED = op("nll_loss_forward", "x", "s", None, out=("y", "n"), reduction=1, ignore_index=-100)
 OTHER = op("full", out="c", size=[4], fill_value=2, dtype="i64")
 CLASS = op("full", out="c", size=[4], fill_value=-100, dtype="i64")
+SMOOTHED = [
+    op("sum", "x", out="a", dim=[1]),
+    op("neg", "a", out="l"),
+    op("eq", "t", -100, out="m"),
+    op("masked_fill", "l", "m", 0.0, out="f"),
+]
+COUNTED = [op("bitwise_not", "m", out="i"), op("sum", "i", out="k", dim=[0])]
+MEAN = op("nll_loss_forward", "x", "t", None, out=("y", "n"), reduction=1, ignore_index=-100)
 LOOKS: dict[str, tuple[list[Op], bool]] = {
     "a loss alone": ([LOSS], False),
     "counted": ([LOSS, op("ne", "t", -100, out="m"), op("sum", "m", out="k", dim=[0])], True),
@@ -75,6 +83,18 @@ LOOKS: dict[str, tuple[list[Op], bool]] = {
         False,
     ),
     "put there by a mask": ([CLASS, op("where", "b", "t", "c", out="s"), SHIFTED], True),
+    "torch's own label smoothing": ([LOSS, *SMOOTHED], False),
+    "torch's own label smoothing of a mean": ([MEAN, *SMOOTHED, *COUNTED], False),
+    "label smoothing of a sum, and a count": ([LOSS, *SMOOTHED, *COUNTED], True),
+    "label smoothing, and a count of one's own": (
+        [MEAN, *SMOOTHED, *COUNTED, op("ne", "t", -100, out="o")],
+        True,
+    ),
+    "the ignored ones counted": ([MEAN, *SMOOTHED, op("sum", "m", out="k", dim=[0])], True),
+    "something else masked": (
+        [MEAN, op("neg", "z", out="l"), *SMOOTHED[2:], *COUNTED],
+        True,
+    ),
     "joined to it": (
         [
             CLASS,
@@ -94,6 +114,7 @@ def looking(steps: list[Op]) -> Program:
         "t": Value((4,), "i64"),
         "u": Value((4,), "i64"),
         "b": Value((4,), "bool"),
+        "z": Value((4,), "f64"),
     }
     return Program({}, values, {}, {"run": Entry(tuple(map(name, values)), tuple(steps), (name("y"),))})
 

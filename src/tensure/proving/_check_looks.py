@@ -93,7 +93,8 @@ def looks_for_ignored(program: Program, entry: str, env: Mapping[str, int]) -> b
 
 def condition(program: Program) -> str:
     """What is said of a proof that takes no target to be the class which its loss ignores."""
-    bodies = [item.body for item in (*program.entries.values(), *program.blocks.values())]
+    bodies = [entry.body for entry in program.entries.values()]
+    bodies += [block.body for block in program.blocks.values()]
     todo, classes = [item for body in bodies for item in body], set[str]()
     while todo:
         item = todo.pop()
@@ -106,6 +107,30 @@ def condition(program: Program) -> str:
         f"{GIVEN} (true if no label is {which}; to have it proved for padded batches, count tokens in the "
         f"model, as in (labels != {min(classes, default='-')}).sum())"
     )
+
+
+def _is_of_smoothing(steps: _Steps, step: Op) -> bool:
+    """Is a comparison one that torch writes for a loss with label smoothing, read by nothing else?
+
+    Then what is not counted is what the loss does not count: no look of the Program's own.
+    """
+    of = [loss for loss in steps.losses if step.args == (loss.args[1], loss.attr("ignore_index"))]
+    if step.op != "eq" or not of:
+        return False
+    smooths = False
+    for reader in steps.readers.get(str(step.outs[0]), []):
+        if reader.op == "bitwise_not":
+            after = steps.readers.get(str(reader.outs[0]), [])
+            if any(item.op != "sum" for item in after) or all(loss.attr("reduction") != 1 for loss in of):
+                return False
+        elif reader.op != "masked_fill" or reader.args[2] != 0 or reader.args[1] == reader.args[0]:
+            return False
+        else:
+            less = [steps.maker.get(label) for label in read_by(Op("", reader.args[:1], ()))]
+            sums = [steps.maker.get(at) for item in less if item and item.op == "neg" for at in read_by(item)]
+            scores = [loss.args[0] for loss in of]
+            smooths |= any(item is not None and item.op == "sum" and item.args[0] in scores for item in sums)
+    return smooths
 
 
 def numbers_of(step: Op) -> list[Any]:
@@ -129,6 +154,8 @@ def _told_apart(steps: _Steps, begun: set[str], ignored: Any) -> bool:
         seen.add(label)
         for step in steps.readers.get(label, ()):
             if step.op in ("eq", "ne"):
+                if _is_of_smoothing(steps, step):
+                    continue
                 if ignored in numbers_of(step):
                     return True
                 for other in read_by(step):

@@ -52,7 +52,9 @@ def looks_of(program: Program, entry: str, env: Mapping[str, int]) -> Looks:
     told: dict[str, set[_Origin]] = {}
     worked: set[_Origin] = set()
     aimed: dict[int, set[_Origin]] = {}
-    for step in expand(program.blocks, program.entry(entry).body, env):
+    steps = list(expand(program.blocks, program.entry(entry).body, env))
+    of_torch = _smoothings(steps)
+    for step in steps:
         at = _INDEX.get(step.op)
         if step.op == "nll_loss_forward":
             ignored = step.attr("ignore_index")
@@ -61,7 +63,7 @@ def looks_of(program: Program, entry: str, env: Mapping[str, int]) -> Looks:
         read = _from(origins, [arg for place, arg in enumerate(step.args) if place != at])
         numbers = _numbers(step)
         if step.op in ("eq", "ne"):
-            for label in read:
+            for label in () if str(step.outs[0]) in of_torch else read:
                 if isinstance(label, str):
                     told.setdefault(label, set()).update(read | numbers)
             continue
@@ -81,6 +83,46 @@ def looks_of(program: Program, entry: str, env: Mapping[str, int]) -> Looks:
         for origin in targets & worked:
             marks.setdefault(str(origin), set()).add(ignored)
     return Looks(bool(aimed), is_looked, {label: tuple(sorted(found)) for label, found in marks.items()})
+
+
+def _smoothings(steps: Iterable[Op]) -> set[str]:
+    """Comparisons with the ignored class that are torch's own: label smoothing is written with them.
+
+    The class is masked out of the logarithms' sum over classes, and the others are counted where the loss is
+    a mean: as the loss itself does. Anybody else's comparison is read otherwise, or is one of another view.
+    """
+    makers, readers, losses = dict[str, Op](), dict[str, list[Op]](), list[Op]()
+    for step in steps:
+        makers.update((str(out), step) for out in step.outs)
+        for ref in step.reads():
+            readers.setdefault(str(ref.name), []).append(step)
+        if step.op == "nll_loss_forward":
+            losses.append(step)
+    found = set[str]()
+    for loss in losses:
+        scores, target = loss.args[0], loss.args[1]
+        if not isinstance(scores, Ref) or not isinstance(target, Ref):
+            continue
+        for step in readers.get(str(target.name), ()):
+            if step.op != "eq" or step.args != (target, loss.attr("ignore_index")):
+                continue
+            read_by = readers.get(str(step.outs[0]), [])
+            masked = [item for item in read_by if item.op == "masked_fill" and item.args[2] == 0]
+            counted = [item for item in read_by if item.op == "bitwise_not" and loss.attr("reduction") == 1]
+            after = [item for count in counted for item in readers.get(str(count.outs[0]), ())]
+            is_torchs = len(masked) + len(counted) == len(read_by) and all(item.op == "sum" for item in after)
+            if is_torchs and any(_is_less_sum(makers, item.args[0], scores) for item in masked):
+                found.add(str(step.outs[0]))
+    return found
+
+
+def _is_less_sum(makers: Mapping[str, Op], arg: Arg, scores: Ref) -> bool:
+    """Whether an operand is less the sum of a loss's scores."""
+    less = makers.get(str(arg.name)) if isinstance(arg, Ref) else None
+    if less is None or less.op != "neg" or not isinstance(less.args[0], Ref):
+        return False
+    total = makers.get(str(less.args[0].name))
+    return total is not None and total.op == "sum" and total.args[0] == scores
 
 
 def _is_told(found: set[_Origin], ignored: int, targets: set[_Origin]) -> bool:
