@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,8 @@ __all__ = ["LiveRank", "live_mesh", "one_state_a_seed", "same_contents", "withou
 
 WORLD = "world"
 """The axis of all ranks, where the caller names none."""
+_LOW_BITS: Final = 0xFFFFFFFF
+"""What a processor's generator takes of a seed."""
 
 
 @dataclass
@@ -226,14 +228,24 @@ def same_contents(ranks: Sequence[LiveRank]) -> None:
 def one_state_a_seed(ranks: Sequence[LiveRank]) -> None:
     """Generators of one seed are equally far along, wherever the step draws from them.
 
-    Else some numbers of one rank may be those of another, further on, and nobody knows which.
+    Else some numbers of one rank may be those of another, further on, and nobody knows which. Seeds that
+    agree in the bits that a processor's generator takes are one seed there, and two elsewhere.
 
     Raises:
-        UnsupportedError: they are not.
+        UnsupportedError: they are not, or seeds are one on some devices only.
     """
     first: dict[int, tuple[int, str]] = {}
+    cut: dict[int, tuple[int, int]] = {}
     for rank in ranks:
         for seed, bases in rank.bases.items():
+            before, other_seed = cut.setdefault(seed & _LOW_BITS, (rank.rank, seed))
+            if other_seed != seed:
+                raise UnsupportedError(
+                    f"random numbers of rank {rank.rank} from a generator of seed {seed}, and of rank "
+                    f"{before} from one of seed {other_seed}: they agree in their low 32 bits, and a "
+                    "processor's generator takes no more of a seed",
+                    wanted="seeds that differ in their low 32 bits, or not at all",
+                )
             for base in bases:
                 other, known = first.setdefault(seed, (rank.rank, base))
                 if base != known:

@@ -21,9 +21,10 @@ from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
 from ._check_masked_rows import unmasked_rows
-from ._check_ops import CONTRACTIONS, FLOATS, clean
+from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, clean
 from ._check_ops import follows as holds_as
-from ._check_piece import ONE, Piece, Reg, is_part
+from ._check_origins import same_elements
+from ._check_piece import ONE, Piece, Reg, is_part, whole
 from ._check_placed import placed
 from ._check_products import multiplied
 from ._check_runs import by_runs
@@ -123,12 +124,14 @@ class CheckSteps(CheckValues):
             if not is_rel(mine) or not is_part(theirs) or len(mine) != 1 or mine[0][1] == theirs[0]:
                 continue
             coef, node, reg, limit = mine[0]
-            wanted: Rel = ((ONE, theirs[0], theirs[1], None),)
-            if limit is not None or size(reg) != size(theirs[1]):
+            part = _read_for(item, size(theirs[1]), claim[0][2])
+            if limit is not None or part is None or size(reg) != size(part):
                 return None
-            if not alike(self, ((ONE, node, reg, None),), wanted):
+            same: Term = (ONE, theirs[0], self.spelled(theirs[0], selected(theirs[1], part)), None)
+            other: Term = (ONE, node, reg, None)
+            if not alike(self, (other,), (same,)) and not same_elements(self, other, same):
                 return None
-            told[place], is_other = ((coef, theirs[0], theirs[1], None),), True
+            told[place], is_other = ((coef, *same[1:]),), True
         return told if is_other else None
 
     def same(self, one: Rel, other: Rel) -> bool:
@@ -455,3 +458,13 @@ class CheckSteps(CheckValues):
             self.tidy(tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), s) for c, n, r, s in rel))
             for part in cut
         ]
+
+
+def _read_for(item: Def, shape: tuple[int, ...], reg: Reg) -> Reg | None:
+    """What of an operand of this shape a part of a class is made from; all of it for all of the class."""
+    if reg == whole(item.shape):
+        return whole(shape)
+    if item.op == "permute":
+        dims: Sequence[int] = item.attrs["dims"]
+        return tuple(reg[dims.index(dim)] for dim in range(len(dims)))
+    return reg if item.op in ELEMENTWISE and shape == item.shape else None

@@ -97,7 +97,8 @@ def compare(
     """Draw values, run both, compare.
 
     Args:
-        standing: by rank and local as they are printed, which random numbers of the Program's a rank's are.
+        standing: by rank and local as they are printed, which random numbers of the Program's a rank's are;
+            if not given, they are the rank's own.
 
     Raises:
         UnsupportedError, LimitError: the domain cannot run them.
@@ -111,7 +112,7 @@ def compare(
         for out, result in zip(step.outs, domain.run(step, operands), strict=True):
             logical[str(out)] = result
     domain.turn()
-    machine = _Both(plan, program, entry, env, logical, domain, standing or {})
+    machine = _Both(plan, program, entry, env, logical, domain, standing)
     error: TensureError | None = None
     try:
         machine.go()
@@ -135,7 +136,7 @@ class _Both(PlanMachine[Any]):
         env: Mapping[str, int],
         logical: Mapping[str, Any],
         domain: Domain,
-        standing: Standing,
+        standing: Standing | None,
     ) -> None:
         super().__init__(plan, program, entry, env)
         self.logical, self.domain, self.standing = logical, domain, standing
@@ -156,7 +157,7 @@ class _Both(PlanMachine[Any]):
         return self.domain.run(step, operands)
 
     def compute(self, rank: Rank, step: Op) -> None:
-        if step.op != "draw":
+        if step.op != "draw" or self.standing is None:
             super().compute(rank, step)
             return
         self._step = step

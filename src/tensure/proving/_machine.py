@@ -279,6 +279,10 @@ class Relations(PlanMachine[Held]):
     def in_order(self) -> Iterator[tuple[Rank, Name]]:
         return iter(self._order)
 
+    def addends(self) -> Iterator[list[tuple[Rank, Name]]]:
+        for members in self._sums.values():
+            yield [(rank, name) for rank, name, _, _ in members]
+
     def types(self) -> dict[Rank, dict[Name, TensorType]]:
         """By rank, supplied locals included."""
         return {

@@ -16,6 +16,7 @@ import numpy as np
 from tensure.bundle import Local, Plan, Track
 from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import (
+    Attr,
     Attrs,
     Block,
     Body,
@@ -183,16 +184,26 @@ def constant_step(step: Op, level: float = LEVELS[1]) -> Op:
     """The same step, but that a draw gives one number everywhere."""
     if step.op != "draw":
         return step
-    attrs = {"size": step.attr("size"), "dtype": step.attr("dtype") or "f32", "fill_value": level}
+    attrs: dict[str, Attr] = {
+        "size": step.attr("size"),
+        "dtype": step.attr("dtype") or "f32",
+        "fill_value": level,
+    }
     return Op("full", (), step.outs, tuple(sorted(attrs.items())), step.note)
 
 
 def constant_program(program: Program, level: float) -> Program:
     """The same Program where all random numbers are one."""
+    return changed_program(program, lambda step: constant_step(step, level))
 
-    def change(step: Op) -> Op:
-        return constant_step(step, level)
 
+def constant_plan(plan: Plan, level: float) -> Plan:
+    """The same Plan where all random numbers are one."""
+    return changed_plan(plan, lambda step: constant_step(step, level))
+
+
+def changed_program(program: Program, change: Callable[[Op], Op]) -> Program:
+    """The same Program with every step changed."""
     return replace(
         program,
         blocks=_blocks(program.blocks, change),
@@ -202,11 +213,8 @@ def constant_program(program: Program, level: float) -> Program:
     )
 
 
-def constant_plan(plan: Plan, level: float) -> Plan:
-    """The same Plan where all random numbers are one."""
-
-    def change(step: Op) -> Op:
-        return constant_step(step, level)
+def changed_plan(plan: Plan, change: Callable[[Op], Op]) -> Plan:
+    """The same Plan with every step changed."""
 
     def track(old: Track) -> Track:
         return replace(old, bodies={key: _body(body, change) for key, body in old.bodies.items()})

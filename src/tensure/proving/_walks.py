@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from tensure.bundle import Json, Plan
+from tensure.bundle import Json, Plan, Rank
 from tensure.program import (
+    Name,
     Program,
     Undecided,
+    at_place,
     bind_entry,
     corner_params,
     evaluate,
@@ -27,6 +29,7 @@ from ._index import Region
 from ._kept import kept_values
 from ._looks import looks_of
 from ._numerics import numerics
+from ._readings import readings
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
@@ -64,6 +67,12 @@ class Unit:
     """Random numbers that are not what they stand for."""
     standing: Mapping[tuple[str, str], tuple[str, Region]] | None
     """What random numbers stand for, for a replay; None where that is not known of some."""
+    otherwise: frozenset[tuple[str, str]]
+    """By rank and local as printed, what rests on random numbers read in another way than the model's."""
+    otherwise_asked: frozenset[int]
+    """The doubts of such, by their place in the order of production."""
+    has_ensemble: bool
+    """Whether it is known which of the ranks' random numbers are one."""
     numerics: tuple[str, ...]
     """Where ranks round and the Program does not, if nothing is in doubt."""
 
@@ -146,6 +155,7 @@ def _unit(
         found = flow(plan, program, entry, env, targets=targets, folded=folded, listed=True)
     else:
         found, targets = _flowed(plan, program, entry, env, folded)
+    read = readings(found)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
@@ -166,8 +176,11 @@ def _unit(
         _shown(plan, program, entry, params, found),
         sum(map(len, found.relations.values())),
         targets,
-        found.draws.mixed(),
+        found.draws.mixed(read.unsettled),
         _standing(found, plan),
+        _printed(found, plan, read.otherwise),
+        read.orders,
+        found.draws.is_known(),
         () if found.doubts or floats is None else numerics(found, plan, program, entry, env, floats),
     )
 
@@ -224,6 +237,18 @@ def _standing(found: Flow, plan: Plan) -> Mapping[tuple[str, str], tuple[str, Re
     if not found.doubts or plan.num_ranks() > MAX_RANKS:
         return {}
     return None if _is_unknown(found) else found.draws.standing()
+
+
+def _printed(found: Flow, plan: Plan, locals_: frozenset[tuple[Rank, Name]]) -> frozenset[tuple[str, str]]:
+    """Locals of single ranks by name."""
+    if plan.num_ranks() > MAX_RANKS:
+        return frozenset()
+    cells = found.trail.cells
+    return frozenset(
+        (str(Rank(rank.track, tuple(at_place(part, dict(spot)) for part in rank.at))), str(name))
+        for rank, name in locals_
+        for spot in (cells.places(rank, cells.folded) if cells.folded else ((),))
+    )
 
 
 def _is_unknown(found: Flow) -> bool:
