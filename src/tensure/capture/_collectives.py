@@ -17,9 +17,11 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
 )
 
 from tensure.errors import UnsupportedError
-from tensure.program import Attrs, Ref
+from tensure.host import dtype_word
+from tensure.program import COLLECTIVES, Attrs, Ref
 
 from ._coordinate import Reads
+from ._meets import called
 from ._premultiplied import factor_of_call
 from ._tape import Tape
 
@@ -48,6 +50,8 @@ class Collectives:
     is_live: bool = False
     meeting: str = "met"
     """As for a tape."""
+    call: str = ""
+    """What call is being made, where one stands for another."""
     _axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
     _sent: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
 
@@ -105,6 +109,8 @@ class GroupCall:
     note: Attrs
     bound: Mapping[str, Any]
     result: Any
+    brought: tuple[str, tuple[int, ...]] = ("", ())
+    """The type of the tensor that was read last."""
 
     @property
     def _group(self) -> Any:
@@ -123,11 +129,14 @@ class GroupCall:
         return self.ranks.size_of(self.axes)
 
     def read(self, tensor: torch.Tensor) -> Ref:
+        self.brought = dtype_word(tensor.dtype), tuple(tensor.shape)
         return self.tape.read(tensor, self.note)
 
-    def step(self, op: str, *args: Any, **attrs: Any) -> Ref:
+    def step(self, op: str, *args: Any, call: str = "", **attrs: Any) -> Ref:
+        """A step; of what members do together, `call` says what the op does not."""
         self.tape.meeting = self.ranks.meeting
-        return self.tape.step(op, args, self.note, **attrs)
+        note = called(self.note, call or self.ranks.call, *self.brought) if op in COLLECTIVES else self.note
+        return self.tape.step(op, args, note, **attrs)
 
     def view(self, value: Ref, have: tuple[int, ...], want: tuple[int, ...]) -> Ref:
         return value if have == want else self.step("view", value, size=want)
@@ -145,14 +154,15 @@ class GroupCall:
         made = self.step(op, value, axes=self.axes, reduce=word, **attrs)
         return self.step("div", made, self.size) if kind == "avg" else made
 
-    def gathered(self, value: Ref, dim: int = 0) -> Ref:
-        return self.step("all_gather", value, axes=self.axes, dim=dim) if self.axes else value
+    def gathered(self, value: Ref, dim: int = 0, call: str = "") -> Ref:
+        return self.step("all_gather", value, call=call, axes=self.axes, dim=dim) if self.axes else value
 
     def picked(self, value: Ref, shape: tuple[int, ...], member: int) -> Ref:
         """The value of one member, on all."""
         if not self.axes:
             return value
-        together = self.gathered(self.step("unsqueeze", value, dim=0))
+        call = f"broadcast from member {member} of the group"
+        together = self.gathered(self.step("unsqueeze", value, dim=0), call=call)
         return self.step("select", together, dim=0, index=member)
 
     def put(self, tensor: torch.Tensor, value: Ref) -> None:
