@@ -169,6 +169,31 @@ def test_floats_that_are_summed_must_be_of_one_type(one: torch.dtype, status: st
     assert found.proof.values.status == status
 
 
+@CLASSES
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (torch.float32, ""),
+        (torch.bfloat16, r"bf16\[2\], sent .* f32\[2\]"),
+        (None, r"f32\[2\], sent .* f32\[3\]"),
+    ],
+    ids=str,
+)
+def test_a_message_is_of_the_type_that_is_received(kind: Any, words: str, classes: bool) -> None:
+    def around(rank: Any, group: Any, loss: Tensor) -> None:
+        got = torch.zeros(2 if kind else 3)
+        if rank == 0:
+            dist.send(torch.zeros(2, dtype=kind), 1)
+        elif rank == 1:
+            dist.recv(got, 0)
+
+    if words:
+        with pytest.raises(tensure.TensureError, match=words):
+            proved(around, classes)
+    else:
+        assert proved(around, classes).status == "proved"
+
+
 # --- gathers of parts of several sizes --------------------------------------------------------------
 
 

@@ -138,6 +138,12 @@ class GroupCall:
         note = called(self.note, call or self.ranks.call, *self.brought) if op in COLLECTIVES else self.note
         return self.tape.step(op, args, note, **attrs)
 
+    def message(self, op: str, tensor: torch.Tensor, other: int, key: tuple[Any, ...]) -> Ref:
+        """A tensor's value sent to another rank, or what comes from it into a tensor."""
+        note = called(self.note, "", dtype_word(tensor.dtype), tuple(tensor.shape))
+        args = (self.read(tensor),) if op == "send" else ()
+        return self.tape.message(op, args, other, self.axes, key, note)
+
     def view(self, value: Ref, have: tuple[int, ...], want: tuple[int, ...]) -> Ref:
         return value if have == want else self.step("view", value, size=want)
 

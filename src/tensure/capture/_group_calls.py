@@ -272,30 +272,28 @@ def _write_scatter(call: GroupCall) -> None:
     for at, target in enumerate(call.bound["output_tensors"]):
         if group[root] != own:
             key = call.ranks.letter(group[root], own, -1)
-            call.tape.write(
-                target, call.tape.message("recv", (), group[root], call.axes, key, call.note), call.note
-            )
+            call.tape.write(target, call.message("recv", target, group[root], key), call.note)
             continue
         for member, source in enumerate(call.bound["input_tensors"][at]):
             if group[member] == own:
                 call.tape.write(target, call.read(source), call.note)
             else:
                 key = call.ranks.letter(own, group[member], -1)
-                call.tape.message("send", (call.read(source),), group[member], call.axes, key, call.note)
+                call.message("send", source, group[member], key)
 
 
 def _send(call: GroupCall) -> None:
     receiver, tag = call.group[call.bound["dst"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
         key = call.ranks.letter(call.ranks.rank, receiver, tag)
-        call.tape.message("send", (call.read(tensor),), receiver, call.axes, key, call.note)
+        call.message("send", tensor, receiver, key)
 
 
 def _recv(call: GroupCall) -> None:
     sender, tag = call.group[call.bound["src"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
         key = call.ranks.letter(sender, call.ranks.rank, tag)
-        call.tape.write(tensor, call.tape.message("recv", (), sender, call.axes, key, call.note), call.note)
+        call.tape.write(tensor, call.message("recv", tensor, sender, key), call.note)
 
 
 def _barrier(call: GroupCall) -> None:

@@ -19,7 +19,7 @@ from ._boxes import Box, Cells, is_closed
 from ._lift import Coordinates, lift_attr
 from ._tracks import reread
 
-__all__ = ["BROUGHT", "CALL", "Unlike", "called", "settled_calls", "unlike", "unlike_classes"]
+__all__ = ["BROUGHT", "CALL", "Unlike", "called", "settled_calls", "type_met", "unlike", "unlike_classes"]
 
 CALL: Final = "call"
 """The note of a step that says which call it was, where its op does not."""
@@ -127,6 +127,12 @@ def settled_calls(steps: Sequence[Op], found: Unlike) -> list[Op]:
                 note = (*note, (BROUGHT, f"{said[1]}[{','.join(map(str, said[2]))}]"))
         made.append(Op(step.op, args, outs, step.attrs, note))
     return made
+
+
+def type_met(step: Op) -> tuple[str, tuple[int, ...]]:
+    """What is brought, sent or received, while it is known."""
+    _, dtype, shape = dict[str, Any](step.note).get(_MEETS, ("", "", ()))
+    return dtype, shape
 
 
 def _joint(steps: Sequence[Op]) -> list[Op]:

@@ -25,6 +25,7 @@ from ._classes import MAX_TRACED, RankClass, classes_of
 from ._coordinate import Reads
 from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
+from ._letters import check_class_letters, check_letters
 from ._meets import settled_calls, unlike, unlike_classes
 from ._microbatch import MICROBATCH
 from ._model import Captured
@@ -185,6 +186,7 @@ def _tracks(
     _lack(ranks)
     _unroot(ranks)
     settled_exchanges(ranks, mesh, world)
+    check_letters([rank.steps for rank in ranks])
     calls = unlike([(rank.place, rank.steps) for rank in ranks])
     for rank in ranks:
         rank.steps = settled_calls(rank.steps, calls)
@@ -208,15 +210,16 @@ def _by_class(
     _unroot(everyone)
     for rank, steps in zip(everyone, even_exchanges([rank.steps for rank in everyone]), strict=True):
         rank.steps = steps
-    calls = unlike_classes(boxes, [[(rank.place, rank.steps) for rank in ranks] for ranks in samples], mesh)
-    for rank in everyone:
-        rank.steps = settled_calls(rank.steps, calls)
     for ranks in samples:
         for rank in ranks:
             distances = iter(rank.distances())
             rank.steps = [
                 token(step, next(distances)) if step.op in ("send", "recv") else step for step in rank.steps
             ]
+    check_class_letters(boxes, [[rank.steps for rank in ranks] for ranks in samples], mesh)
+    calls = unlike_classes(boxes, [[(rank.place, rank.steps) for rank in ranks] for ranks in samples], mesh)
+    for rank in everyone:
+        rank.steps = settled_calls(rank.steps, calls)
 
     def live(texts: Sequence[Sequence[Sequence[Op]]]) -> list[Class]:
         made = [
