@@ -170,6 +170,39 @@ def test_floats_that_are_summed_must_be_of_one_type(one: torch.dtype, status: st
 
 
 @CLASSES
+@pytest.mark.parametrize(("kind", "status"), [("one", "proved"), ("each", "refuted"), ("sent", "refuted")])
+def test_groups_of_the_same_ranks_are_not_one(kind: str, status: str, classes: bool) -> None:
+    def parallel(net: Any, mesh: DeviceMesh) -> Callable[..., Tensor]:
+        groups = [dist.new_group(list(range(SIZE))) for _ in range(2)]
+
+        def step(x: Tensor) -> Tensor:
+            rank = mesh.get_local_rank(AXIS)
+            loss: Tensor = net(x)
+            loss.backward()
+            if kind != "sent":
+                own = groups[1] if kind == "each" and rank == 1 else groups[0]
+                dist.all_reduce(net.w.grad, op=dist.ReduceOp.AVG, group=own)
+            elif rank == 0:
+                dist.send(numbers(2), 1, group=groups[0])
+            elif rank == 1:
+                dist.recv(numbers(2), 0, group=groups[1])
+            return loss
+
+        return step
+
+    found = tensure.prove(parallel, model, mesh={AXIS: SIZE}, classes=classes, replay=False)
+    assert found.proof.values.status == status
+
+
+def test_an_output_of_another_dtype_is_an_error() -> None:
+    def into(rank: Any, group: Any, loss: Tensor) -> None:
+        dist.all_gather_single(numbers(SIZE, torch.bfloat16), loss.view(1), group=group)
+
+    with pytest.raises(tensure.TensureError, match="a collective of f32 into bf16"):
+        proved(into, False)
+
+
+@CLASSES
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     ProcessGroup,
     ReduceOp,
     _resolve_process_group,
+    _world,
 )
 
 from tensure.errors import UnsupportedError
@@ -53,6 +54,7 @@ class Collectives:
     call: str = ""
     """What call is being made, where one stands for another."""
     _axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
+    _which: dict[str, int] = field(default_factory=dict[str, int])
     _sent: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
 
     def axes_of(self, group: Any) -> tuple[str, ...]:
@@ -66,6 +68,21 @@ class Collectives:
         if name not in self._axes:
             self._axes[name] = self._spanned(dist.get_process_group_ranks(found))
         return self._axes[name]
+
+    def which(self, group: Any) -> int:
+        """The how-many-th a group is of those of the same ranks: each is a communicator of its own.
+
+        Ranks make their groups in one order, or torch hangs; so members agree on it.
+        """
+        found = group_of(group)
+        if found.group_name not in self._which:
+            ranks = dist.get_process_group_ranks(found)
+            alike = [
+                other.group_name for other, members in _world.pg_group_ranks.items() if list(members) == ranks
+            ]
+            name = found.group_name
+            self._which[name] = alike.index(name) if name in alike else 0
+        return self._which[found.group_name]
 
     def size_of(self, axes: Sequence[str]) -> int:
         """How many ranks differ along these axes only."""
@@ -134,9 +151,16 @@ class GroupCall:
 
     def step(self, op: str, *args: Any, call: str = "", **attrs: Any) -> Ref:
         """A step; of what members do together, `call` says what the op does not."""
-        self.tape.meeting = self.ranks.meeting
-        note = called(self.note, call or self.ranks.call, *self.brought) if op in COLLECTIVES else self.note
+        if op not in COLLECTIVES:
+            return self.tape.step(op, args, self.note, **attrs)
+        which = self.ranks.which(self._group)
+        self.tape.meeting = f"{self.ranks.meeting}_group{which}" if which else self.ranks.meeting
+        note = called(self.note, call or self.ranks.call, *self.brought)
         return self.tape.step(op, args, note, **attrs)
+
+    def letter(self, sender: int, receiver: int, tag: int) -> tuple[str, int, int, int, int]:
+        """The key of the next message; groups of the same ranks have tags of their own."""
+        return self.ranks.letter(sender, receiver, tag + (self.ranks.which(self._group) << 32))
 
     def message(self, op: str, tensor: torch.Tensor, other: int, key: tuple[Any, ...]) -> Ref:
         """A tensor's value sent to another rank, or what comes from it into a tensor."""

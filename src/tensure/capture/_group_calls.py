@@ -148,8 +148,19 @@ def _write_broadcast(call: GroupCall) -> None:
         call.tape.write(tensor, made, call.note)
 
 
+def _of_one_dtype(call: GroupCall, source: Any, target: Any) -> None:
+    """What torch itself asks for."""
+    if source.dtype != target.dtype:
+        raise InputError(
+            f"a collective of {dtype_word(source.dtype)} into {dtype_word(target.dtype)}",
+            place=str(dict(call.note).get("source", "")) or None,
+            wanted="an output of the input's dtype",
+        )
+
+
 def _write_gather_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
+    _of_one_dtype(call, source, target)
     have, want = tuple(source.shape), tuple(target.shape)
     count = call.size
     value = call.read(source)
@@ -163,6 +174,7 @@ def _write_gather_base(call: GroupCall) -> None:
 
 def _write_scatter_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
+    _of_one_dtype(call, source, target)
     have, want = tuple(source.shape), tuple(target.shape)
     count, reduce = call.size, call.bound["reduce_op"]
     value = call.read(source)
@@ -187,6 +199,8 @@ def _write_each(rule: Callable[[GroupCall], None], sources: str, targets: str) -
 
 def _write_gather(call: GroupCall) -> None:
     for source, targets in zip(call.bound["input_tensors"], call.bound["output_tensors"], strict=True):
+        for target in targets:
+            _of_one_dtype(call, source, target)
         if len({tuple(item.shape) for item in targets}) > 1 and call.axes:
             _gather_uneven(call, source, targets)
             continue
@@ -271,28 +285,28 @@ def _write_scatter(call: GroupCall) -> None:
         call.ranks.reads.note(*call.axes)  # who is the root sends, the others receive
     for at, target in enumerate(call.bound["output_tensors"]):
         if group[root] != own:
-            key = call.ranks.letter(group[root], own, -1)
+            key = call.letter(group[root], own, -1)
             call.tape.write(target, call.message("recv", target, group[root], key), call.note)
             continue
         for member, source in enumerate(call.bound["input_tensors"][at]):
             if group[member] == own:
                 call.tape.write(target, call.read(source), call.note)
             else:
-                key = call.ranks.letter(own, group[member], -1)
+                key = call.letter(own, group[member], -1)
                 call.message("send", source, group[member], key)
 
 
 def _send(call: GroupCall) -> None:
     receiver, tag = call.group[call.bound["dst"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(call.ranks.rank, receiver, tag)
+        key = call.letter(call.ranks.rank, receiver, tag)
         call.message("send", tensor, receiver, key)
 
 
 def _recv(call: GroupCall) -> None:
     sender, tag = call.group[call.bound["src"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(sender, call.ranks.rank, tag)
+        key = call.letter(sender, call.ranks.rank, tag)
         call.tape.write(tensor, call.message("recv", tensor, sender, key), call.note)
 
 
