@@ -18,7 +18,7 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Name, Ref
 
-from ._flat_parts import claim_flat, flat_parts, stretch_of
+from ._flat_parts import Stretch, claim_flat, flat_parts, stretch_of
 from ._given import axes_of, leaves, local_of
 from ._layout import is_copy
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started
@@ -48,8 +48,10 @@ class Updates:
         self.rank, self.given, self.module = rank, given, module
         self.states = rank.captured.states
         make, self.is_ours = rank.captured.optimizer, False
-        self.held: list[tuple[str, str, tuple[int, str], Part, int | None]] = []
-        """States: local and output, parameter's id and name, and place; of flat ones, where in it."""
+        self.held: list[tuple[str, tuple[int, str], Part, int | None]] = []
+        """States: output, parameter's id and name, and place; of flat ones, where in it."""
+        self.apart: list[tuple[torch.Tensor, list[Stretch]]] = []
+        """What is stepped and is none of the module's, and what lies in it: the next step begins with it."""
         if given.optimizer is not None:
             self.optimizers = as_optimizers(given.optimizer)
             if self.states is None:
@@ -104,21 +106,39 @@ class Updates:
             else:
                 self.rank.claim(f"new.{label}", tensor, self.rank.standing[label])
         tape, after = self.rank.tape, self.watched.after()
-        for local, output, (parameter, name), part, start in self.held:
-            tensor = after[parameter].tensors[name]
+        for parameter, stands in self.apart:
+            (of, part), held = stands[0], local_of(parameter)
+            if len(stands) > 1 or of is None or part.shape != tuple(held.shape):
+                claim_flat(self.rank, held, stands, "new.")
+            else:
+                output = f"new.{of}"
+                self.rank.claim_value(self._unused(output), tape.read(held, ()), output, part)
+        for output, (key, name), part, start in self.held:
+            tensor = after[key].tensors[name]
             if isinstance(tensor, DTensor):  # it says where it stands now
                 self.rank.output(output, tensor, None)
                 continue
             ref = tape.read(tensor, ())
             if start is not None:
                 ref = stretch_of(self.rank, ref, part, start)
-            self.rank.claim_value(local, ref, output, part)
+            self.rank.claim_value(self._unused(output), ref, output, part)
+
+    def _unused(self, wanted: str) -> str:
+        """A local's name that nobody has: a parameter may lie in several of the optimizer's."""
+        count, local = 0, wanted
+        while local in self.rank.claims:
+            count += 1
+            local = f"{wanted}.{count}"
+        return local
 
     # states ------------------------------------------------------------------------------------------
 
     def _take(self, states: States) -> None:
         """A parameter's states: leaves of this rank's steps, to be claimed again afterwards."""
         stands, tensors, parameter = self._stands(states.parameter), states.tensors, id(states.parameter)
+        mine = self.names.get(parameter)
+        if stands and mine not in self.rank.standing and mine not in self.rank.flat:
+            self.apart.append((states.parameter, stands))
         for label in dict.fromkeys(label for label, _ in stands if label is not None):
             known = (self.states or {}).get(label)
             if known is None:
@@ -166,10 +186,11 @@ class Updates:
                     f"state {name} of {label} of shape {list(local.shape)}", wanted=f"{list(part.shape)}"
                 )
             if ref is None:
-                self.rank.claims[mine] = (leaf, part)
-                self.rank.tape.add(local, self.rank.begun(mine, leaf, local))
+                begun = self._unused(mine)
+                self.rank.claims[begun] = (leaf, part)
+                self.rank.tape.add(local, self.rank.begun(begun, leaf, local))
             ref = leaf
-            self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
+            self.held.append((f"new.{mine}", key, part, None))
 
     def _unused_number(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
         """A counter of what holds nothing of the model here: torch may step it or not, and nobody asks."""
@@ -190,7 +211,7 @@ class Updates:
         """A state of parts of parameters one after another."""
         assert self.states is not None
         _, name = key
-        tape, pieces, at, counts = self.rank.tape, list[Ref](), 0, dict[str, int]()
+        tape, pieces, at = self.rank.tape, list[Ref](), 0
         for label, place in stands or [(None, Part((((0, 0, 1),),)))]:
             size = math.prod(place.shape)
             if label is None:
@@ -198,12 +219,11 @@ class Updates:
                 pieces.append(tape.step("full", (), (), size=(size,), **attrs))
             else:
                 mine = f"{label}.{name}"
-                counts[mine] = counts.get(mine, -1) + 1
-                local = f"{mine}.{counts[mine]}" if counts[mine] else mine
+                local = self._unused(mine)
                 self.rank.claims[local] = (self.states[label][name], place)
                 begun = self.rank.begun(local, self.states[label][name], tensor)
                 pieces.append(tape.step("view", (begun,), (), size=(size,)))
-                self.held.append((f"new.{local}", f"new.{mine}", key, place, at))
+                self.held.append((f"new.{mine}", key, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
             raise InputError(
@@ -211,7 +231,7 @@ class Updates:
             )
         tape.add(tensor, tape.step("cat", tuple(pieces), (), dim=0))
 
-    def _stands(self, parameter: torch.Tensor) -> list[tuple[str | None, Part]]:
+    def _stands(self, parameter: torch.Tensor) -> list[Stretch]:
         """The module's parameters that this is a part of, one after another, and which parts."""
         label, local, rank = self.names.get(id(parameter)), local_of(parameter), self.rank
         if label is not None and label in rank.standing:
