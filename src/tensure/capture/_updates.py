@@ -97,7 +97,7 @@ class Updates:
             if laid is not None:
                 claim_flat(self.rank, tensor, laid, "new.")
                 continue
-            if label not in self.states or label not in self.rank.standing:
+            if self.rank.captured.of(label) not in self.states or label not in self.rank.standing:
                 continue
             if isinstance(tensor, DTensor):
                 self.rank.output(f"new.{label}", tensor, None)
@@ -107,7 +107,7 @@ class Updates:
         for local, output, (parameter, name), part, start in self.held:
             tensor = after[parameter].tensors[name]
             if isinstance(tensor, DTensor):  # it says where it stands now
-                self.rank.output(output, tensor, None)
+                self.rank.output(local, tensor, None)
                 continue
             ref = tape.read(tensor, ())
             if start is not None:
@@ -120,7 +120,7 @@ class Updates:
         """A parameter's states: leaves of this rank's steps, to be claimed again afterwards."""
         stands, tensors, parameter = self._stands(states.parameter), states.tensors, id(states.parameter)
         for label in dict.fromkeys(label for label, _ in stands if label is not None):
-            known = (self.states or {}).get(label)
+            known = (self.states or {}).get(self.rank.captured.of(label))
             if known is None:
                 raise InputError(
                     f"the optimizer steps {label}",
@@ -148,14 +148,16 @@ class Updates:
         """A state that is a part of one parameter's, or a number that parameters share."""
         assert self.states is not None
         _, name = key
-        local, ref, shapes = local_of(tensor), None, self.rank.captured.shapes
+        local, ref, captured = local_of(tensor), None, self.rank.captured
+        shapes = captured.shapes
         for label, place in {label: place for label, place in stands if label is not None}.items():
-            leaf, mine = self.states[label][name], f"{label}.{name}"
+            of = captured.of(label)
+            leaf, mine = self.states[of][name], f"{label}.{name}"
             if isinstance(tensor, DTensor):
                 placed = dict(zip(axes_of(tensor), tensor.placements, strict=True))
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
-                part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
+                part = place if shapes[leaf] == shapes[of] else whole_part(shapes[leaf])
             if ref is not None and leaf != ref:
                 raise InputError(
                     f"one number {name} for {label} and others, each with its own on the single device",
@@ -169,14 +171,14 @@ class Updates:
                 self.rank.claims[mine] = (leaf, part)
                 self.rank.tape.add(local, self.rank.begun(mine, leaf, local))
             ref = leaf
-            self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
+            self.held.append((f"new.{mine}", captured.of(f"new.{mine}"), key, part, None))
 
     def _unused_number(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
         """A counter of what holds nothing of the model here: torch may step it or not, and nobody asks."""
         parameter, name = key
         known = {label: held[name] for label, held in (self.states or {}).items() if name in held}
         mine = self.names.get(parameter)
-        leaf = known.get(mine) if mine is not None else None
+        leaf = known.get(self.rank.captured.of(mine)) if mine is not None else None
         if leaf is None and len(set(known.values())) == 1:
             leaf = next(iter(known.values()))
         if leaf is not None:
@@ -200,10 +202,12 @@ class Updates:
                 mine = f"{label}.{name}"
                 counts[mine] = counts.get(mine, -1) + 1
                 local = f"{mine}.{counts[mine]}" if counts[mine] else mine
-                self.rank.claims[local] = (self.states[label][name], place)
-                begun = self.rank.begun(local, self.states[label][name], tensor)
+                of = self.rank.captured.of(label)
+                self.rank.claims[local] = (self.states[of][name], place)
+                begun = self.rank.begun(local, self.states[of][name], tensor)
                 pieces.append(tape.step("view", (begun,), (), size=(size,)))
-                self.held.append((f"new.{local}", f"new.{mine}", key, place, at))
+                output = self.rank.captured.of(f"new.{mine}")
+                self.held.append((f"new.{local}", output, key, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
             raise InputError(
@@ -246,7 +250,8 @@ class Updates:
                 return None
             name = step.args[0].name
         label = replaced.get(name, str(name))
-        if label not in self.rank.standing or label not in (self.states or {}):
+        of = self.rank.captured.of(label)
+        if label not in self.rank.standing or of not in (self.states or {}):
             return None
         if name in replaced:
             dtype = dtype_word(tensor.dtype)

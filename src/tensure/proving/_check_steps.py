@@ -190,7 +190,23 @@ class CheckSteps(CheckValues):
         if len(many) > 1 or not single(op, attrs, operands, many[0]):
             return False
         (place,) = many
-        parts, left = self.opened(operands[place]), list(self.opened(claim))
+        # A term may be a part of a sum, which the op was done on whole: as it stands, or its addends.
+        whole, given = operands[place], (op, attrs, operands, at, place)
+        apart = self.opened(whole), self.opened(claim)
+        return self._term_by_term(*given, whole, claim) or self._term_by_term(*given, *apart)
+
+    def _term_by_term(
+        self,
+        op: str,
+        attrs: dict[str, Any],
+        operands: list[Any],
+        at: int,
+        place: int,
+        parts: tuple[Term, ...],
+        claim: tuple[Term, ...],
+    ) -> bool:
+        """Is a claim the sum of what a linear op makes of the terms of one operand, each by itself?"""
+        left = list(claim)
         if any(self.defs[node].dtype not in FLOATS for _, node, _, _ in (*parts, *left)):
             return False  # a cast to integers is no linear op
         if len(parts) != len(left) or len(parts) > MAX_LED:
