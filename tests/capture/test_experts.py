@@ -80,7 +80,7 @@ def on_ranks(net: Any, mesh: DeviceMesh, fault: str = "") -> ParallelStep:
 
 
 def test_one_expert_a_token_is_right_in_the_field() -> None:
-    """Rows of several ranks that are laid one after another are seen as what they are in the field alone."""
+    """A one-hot row is no value that rules know of a part of the tokens."""
     verdict = tensure.prove(on_ranks, model, mesh={"ep": 2}).proof.values
     assert verdict.status in ("probable", "proved"), verdict
     assert verdict.status == "proved" or verdict.error < 1e-20

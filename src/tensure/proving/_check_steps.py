@@ -16,7 +16,7 @@ from ._check_conditional import conditional
 from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere, selected
-from ._check_joined import joined
+from ._check_joined import as_view, joined
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
@@ -107,6 +107,11 @@ class CheckSteps(CheckValues):
             or alike(self, moved, claim)
         ):
             return True
+        seen = as_view(op, attrs, operands)
+        if seen[0] != op:
+            return self.follows(
+                Op(seen[0], step.args, step.outs, tuple(seen[1].items())), operands, at, claim
+            )
         told = self._restated(op, operands, claim)
         return told is not None and self._piece(op, attrs, told, at, claim[0])
 
@@ -407,7 +412,7 @@ class CheckSteps(CheckValues):
             return [self.together(known, attrs["dim"] % rank)] * len(members)
         need(len({size(member[0][2]) for member in known}) == 1, "{} of several shapes", op)
         if op == "all_to_all":
-            pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+            pieces = self._sent(known, attrs["split"] % rank)
             return [
                 self.together([piece[to] for piece in pieces], attrs["cat"] % rank)
                 for to in range(len(members))
@@ -427,7 +432,7 @@ class CheckSteps(CheckValues):
         rank = len(known[0][0][2])
         if op == "all_gather":
             return [(members, attrs["dim"] % rank)] * len(members)
-        pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+        pieces = self._sent(known, attrs["split"] % rank)
         return [([piece[to] for piece in pieces], attrs["cat"] % rank) for to in range(len(members))]
 
     def is_join(self, parts: list[Rel], dim: int, claim: tuple[Term, ...]) -> bool:
@@ -462,6 +467,10 @@ class CheckSteps(CheckValues):
         plain = [((ONE, node, reg, None),) for _, node, reg, _ in terms]
         (made,) = self.make(Op("cat", (), (), (("dim", dim),)), plain)
         return None if made is None else tuple((coef * terms[0][0], *rest) for coef, *rest in made)
+
+    def _sent(self, members: Sequence[Any], dim: int) -> list[list[Rel]]:
+        """What each member of an all-to-all gives to each."""
+        return [[self.unmoved(part) for part in self._split(each, dim, len(members))] for each in members]
 
     def _split(self, rel: tuple[Term, ...], dim: int, count: int) -> list[Rel]:
         width, rest = divmod(len(rel[0][2][dim]), count)
