@@ -1,4 +1,4 @@
-"""Experts on their own ranks: tokens go there and back by two all-to-alls, one expert for each token."""
+"""Experts on their own ranks: tokens go there and back by two all-to-alls."""
 
 from __future__ import annotations
 
@@ -21,20 +21,28 @@ FAULTS = ("tokens in the order of ranks", "gradients of experts not averaged", "
 
 
 class Experts(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, is_dense: bool) -> None:
         super().__init__()
+        self.is_dense = is_dense
         self.gate = nn.Linear(DIM, EXPERTS)
         self.weight = nn.Parameter(torch.randn(EXPERTS, DIM, DIM))
 
+    def shares(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each token for each expert, and what multiplies what comes back: all of them, or the best."""
+        gates = self.gate(x).softmax(-1)
+        if self.is_dense:
+            return gates, torch.ones(len(x))
+        best, where = gates.max(-1)
+        return F.one_hot(where, EXPERTS).to(x.dtype), best
+
     def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        best, where = self.gate(x).softmax(-1).max(-1)
-        one = F.one_hot(where, EXPERTS).to(x.dtype)
+        one, best = self.shares(x)
         made = F.relu(torch.bmm(x[None] * one.t()[..., None], self.weight))
         return ((made * one.t()[..., None]).sum(0) * best[:, None] - target).pow(2).mean()
 
 
-def model() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    return Experts(), (torch.randn(TOKENS, DIM), torch.randn(TOKENS, DIM))
+def model(is_dense: bool = False) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return Experts(is_dense), (torch.randn(TOKENS, DIM), torch.randn(TOKENS, DIM))
 
 
 class Exchange(torch.autograd.Function):
@@ -55,8 +63,7 @@ def on_ranks(net: Any, mesh: DeviceMesh, fault: str = "") -> ParallelStep:
     net.weight = nn.Parameter(net.weight.detach().chunk(count)[rank].clone())
 
     def step(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        best, where = net.gate(x).softmax(-1).max(-1)
-        one = F.one_hot(where, EXPERTS).to(x.dtype)
+        one, best = net.shares(x)
         sent = x[None] * one.t()[..., None]
         if fault == "experts of the other rank":
             sent = sent.roll(EXPERTS // count, 0)
@@ -79,6 +86,11 @@ def on_ranks(net: Any, mesh: DeviceMesh, fault: str = "") -> ParallelStep:
     return ParallelStep(step, inputs=(rows, rows), outputs=({"ep": Partial("avg")},))
 
 
+def test_shares_of_every_expert_are_proved() -> None:
+    verdict = tensure.prove(on_ranks, partial(model, is_dense=True), mesh={"ep": 2}).proof.values
+    assert verdict.status == "proved", verdict
+
+
 def test_one_expert_a_token_is_right_in_the_field() -> None:
     """A one-hot row is no value that rules know of a part of the tokens."""
     verdict = tensure.prove(on_ranks, model, mesh={"ep": 2}).proof.values
@@ -87,6 +99,8 @@ def test_one_expert_a_token_is_right_in_the_field() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_refuted(fault: str) -> None:
-    verdict = tensure.prove(partial(on_ranks, fault=fault), model, mesh={"ep": 2}).proof.values
+@pytest.mark.parametrize("is_dense", [True, False], ids=["all", "best"])
+def test_fault_is_refuted(fault: str, is_dense: bool) -> None:
+    wrong, whole = partial(on_ranks, fault=fault), partial(model, is_dense=is_dense)
+    verdict = tensure.prove(wrong, whole, mesh={"ep": 2}).proof.values
     assert verdict.status == "refuted"
