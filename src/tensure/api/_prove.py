@@ -16,6 +16,7 @@ from tensure.errors import InputError, RecordError, TensureError
 from ._code import code_named, names_code
 from ._load import load
 from ._paths import as_path
+from ._untied import with_untied
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
@@ -155,6 +156,7 @@ def prove(
         classes=standing or [("every rank", "traced by itself")],
         strict=strict,
     )
+    result = with_untied(result, captured)
     verdict = result.proof.values
     if captured.states is None and (replay or (replay is None and verdict.status == "refuted")):
         example = verdict.counterexample
@@ -197,7 +199,8 @@ def must_have_gradients(traced: Plan, captured: Captured) -> None:
     """
     outputs = [name.base for entry in captured.program.entries.values() for name in entry.outputs]
     wanted = {label for label in outputs if label.startswith("grad.")}
-    held = {base for track in traced.tracks.values() for base in (*traced.locals, *track.locals)}
+    locals_ = [traced.locals, *(track.locals for track in traced.tracks.values())]
+    held = {item.place.of.base for named in locals_ for item in named.values() if item.place is not None}
     if captured.states is None and wanted and wanted.isdisjoint(held):
         raise InputError(
             f"the step left no gradients on any rank, where the single device has {len(wanted)}",

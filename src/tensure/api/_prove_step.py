@@ -15,6 +15,7 @@ from tensure import errors
 from tensure.errors import InputError, RefutedError, TensureError
 
 from ._prove import must_have_gradients
+from ._untied import with_untied
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +188,7 @@ class _Work:
         traced = plan_of(own.captured, ranks)
         must_have_gradients(traced, own.captured)
         result = prove_plan(traced, own.captured.program, jobs=self.jobs)
+        result = with_untied(result, own.captured)
         if own.clips and result.proof.values.status != "proved":
             result = _clipped(result, own.clips)
         if self.keep is not None:

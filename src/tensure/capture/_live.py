@@ -125,15 +125,16 @@ class LiveRank(TracedRank):
 
     def _live_leaf(self, label: str, tensor: torch.Tensor, given: ParallelStep) -> None:
         assert self.shadows is not None
-        shape, local = self.captured.shapes.get(label), local_of(tensor)
+        of, local = self.captured.of(label), local_of(tensor)
+        shape = self.captured.shapes.get(of)
         if shape is None:
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
                 raise self._stranger(label)
             return  # nothing on the single device depends on it
         found = self._fitting(label, local, shape, self._said(label, tensor, shape, given))
-        self.claims[label] = (label, found)
+        self.claims[label] = (of, found)
         self.standing[label] = found
-        self.held[label] = self.tape.read(self.shadows.leaf(local, self.begun(label, label, local)), ()).name
+        self.held[label] = self.tape.read(self.shadows.leaf(local, self.begun(label, of, local)), ()).name
 
     def _live_inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
         assert self.shadows is not None
@@ -209,14 +210,14 @@ def same_contents(ranks: Sequence[LiveRank]) -> None:
     Raises:
         InputError: they do not.
     """
-    first: dict[Any, LiveRank] = {}
+    first: dict[Any, tuple[LiveRank, str]] = {}
     for rank in ranks:
         for label, digest in rank.contents.items():
             if label not in rank.claims:
                 continue
-            part = rank.claims[label][1]
-            other = first.setdefault((label, part.dims, part.sum), rank)
-            if other.contents[label] != digest and not part.sum:
+            of, part = rank.claims[label]
+            other, known = first.setdefault((of, part.dims, part.sum), (rank, label))
+            if other.contents[known] != digest and not part.sum:
                 raise InputError(
                     f"parameter {label} holds other numbers on rank {rank.rank} than on rank {other.rank}, "
                     "where the same part of it stands",

@@ -254,10 +254,11 @@ def _orders(ranks: Sequence[TracedRank]) -> tuple[bool, bool]:
 
 def _lack(ranks: Sequence[TracedRank]) -> None:
     """Gradients that some rank has: who has them not, and uses the parameter, says so."""
-    made = {label for rank in ranks for label in rank.outputs}
+    made = {rank.claims[local][0] for rank in ranks for local in rank.outputs}
     for rank in ranks:
-        for grad in sorted(rank.lacking.keys() & made):
-            rank.lack(grad)
+        for grad in sorted(rank.lacking):
+            if rank.captured.of(grad) in made:
+                rank.lack(grad)
 
 
 def _unroot(ranks: Sequence[TracedRank]) -> None:

@@ -99,7 +99,7 @@ class Updates:
             if laid is not None:
                 claim_flat(self.rank, tensor, laid, "new.")
                 continue
-            if label not in self.states or label not in self.rank.standing:
+            if self.rank.captured.of(label) not in self.states or label not in self.rank.standing:
                 continue
             if isinstance(tensor, DTensor):
                 self.rank.output(f"new.{label}", tensor, None)
@@ -111,17 +111,17 @@ class Updates:
             if len(stands) > 1 or of is None or part.shape != tuple(held.shape):
                 claim_flat(self.rank, held, stands, "new.")
             else:
-                output = f"new.{of}"
-                self.rank.claim_value(self._unused(output), tape.read(held, ()), output, part)
-        for output, (key, name), part, start in self.held:
+                made, output = f"new.{of}", self.rank.captured.of(f"new.{of}")
+                self.rank.claim_value(self._unused(made), tape.read(held, ()), output, part)
+        for made, (key, name), part, start in self.held:
             tensor = after[key].tensors[name]
             if isinstance(tensor, DTensor):  # it says where it stands now
-                self.rank.output(output, tensor, None)
+                self.rank.output(made, tensor, None)
                 continue
             ref = tape.read(tensor, ())
             if start is not None:
                 ref = stretch_of(self.rank, ref, part, start)
-            self.rank.claim_value(self._unused(output), ref, output, part)
+            self.rank.claim_value(self._unused(made), ref, self.rank.captured.of(made), part)
 
     def _unused(self, wanted: str) -> str:
         """A local's name that nobody has: a parameter may lie in several of the optimizer's."""
@@ -140,7 +140,7 @@ class Updates:
         if stands and mine not in self.rank.standing and mine not in self.rank.flat:
             self.apart.append((states.parameter, stands))
         for label in dict.fromkeys(label for label, _ in stands if label is not None):
-            known = (self.states or {}).get(label)
+            known = (self.states or {}).get(self.rank.captured.of(label))
             if known is None:
                 raise InputError(
                     f"the optimizer steps {label}",
@@ -168,14 +168,16 @@ class Updates:
         """A state that is a part of one parameter's, or a number that parameters share."""
         assert self.states is not None
         _, name = key
-        local, ref, shapes = local_of(tensor), None, self.rank.captured.shapes
+        local, ref, captured = local_of(tensor), None, self.rank.captured
+        shapes = captured.shapes
         for label, place in {label: place for label, place in stands if label is not None}.items():
-            leaf, mine = self.states[label][name], f"{label}.{name}"
+            of = captured.of(label)
+            leaf, mine = self.states[of][name], f"{label}.{name}"
             if isinstance(tensor, DTensor):
                 placed = dict(zip(axes_of(tensor), tensor.placements, strict=True))
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
-                part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
+                part = place if shapes[leaf] == shapes[of] else whole_part(shapes[leaf])
             if ref is not None and leaf != ref:
                 raise InputError(
                     f"one number {name} for {label} and others, each with its own on the single device",
@@ -197,7 +199,7 @@ class Updates:
         parameter, name = key
         known = {label: held[name] for label, held in (self.states or {}).items() if name in held}
         mine = self.names.get(parameter)
-        leaf = known.get(mine) if mine is not None else None
+        leaf = known.get(self.rank.captured.of(mine)) if mine is not None else None
         if leaf is None and len(set(known.values())) == 1:
             leaf = next(iter(known.values()))
         if leaf is not None:
@@ -219,9 +221,9 @@ class Updates:
                 pieces.append(tape.step("full", (), (), size=(size,), **attrs))
             else:
                 mine = f"{label}.{name}"
-                local = self._unused(mine)
-                self.rank.claims[local] = (self.states[label][name], place)
-                begun = self.rank.begun(local, self.states[label][name], tensor)
+                local, of = self._unused(mine), self.rank.captured.of(label)
+                self.rank.claims[local] = (self.states[of][name], place)
+                begun = self.rank.begun(local, self.states[of][name], tensor)
                 pieces.append(tape.step("view", (begun,), (), size=(size,)))
                 self.held.append((f"new.{mine}", key, place, at))
             at += size
@@ -266,7 +268,8 @@ class Updates:
                 return None
             name = step.args[0].name
         label = replaced.get(name, str(name))
-        if label not in self.rank.standing or label not in (self.states or {}):
+        of = self.rank.captured.of(label)
+        if label not in self.rank.standing or of not in (self.states or {}):
             return None
         if name in replaced:
             dtype = dtype_word(tensor.dtype)
