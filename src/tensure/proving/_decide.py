@@ -16,8 +16,9 @@ from tensure.program import (
 from ._compare import Wrong, compare
 from ._doubt import Doubt
 from ._field import Field
+from ._multiples import factor_words
 from ._replay import replay
-from ._tensors import claimed_base
+from ._tensors import Shown, claimed_base
 from ._unmatched import MISMATCH
 from ._walks import MAX_RANKS, SEEDS, Unit
 
@@ -38,7 +39,7 @@ def mixed_up(unit: Unit) -> Verdict | None:
     return Verdict("unknown", METHOD, reason=f"{where}{found.doubt.why}{at}")
 
 
-def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[str]) -> Verdict:
+def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: Shown) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = at_params(unit)
@@ -52,7 +53,9 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
         if seen is None:
             return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too large to replay")
         if seen.wrong:
-            wrong.update(item.claim.of.base for item in seen.wrong)
+            for base in {item.claim.of.base for item in seen.wrong}:
+                factor = factor_words(seen.factors.get(base))
+                wrong[base] = factor if wrong.get(base, factor) == factor else ""
         if seen.wrong and not (seen.error is not None and MISMATCH in unit.doubts[-1].why):
             return Verdict(
                 "refuted",
@@ -74,7 +77,7 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
     return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
 
 
-def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdict:
+def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: Shown) -> Verdict:
     """By a replay of what doubts rest on, or by what is on no rank."""
     lost = next((doubt for doubt in unit.doubts if not doubt.rank), None)
     if unit.halted or lost is not None:
@@ -88,7 +91,7 @@ def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdic
         if doubt.order not in seen:
             continue
         item = seen[doubt.order]
-        wrong.update(claimed_base(plan, one.local) for one in unit.shown)
+        wrong.update({claimed_base(plan, one.local): "" for one in unit.shown})
         words = doubt.step + at
         begun = unit.suspected(doubt)
         if begun is not None:
