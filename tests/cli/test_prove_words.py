@@ -162,6 +162,12 @@ def test_lines_are_few_and_short_and_those_shown_wrong_come_first() -> None:
     assert len(full) == 12 and any(long in line for line in full) and "right: derived" in full
 
 
+def test_what_is_odd_beside_a_step_that_cannot_end_is_no_news() -> None:
+    why = "ranks do not come to the end of the step"
+    rows = [wrong("a", status="unknown", step="s"), TensorVerdict("loss", "unknown", why=why), wrong("b")]
+    assert list(tensor_lines(rows)) == ["b: refuted, dp1: it is odd", f"loss and 1 more: unknown, {why}"]
+
+
 def test_a_line_is_written_once() -> None:
     def told(step: str) -> str:
         example = Counterexample("dp1", "loss", "loss", (), step, "it.py:3", True)

@@ -48,11 +48,14 @@ def tensor_lines(tensors: Sequence[TensorVerdict], *, is_full: bool = False) -> 
         for tensor in tensors:
             yield f"{tensor.name}: {tensor.status}" if tensor.status in HELD else _line(tensor, None)
         return
-    groups: dict[object, list[TensorVerdict]] = {}
+    groups: dict[str, list[TensorVerdict]] = {}
     left = [tensor for tensor in tensors if tensor.status not in HELD]
+    cut_short = [tensor for tensor in left if not tensor.step and not tensor.rank]
+    if cut_short:  # where ranks do not come to the end, what is odd of others is no news
+        left = [*cut_short, *(tensor for tensor in left if tensor not in cut_short)]
     for tensor in sorted(left, key=lambda tensor: tensor.status != "refuted"):
-        # Without a step of its own, what is said of one is said of all: ranks do not come to the end.
-        key = tensor.name if tensor.step else (tensor.status, tensor.rank, tensor.why)
+        is_one = not cut_short or tensor.status == "refuted"
+        key = tensor.name if is_one else tensor.status
         groups.setdefault(key, []).append(tensor)
     for group in list(groups.values())[:MAX_LINES]:
         yield _line(group[0], WIDTH) if len(group) == 1 else _line(group[0], WIDTH, len(group) - 1)
