@@ -287,7 +287,14 @@ def proof_page(result: ProofResult) -> str:
     from tensure.views import OutputRow, ProofView, render
 
     outputs = tuple(
-        OutputRow(item.name, item.status, item.rank, item.why, item.step, item.source)
+        OutputRow(
+            item.name,
+            item.status,
+            item.rank,
+            f"it is {item.factor} times the model's; {item.why}" if item.factor else item.why,
+            item.step,
+            item.source,
+        )
         for item in result.tensors
     )
     size = None if result.certificate is None else len(result.certificate)

@@ -326,10 +326,11 @@ def _said(proof: Proof, outputs: int, world: Mapping[str, int]) -> str:
 def _where(proof: Proof) -> str:
     found = proof.values.counterexample
     assert found is not None
-    if not found.claim:
-        return f"{found.rank}: {found.step}" + (f" ({found.source})" if found.source else "")
-    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     source = f" ({found.source})" if found.source else ""
+    source = "" if found.step.endswith(source) else source
+    if not found.claim:
+        return f"{found.rank}: {found.step}{source}"
+    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     claim = "the model's" if found.claim == found.local else found.claim
     return f"{found.rank}: {found.local} is not {claim}{at}; {found.step}{source}"
 

@@ -6,6 +6,7 @@ turn borrows no op code from the prover.
 
 from ._check import CheckReport, check_certificate
 from ._evenness import Uneven, uneven_cuts
+from ._multiples import multiple_words
 from ._prove import ProofResult, prove_plan, unconditional
 from ._tensors import TensorVerdict
 
@@ -15,6 +16,7 @@ __all__ = [
     "TensorVerdict",
     "Uneven",
     "check_certificate",
+    "multiple_words",
     "prove_plan",
     "unconditional",
     "uneven_cuts",

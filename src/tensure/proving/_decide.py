@@ -17,8 +17,9 @@ from ._compare import Wrong, compare
 from ._doubt import Doubt
 from ._ensemble import differing
 from ._field import Field
+from ._multiples import factor_words
 from ._replay import replay
-from ._tensors import claimed_base
+from ._tensors import Shown, claimed_base
 from ._unmatched import MISMATCH
 from ._walks import MAX_RANKS, SEEDS, Unit
 
@@ -42,7 +43,7 @@ def mixed_up(unit: Unit) -> Verdict | None:
     return Verdict("unknown", METHOD, reason=f"{where}{found.doubt.why}{at}")
 
 
-def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[str]) -> Verdict:
+def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: Shown) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = at_params(unit)
@@ -61,7 +62,9 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
             found = differing(plan, program, unit.entry, unit.params, seed, unit.size)
             method = f"{method} of many draws of random numbers"
         hidden = hidden or (bool(seen.wrong) and not found)
-        wrong.update(item.claim.of.base for item in found)
+        for base in {item.claim.of.base for item in found}:
+            factor = factor_words(seen.factors.get(base))
+            wrong[base] = factor if wrong.get(base, factor) == factor else ""
         if found and not (seen.error is not None and MISMATCH in unit.doubts[-1].why):
             return Verdict("refuted", method, counterexample=_counter(unit, _earliest(unit, found), at))
         if seen.error is not None:
@@ -81,7 +84,7 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
     return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
 
 
-def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdict:
+def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: Shown) -> Verdict:
     """By a replay of what doubts rest on, or by what is on no rank."""
     lost = next((doubt for doubt in unit.doubts if not doubt.rank), None)
     if unit.halted or lost is not None:
@@ -97,7 +100,7 @@ def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdic
         if doubt.order not in seen:
             continue
         item = seen[doubt.order]
-        wrong.update(claimed_base(plan, one.local) for one in seen.values())
+        wrong.update({claimed_base(plan, one.local): "" for one in seen.values()})
         words = doubt.step + at
         begun = unit.suspected(doubt)
         if begun is not None:

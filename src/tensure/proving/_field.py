@@ -123,6 +123,9 @@ class Field:
     def scale(self, value: F, by: Fraction) -> F:
         return F(value.array * element_of(by) % P, value.degree)
 
+    def multiple(self, have: F, want: F) -> None:
+        """Nothing: a factor of elements of a field is no number to tell."""
+
     def difference(self, have: F, want: F) -> tuple[int, ...] | None:
         self.compared += 1
         self.degree = max(self.degree, have.degree.both + want.degree.both)

@@ -25,7 +25,7 @@ from ._decide import at_params, decided, mixed_up
 from ._reals import over_reals
 from ._replay import storage_replay
 from ._storage import too_large
-from ._tensors import TensorVerdict, tensor_verdicts
+from ._tensors import Shown, TensorVerdict, tensor_verdicts
 from ._walks import MAX_INVOCATIONS, MAX_RANKS, SEEDS, Unit, invocations_of, walked
 
 MAX_WALKED_AGAIN: Final = 1 << 15
@@ -110,7 +110,7 @@ def _proved(
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
         raise RecordError(f"fold along {unknown[0]!r}", wanted=f"axes of the mesh: {', '.join(plan.mesh)}")
     invocations, open_entries = invocations_of(program)
-    wrong: set[str] = set()
+    wrong: Shown = {}
     units, certificate, looked = list[Unit](), None, False
     values = Verdict("unknown", "relations", reason="no way to walk it was found")
     for folded in unfolding(plan, fold):
@@ -157,7 +157,7 @@ def _faulty(
     jobs: int,
     folded: frozenset[str],
     accept: float,
-    wrong: set[str],
+    wrong: Shown,
 ) -> tuple[Verdict, list[Unit]] | None:
     """A refutation where ranks taken together differ: of those that are right, most do not."""
     if plan.num_ranks() <= MAX_RANKS:
@@ -192,7 +192,7 @@ def _values(
     units: Sequence[Unit],
     open_entries: Sequence[str],
     accept: float,
-    wrong: set[str],
+    wrong: Shown,
     classes: Sequence[tuple[str, str]],
     said: tuple[Plan, Program],
     jobs: int,

@@ -35,6 +35,7 @@ from tensure.program import (
 
 from ._compare import Comparison, Standing, compare
 from ._domain import PLAIN, Manner, manner_of
+from ._multiples import Multiple, multiple_of
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NARROW: Final = frozenset({"f32", "f16", "bf16"})
@@ -170,6 +171,9 @@ class Real:
 
     def turn(self) -> None:
         pass
+
+    def multiple(self, have: Array, want: Array) -> Multiple | None:
+        return multiple_of(have, want)
 
     def difference(self, have: Array, want: Array) -> tuple[int, ...] | None:
         one, other = have.astype(np.float64), want.astype(np.float64)
