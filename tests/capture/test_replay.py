@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import tensure
 from tensure import proving
 from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict
-from tensure.capture import ParallelStep, TrainingStep, capture_model, capture_parallel, replay_step
+from tensure.capture import (
+    ParallelStep,
+    TrainingStep,
+    _threaded,
+    capture_model,
+    capture_parallel,
+    replay_step,
+)
 from tensure.capture import _replay as module
 from tensure.cli import main
 from tensure.proving import prove_plan
@@ -228,6 +236,24 @@ def test_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HANG_S", 1.0)
     said = replay(hanging, claimed=by_comparison, is_stuck=True)
     assert (said.status, said.how, said.reason) == ("differs", "threads", "ranks 1 come to no end")
+
+
+def test_patience_ends_once_every_rank_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threaded, "IDLE", 1e-6)
+    monkeypatch.setattr(module, "HANG_S", 1e6)  # else the process is ended, and says nothing
+    said = replay(hanging, claimed=by_comparison, is_stuck=True, timeout_s=30.0)
+    assert (said.status, said.reason) == ("differs", "ranks 1 come to no end")
+
+
+def test_one_rank_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threaded, "IDLE", 0.0)
+
+    def run(rank: int) -> None:
+        if rank == 1:
+            time.sleep(3 * _threaded.LOOK_S)
+        dist.all_reduce(torch.ones(2))
+
+    assert _threaded.in_threads(run, 2, 30.0) == ([], [])
 
 
 def test_no_end_is_no_answer_where_none_was_expected() -> None:

@@ -59,6 +59,7 @@ def changed_plan(proof: Any, change: Callable[[str], str]) -> str:
     [
         ("seed=dp+5", "seed=5", "numbers that stand for others elsewhere"),
         ("seed=dp+5", "seed=0*dp+5", "numbers that stand for others elsewhere"),
+        ("seed=dp+5", "seed=4294967296*dp+5", "that are and are not the same"),
         ("start=0", "start=1", "that are and are not the same"),
         ("start=64", "start=63", "that are and are not the same"),
         ("start=0", "start=-64", "numbers before the first"),

@@ -78,6 +78,8 @@ LOOKED_UP: list[tuple[str, dict[str, Any], list[Any]]] = [
     ("embedding", {}, [np.arange(12.0).reshape(4, 3), INDEX]),
     ("index_select", {"dim": 1}, [np.arange(24.0).reshape(2, 4, 3), np.array([3, 0])]),
     ("gather", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX]),
+    ("scatter", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX[:, :1], np.arange(6.0).reshape(2, 3) - 9]),
+    ("scatter", {"dim": -2}, [np.arange(12.0).reshape(3, 4), INDEX[:1], np.arange(6.0).reshape(2, 3) - 9]),
     ("scatter_add", {"dim": 1}, [np.arange(12.0).reshape(3, 4), INDEX, np.arange(6.0).reshape(2, 3)]),
     (
         "embedding_dense_backward",
@@ -127,6 +129,12 @@ def test_lookups_are_exact_where_an_index_is_what_it_is(
         assert have.array.shape == want.shape
         whole = lifted(np.round(want * 21))  # a mean loss is over 3 of 4 samples, or over 7 of their weights
         assert (have.array * 21 % P == whole.array).all()
+
+
+def test_several_numbers_put_at_one_place_are_no_answer() -> None:
+    step = op("scatter", "x", "i", "s", out="y", dim=1)
+    with pytest.raises(UnsupportedError, match="several numbers"):
+        Field(1).run(step, [lifted(np.zeros((2, 3))), lifted(INDEX), lifted(np.ones((2, 2)))])
 
 
 def test_a_lookup_in_shifted_rows_is_the_same_lookup() -> None:

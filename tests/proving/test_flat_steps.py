@@ -81,3 +81,4 @@ def test_one_mistake_is_refuted_at_its_place(name: str) -> None:
     assert values.status == "refuted" and found is not None and found.confirmed
     assert f" = {step}(...)" in found.step.partition("first astray on")[2], found.step
     assert WHERE.get(name, "new.") in found.local
+    assert found.source, "a step that only moves has the line of what it reads"

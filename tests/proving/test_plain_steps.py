@@ -18,6 +18,10 @@ from torch.nn import functional as F
 
 import tensure
 from tensure.capture import ParallelStep
+from tensure.proving._check_index import Index, all_of
+from tensure.proving._check_origins import same_elements
+from tensure.proving._check_piece import ONE, whole
+from tensure.proving._check_sums import Def
 
 Made = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ROWS = torch.tensor([2, 0, 3, 1])
@@ -71,6 +75,10 @@ STEPS: dict[str, Made] = {
     "product": lambda x, w: x.detach().prod(1, keepdim=True) + w,
     "zeros in the gradient": nothing_left,
     "put back where it was": lambda x, w: F.pad(x[:, 1:], (1, 0)) * w,
+    "index by two": lambda x, w: x[torch.arange(4)[:, None], torch.arange(6)[None]] * w,
+    "numbers counted up": lambda x, w: x[torch.arange(6)[:4] * 0 + torch.arange(4)] * w,
+    "differences of neighbours": lambda x, w: torch.cat([x[:, :1] - 1, x], 1).diff()[:, :6] * w,
+    "left as it is": lambda x, w: (x > 0).expand(-1, 6) * w,
     "it cancels": lambda x, w: (x - w) - (x - w) + w,
 }
 
@@ -142,3 +150,60 @@ def test_a_slice_reduced_where_it_lies(by: int) -> None:
 
     verdict = tensure.prove(parallel, model, mesh={"t": 2}, replay=False).proof.values
     assert verdict.status == ("proved" if by == 2 else "refuted"), verdict
+
+
+def fused(x: torch.Tensor, w: torch.Tensor, start: int = 2) -> torch.Tensor:
+    """Two heads of keys out of queries, keys and values in one, for each sequence."""
+    every = F.linear(x.view(x.shape[0], 2, 3), w.reshape(8, 3))
+    keys = every[..., start : start + 4]
+    return keys.view(x.shape[0], 2, 2, 2).transpose(1, 2).reshape(x.shape[0], 8)
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+def test_rows_of_heads_out_of_one_product(is_right: bool) -> None:
+    def parallel(net: Net, mesh: DeviceMesh) -> ParallelStep:
+        net.made = fused if is_right else lambda x, w: fused(x, w, 3)
+
+        def step(x: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = net(x)
+            loss.backward()  # type: ignore[no-untyped-call]
+            dist.all_reduce(net.weight.grad, group=mesh.get_group("t"))
+            return loss
+
+        return ParallelStep(step, inputs=({"t": Shard(0)},), outputs=({"t": Partial()},))
+
+    result = tensure.prove(parallel, lambda: (Net(fused), (torch.randn(4, 6),)), mesh={"t": 2}, replay=False)
+    assert result.proof.values.status == ("proved" if is_right else "refuted"), result.proof.values
+
+
+def test_the_same_elements_by_another_way() -> None:
+    """Rows 4:8 of 12 heads are the heads of a slice; the next ones, or those in another order, are not."""
+
+    class Known:
+        defs = (
+            Def("leaf", {}, (), 0, (6, 12), "f32", None, frozenset()),
+            Def("view", {}, ((0, whole((6, 12)), ONE),), 0, (6, 3, 4), "f32", None, frozenset()),
+            Def(
+                "view", {}, ((0, (all_of(6), Index(((4, 8),))), ONE),), 0, (6, 1, 4), "f32", None, frozenset()
+            ),
+            Def(
+                "permute",
+                {"dims": (2, 0, 1)},
+                ((2, whole((6, 1, 4)), ONE),),
+                0,
+                (4, 6, 1),
+                "f32",
+                None,
+                frozenset(),
+            ),
+        )
+
+    def heads(start: int) -> Any:
+        return ONE, 1, (all_of(6), Index(((start, start + 1),)), all_of(4)), None
+
+    mine = (ONE, 2, whole((6, 1, 4)), None)
+    assert same_elements(Known, heads(1), mine)
+    assert not same_elements(Known, heads(2), mine)
+    assert not same_elements(Known, heads(1), (2 * ONE, *mine[1:]))
+    turned = (ONE, 3, whole((4, 6, 1)), None)
+    assert same_elements(Known, turned, turned) and not same_elements(Known, turned, mine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,93 @@ def test_two_orders_on_two_axes_are_told_with_where_ranks_wait() -> None:
     assert "deadlock" in found and "waits at all_reduce (sum)" in found and "before that call" in found, found
 
 
+# --- zeros that one rank adds --------------------------------------------------------------------------
+
+
+def stages(wrong: bool) -> Any:
+    """The loss is a sum over stages, of which all but the last add zeros."""
+
+    def parallel(net: Any, mesh: Any) -> ParallelStep:
+        first, group = mesh.get_local_rank("pp") == 0, mesh.get_group("pp")
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            total = torch.zeros(())
+            if first:
+                sent = torch.relu(net.up(x))
+                dist.send(sent.detach(), 1, group=group)
+                grad = torch.empty_like(sent)
+                dist.recv(grad, 1, group=group)
+                sent.backward(grad)  # type: ignore[no-untyped-call]
+                return total + 0
+            got = torch.empty(6, 6)
+            dist.recv(got, 0, group=group)
+            got.requires_grad_()
+            loss = (net.down(got) - (y.exp() if wrong else y)).pow(2).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            dist.send(got.grad, 0, group=group)
+            return total + loss.detach()
+
+        part = nn.ModuleDict({"up": net.up} if first else {"down": net.down})
+        return ParallelStep(step, module=part, outputs=({"pp": Partial()},))
+
+    return parallel
+
+
+def test_zeros_of_another_stage_are_not_what_went_astray() -> None:
+    assert tensure.prove(stages(False), model, mesh={"pp": 2}).proof.values.status == "proved"
+    result = tensure.prove(stages(True), model, mesh={"pp": 2}, replay=False)
+    example = result.proof.values.counterexample
+    assert example is not None and result.proof.values.status == "refuted"
+    assert re.search(r"on pp1: (sub|exp)_\d+ = ", example.step) and "full(" not in example.step, example
+    (loss,) = [item for item in result.tensors if item.name == "loss"]
+    assert re.match(r"(sub|exp)_\d+ = ", loss.step) and "test_words.py" in loss.source, loss
+
+
+# --- what is moved after a collective ---------------------------------------------------------------------
+
+
+def test_a_step_without_a_line_has_that_of_the_collective_it_reads() -> None:
+    """Parameters are views of one buffer, into which pieces are gathered, rolled by one rank."""
+
+    def parallel(net: Any, mesh: Any) -> ParallelStep:
+        group, rank, count = mesh.get_group("dp"), mesh.get_local_rank("dp"), mesh["dp"].size()
+        weights, at = list(net.parameters()), 0
+        size = sum(weight.numel() for weight in weights)
+        flat = torch.zeros(size + -size % count)
+        for weight in weights:
+            flat[at : at + weight.numel()].copy_(weight.detach().view(-1))
+            weight.data = flat[at : at + weight.numel()].view_as(weight)
+            at += weight.numel()
+        own = nn.Parameter(flat.chunk(count)[rank].clone())
+        optimizer = torch.optim.SGD([own], lr=0.1)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            for weight in weights:
+                weight.grad = None
+            loss: Tensor = net(x, y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            grad = torch.zeros_like(flat)
+            grad[:size].copy_(torch.cat([weight.grad.view(-1) for weight in weights]))
+            own.grad = grad.chunk(count)[rank].clone()
+            optimizer.step()
+            with torch.no_grad():
+                pieces = list(flat.chunk(count))
+                dist.all_gather(pieces[1:] + pieces[:1], own.detach(), group=group)
+            return loss
+
+        return ParallelStep(step, optimizer=optimizer)
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    result = tensure.prove(parallel, model, mesh={"dp": 2}, optimizer=sgd)
+    example = result.proof.values.counterexample
+    assert result.proof.values.status == "refuted" and example is not None
+    lines = Path(__file__).read_text().splitlines()
+    for source in (example.source, *(item.source for item in result.tensors if item.step)):
+        assert "dist.all_gather(pieces" in lines[int(source.rpartition(":")[2]) - 1], source
+
+
 # --- values by their names ------------------------------------------------------------------------------
 
 
@@ -186,6 +274,12 @@ def test_fractions_with_many_digits_are_rounded_for_people_alone() -> None:
     result = tensure.prove(replicas(scaled), model, mesh={"dp": 3}, replay=False)
     for item in result.tensors:
         assert not re.search(r"\d{7}", item.why), item
+    assert {item.name: item.factor for item in result.tensors} == {
+        "loss": "",
+        **dict.fromkeys(
+            ("grad.up.weight", "grad.up.bias", "grad.down.weight", "grad.down.bias"), "~0.123457"
+        ),
+    }
     assert "~0.123457 * grad.up.weight" in next(
         item.why for item in result.tensors if "up.weight" in item.name
     )

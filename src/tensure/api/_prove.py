@@ -16,6 +16,7 @@ from tensure.errors import InputError, RecordError, TensureError
 from ._code import code_named, names_code
 from ._load import load
 from ._paths import as_path
+from ._untied import with_untied
 
 if TYPE_CHECKING:
     from tensure.bundle import Plan
@@ -48,6 +49,7 @@ def prove(
     classes: bool | None = None,
     jobs: int = 1,
     replay: bool | None = None,
+    strict: bool = False,
     stage: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProofResult:
@@ -88,6 +90,8 @@ def prove(
         replay: run the parallel functions for real on drawn numbers, all ranks in one process, and say in
             the result whether that bears the verdict out; None does so where it is `refuted`. Up to 16 ranks
             that hold 1 GiB; the verdict stays what it is.
+        strict: what is proved only given that no target of a loss is the class it ignores is `unknown`: of
+            batches with padded labels nothing is proved.
         stage: told what is done next, in words, as each part begins.
         progress: told (ranks traced, ranks in all).
 
@@ -110,6 +114,7 @@ def prove(
             classes=math.prod(named.mesh.values()) > MAX_NAMED_TRACED if classes is None else classes,
             jobs=jobs,
             replay=replay,
+            strict=strict,
             stage=stage,
             progress=progress,
         )
@@ -123,7 +128,7 @@ def prove(
             raise InputError("a replay of a plan's text", wanted="functions of a parallel step, with a mesh")
         read = (read_plan(plan), _program(program))  # type: ignore[arg-type]
         say("proving")
-        return prove_plan(*read, jobs=jobs)
+        return prove_plan(*read, jobs=jobs, strict=strict)
     from tensure.capture import capture_model, capture_parallel, replay_step
 
     parallel, model = _function(plan, "parallel"), _function(program, "model")
@@ -145,8 +150,13 @@ def prove(
     standing = [(_standing(traced.mesh, item.box), item.reason) for item in found]
     say("proving")
     result = prove_plan(
-        traced, captured.program, jobs=jobs, classes=standing or [("every rank", "traced by itself")]
+        traced,
+        captured.program,
+        jobs=jobs,
+        classes=standing or [("every rank", "traced by itself")],
+        strict=strict,
     )
+    result = with_untied(result, captured)
     verdict = result.proof.values
     if captured.states is None and (replay or (replay is None and verdict.status == "refuted")):
         example = verdict.counterexample
@@ -172,6 +182,7 @@ def prove(
             classes=classes,
             jobs=jobs,
             replay=replay,
+            strict=strict,
             stage=lambda words: say(f"{words}, with smaller sizes"),
             progress=progress,
         )
@@ -188,7 +199,8 @@ def must_have_gradients(traced: Plan, captured: Captured) -> None:
     """
     outputs = [name.base for entry in captured.program.entries.values() for name in entry.outputs]
     wanted = {label for label in outputs if label.startswith("grad.")}
-    held = {base for track in traced.tracks.values() for base in (*traced.locals, *track.locals)}
+    locals_ = [traced.locals, *(track.locals for track in traced.tracks.values())]
+    held = {item.place.of.base for named in locals_ for item in named.values() if item.place is not None}
     if captured.states is None and wanted and wanted.isdisjoint(held):
         raise InputError(
             f"the step left no gradients on any rank, where the single device has {len(wanted)}",
@@ -275,7 +287,14 @@ def proof_page(result: ProofResult) -> str:
     from tensure.views import OutputRow, ProofView, render
 
     outputs = tuple(
-        OutputRow(item.name, item.status, item.rank, item.why, item.step, item.source)
+        OutputRow(
+            item.name,
+            item.status,
+            item.rank,
+            f"it is {item.factor} times the model's; {item.why}" if item.factor else item.why,
+            item.step,
+            item.source,
+        )
         for item in result.tensors
     )
     size = None if result.certificate is None else len(result.certificate)

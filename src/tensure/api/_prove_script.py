@@ -29,7 +29,9 @@ _ROOT_CAUSE: Final = re.compile(r"Root Cause.*?\brank\s*: (\d+)", re.DOTALL)
 _TRACE: Final = "Traceback (most recent call last):"
 
 
-def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0) -> ProofResult:
+def prove_script(
+    script: Sequence[str], nproc: int, *, strict: bool = False, timeout_s: float = 900.0
+) -> ProofResult:
     """The proof that a script's own `tensure.prove_step` comes to, on processes of this machine.
 
     The script runs under `torchrun --standalone` as it is, and ends where it calls `prove_step`.
@@ -37,6 +39,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
     Args:
         script: its file, and what it is called with.
         nproc: how many processes; those of its mesh.
+        strict: as in `prove`.
         timeout_s: how long it may take in all.
 
     Raises:
@@ -45,7 +48,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
     """
     from tensure.bundle import parse_plan, parse_proof
     from tensure.program import parse_program
-    from tensure.proving import ProofResult, TensorVerdict
+    from tensure.proving import ProofResult, TensorVerdict, unconditional
 
     if not script or not as_path(script[0], "a script").is_file():
         raise InputError(f"no script {script[0] if script else ''}", wanted="a Python file and its arguments")
@@ -80,7 +83,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
             )
         certificate = folder / "certificate"
         tensors = json.loads((folder / "tensors.json").read_bytes())
-        return ProofResult(
+        result = ProofResult(
             parse_proof((folder / "proof.json").read_bytes()),
             certificate.read_bytes() if certificate.exists() else None,
             parse_plan((folder / "plan.txt").read_text(encoding="utf-8")),
@@ -89,6 +92,7 @@ def prove_script(script: Sequence[str], nproc: int, *, timeout_s: float = 900.0)
             (("every rank", "traced by itself, in its own process"),),
             numerics=tuple(json.loads((folder / "numerics.json").read_bytes())),
         )
+        return unconditional(result) if strict else result
 
 
 def _last_words(output: str, logs: Path) -> list[str]:

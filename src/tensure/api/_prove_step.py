@@ -15,6 +15,7 @@ from tensure import errors
 from tensure.errors import InputError, RefutedError, TensureError
 
 from ._prove import must_have_gradients
+from ._untied import with_untied
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +188,7 @@ class _Work:
         traced = plan_of(own.captured, ranks)
         must_have_gradients(traced, own.captured)
         result = prove_plan(traced, own.captured.program, jobs=self.jobs)
+        result = with_untied(result, own.captured)
         if own.clips and result.proof.values.status != "proved":
             result = _clipped(result, own.clips)
         if self.keep is not None:
@@ -324,10 +326,11 @@ def _said(proof: Proof, outputs: int, world: Mapping[str, int]) -> str:
 def _where(proof: Proof) -> str:
     found = proof.values.counterexample
     assert found is not None
-    if not found.claim:
-        return f"{found.rank}: {found.step}" + (f" ({found.source})" if found.source else "")
-    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     source = f" ({found.source})" if found.source else ""
+    source = "" if found.step.endswith(source) else source
+    if not found.claim:
+        return f"{found.rank}: {found.step}{source}"
+    at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
     claim = "the model's" if found.claim == found.local else found.claim
     return f"{found.rank}: {found.local} is not {claim}{at}; {found.step}{source}"
 

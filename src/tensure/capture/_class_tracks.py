@@ -7,14 +7,14 @@ cells of the mesh, never of single ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
 from tensure.bundle import Local, Track
 from tensure.errors import LimitError, RecordError, UnsupportedError
-from tensure.program import COLLECTIVES, Attrs, Int, Op, axis, combine
+from tensure.program import COLLECTIVES, Attrs, Int, Name, Op, axis, combine
 
 from ._boxes import Box, Cells, is_closed, outside
 from ._classes import MAX_BOXES
@@ -54,11 +54,15 @@ def classes_agree(boxes: Sequence[Box], met: Sequence[Sequence[Meeting]], mesh: 
     return all(is_closed(mask, [names.index(name) for name in axes]) for (axes, *_), mask in found.items())
 
 
-def live_classes(classes: Sequence[Class], mesh: Mapping[str, int]) -> list[Class]:
-    """The same without what nobody needs."""
+def live_classes(
+    classes: Sequence[Class], mesh: Mapping[str, int], kept_too: Collection[Name] = ()
+) -> list[Class]:
+    """The same without what nobody needs; `kept_too` as for `live_steps`."""
     traces = [trace for found in classes for trace in found.traces]
     kept = needed_steps(
-        [trace.steps for trace in traces], [trace.outputs for trace in traces], _lonely(classes, mesh)
+        [trace.steps for trace in traces],
+        [trace.outputs for trace in traces],
+        _lonely(classes, mesh).union(kept_too),
     )
     left = iter([pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)])
     return [replace(found, traces=tuple(next(left) for _ in found.traces)) for found in classes]

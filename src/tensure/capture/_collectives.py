@@ -14,12 +14,15 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     ProcessGroup,
     ReduceOp,
     _resolve_process_group,
+    _world,
 )
 
 from tensure.errors import UnsupportedError
-from tensure.program import Attrs, Ref
+from tensure.host import dtype_word
+from tensure.program import COLLECTIVES, Attrs, Ref
 
 from ._coordinate import Reads
+from ._meets import called
 from ._premultiplied import factor_of_call
 from ._tape import Tape
 
@@ -48,7 +51,10 @@ class Collectives:
     is_live: bool = False
     meeting: str = "met"
     """As for a tape."""
+    call: str = ""
+    """What call is being made, where one stands for another."""
     _axes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, "tuple[str, ...]"])
+    _which: dict[str, int] = field(default_factory=dict[str, int])
     _sent: dict[tuple[int, int, int], int] = field(default_factory=dict[tuple[int, int, int], int])
 
     def axes_of(self, group: Any) -> tuple[str, ...]:
@@ -62,6 +68,21 @@ class Collectives:
         if name not in self._axes:
             self._axes[name] = self._spanned(dist.get_process_group_ranks(found))
         return self._axes[name]
+
+    def which(self, group: Any) -> int:
+        """The how-many-th a group is of those of the same ranks: each is a communicator of its own.
+
+        Ranks make their groups in one order, or torch hangs; so members agree on it.
+        """
+        found = group_of(group)
+        if found.group_name not in self._which:
+            ranks = dist.get_process_group_ranks(found)
+            alike = [
+                other.group_name for other, members in _world.pg_group_ranks.items() if list(members) == ranks
+            ]
+            name = found.group_name
+            self._which[name] = alike.index(name) if name in alike else 0
+        return self._which[found.group_name]
 
     def size_of(self, axes: Sequence[str]) -> int:
         """How many ranks differ along these axes only."""
@@ -105,6 +126,8 @@ class GroupCall:
     note: Attrs
     bound: Mapping[str, Any]
     result: Any
+    brought: tuple[str, tuple[int, ...]] = ("", ())
+    """The type of the tensor that was read last."""
 
     @property
     def _group(self) -> Any:
@@ -123,11 +146,27 @@ class GroupCall:
         return self.ranks.size_of(self.axes)
 
     def read(self, tensor: torch.Tensor) -> Ref:
+        self.brought = dtype_word(tensor.dtype), tuple(tensor.shape)
         return self.tape.read(tensor, self.note)
 
-    def step(self, op: str, *args: Any, **attrs: Any) -> Ref:
-        self.tape.meeting = self.ranks.meeting
-        return self.tape.step(op, args, self.note, **attrs)
+    def step(self, op: str, *args: Any, call: str = "", **attrs: Any) -> Ref:
+        """A step; of what members do together, `call` says what the op does not."""
+        if op not in COLLECTIVES:
+            return self.tape.step(op, args, self.note, **attrs)
+        which = self.ranks.which(self._group)
+        self.tape.meeting = f"{self.ranks.meeting}_group{which}" if which else self.ranks.meeting
+        note = called(self.note, call or self.ranks.call, *self.brought)
+        return self.tape.step(op, args, note, **attrs)
+
+    def letter(self, sender: int, receiver: int, tag: int) -> tuple[str, int, int, int, int]:
+        """The key of the next message; groups of the same ranks have tags of their own."""
+        return self.ranks.letter(sender, receiver, tag + (self.ranks.which(self._group) << 32))
+
+    def message(self, op: str, tensor: torch.Tensor, other: int, key: tuple[Any, ...]) -> Ref:
+        """A tensor's value sent to another rank, or what comes from it into a tensor."""
+        note = called(self.note, "", dtype_word(tensor.dtype), tuple(tensor.shape))
+        args = (self.read(tensor),) if op == "send" else ()
+        return self.tape.message(op, args, other, self.axes, key, note)
 
     def view(self, value: Ref, have: tuple[int, ...], want: tuple[int, ...]) -> Ref:
         return value if have == want else self.step("view", value, size=want)
@@ -145,14 +184,15 @@ class GroupCall:
         made = self.step(op, value, axes=self.axes, reduce=word, **attrs)
         return self.step("div", made, self.size) if kind == "avg" else made
 
-    def gathered(self, value: Ref, dim: int = 0) -> Ref:
-        return self.step("all_gather", value, axes=self.axes, dim=dim) if self.axes else value
+    def gathered(self, value: Ref, dim: int = 0, call: str = "") -> Ref:
+        return self.step("all_gather", value, call=call, axes=self.axes, dim=dim) if self.axes else value
 
     def picked(self, value: Ref, shape: tuple[int, ...], member: int) -> Ref:
         """The value of one member, on all."""
         if not self.axes:
             return value
-        together = self.gathered(self.step("unsqueeze", value, dim=0))
+        call = f"broadcast from member {member} of the group"
+        together = self.gathered(self.step("unsqueeze", value, dim=0), call=call)
         return self.step("select", together, dim=0, index=member)
 
     def put(self, tensor: torch.Tensor, value: Ref) -> None:

@@ -82,7 +82,7 @@ def even_exchanges(steps: Sequence[Sequence[Op]]) -> list[list[Op]]:
                 if len(rows[step.outs, step.attr("axes")]) > 1:
                     raise UnsupportedError(
                         "an all-to-all of uneven splits where ranks are taken as classes",
-                        place=", ".join(str(value) for _, value in step.note) or None,
+                        place=_line(step) or None,
                         wanted="equal splits, or at most 256 ranks",
                     )
     return [[_plain(step) for step in text] for text in steps]
@@ -105,8 +105,11 @@ def _split(step: Op) -> _Split | None:
     gives, takes = step.attr("gives"), step.attr("takes")
     if not isinstance(gives, tuple) or not isinstance(takes, tuple):
         return None
-    source = ", ".join(str(value) for _, value in step.note)
-    return _Split(tuple(map(_int, gives)), tuple(map(_int, takes)), source)
+    return _Split(tuple(map(_int, gives)), tuple(map(_int, takes)), _line(step))
+
+
+def _line(step: Op) -> str:
+    return ", ".join(str(value) for key, value in step.note if key in ("module", "source"))
 
 
 def _int(value: Any) -> int:

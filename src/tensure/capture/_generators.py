@@ -183,18 +183,18 @@ class Generators:
                     wanted="draws by tensors of the model, the parallel function and the step alone",
                 )
             is_fresh = key == _digest(torch.Generator().manual_seed(seed))
+            told = seed - (1 << 64) if seed >= 1 << 63 else seed
             if self.is_live:
-                seed &= 0xFFFFFFFF  # the processor's generator looks at no more of it
                 base = "" if is_fresh else key.hex()
-                self.bases.setdefault(seed, set()).add(base)
-                self._known[key] = State(seed, 0, base)
+                self.bases.setdefault(told, set()).add(base)
+                self._known[key] = State(told, 0, base)
                 return self._known[key]
             if not is_fresh:
                 raise UnsupportedError(
                     f"a generator of seed {seed} of which numbers were drawn before",
                     wanted="generators that are seeded and then drawn from where the trace sees it",
                 )
-            self._known[key] = State(seed - (1 << 64) if seed >= 1 << 63 else seed)
+            self._known[key] = State(told)
         return self._known[key]
 
     def _put(self, generator: torch.Generator, state: State) -> None:

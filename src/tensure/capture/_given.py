@@ -28,6 +28,7 @@ __all__ = [
     "output_names",
     "returned_by",
     "run_backward",
+    "tied_names",
 ]
 
 
@@ -116,6 +117,14 @@ def leaves(net: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name."""
     net = net.module if isinstance(net, DistributedDataParallel) else net
     return [(_clean(label), tensor) for label, tensor in [*net.named_parameters(), *net.named_buffers()]]
+
+
+def tied_names(net: torch.nn.Module) -> dict[str, str]:
+    """The other names that parameters have, each with the one that `leaves` calls them by."""
+    net = net.module if isinstance(net, DistributedDataParallel) else net
+    names = {id(parameter): _clean(label) for label, parameter in net.named_parameters()}
+    every = [(_clean(label), found) for label, found in net.named_parameters(remove_duplicate=False)]
+    return {label: names[id(found)] for label, found in every if names[id(found)] != label}
 
 
 def gradients(

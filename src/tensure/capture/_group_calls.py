@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from torch._C._distributed_c10d import FakeWork
 
-from tensure.errors import UnsupportedError
+from tensure.errors import InputError, UnsupportedError
+from tensure.host import dtype_word
 from tensure.program import Attrs, Ref
 
 from ._collectives import Collectives, GroupCall
@@ -101,6 +102,7 @@ def _exchanged(call: GroupCall) -> Ref:
         for key, sizes, tensor in (("gives", "input", call.bound["input"]), ("takes", "output", output)):
             even = (tensor.shape[0] // call.size,) * call.size
             splits[key] = tuple(map(int, call.bound[f"{sizes}_split_sizes"])) or even
+        call.brought = call.brought[0], call.brought[1][1:]  # as many rows as each likes
     return call.step("all_to_all", value, axes=call.axes, split=0, cat=0, **splits)
 
 
@@ -146,8 +148,19 @@ def _write_broadcast(call: GroupCall) -> None:
         call.tape.write(tensor, made, call.note)
 
 
+def _of_one_dtype(call: GroupCall, source: Any, target: Any) -> None:
+    """What torch itself asks for."""
+    if source.dtype != target.dtype:
+        raise InputError(
+            f"a collective of {dtype_word(source.dtype)} into {dtype_word(target.dtype)}",
+            place=str(dict(call.note).get("source", "")) or None,
+            wanted="an output of the input's dtype",
+        )
+
+
 def _write_gather_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
+    _of_one_dtype(call, source, target)
     have, want = tuple(source.shape), tuple(target.shape)
     count = call.size
     value = call.read(source)
@@ -161,6 +174,7 @@ def _write_gather_base(call: GroupCall) -> None:
 
 def _write_scatter_base(call: GroupCall) -> None:
     source, target = call.bound["input_tensor"], call.bound["output_tensor"]
+    _of_one_dtype(call, source, target)
     have, want = tuple(source.shape), tuple(target.shape)
     count, reduce = call.size, call.bound["reduce_op"]
     value = call.read(source)
@@ -185,10 +199,43 @@ def _write_each(rule: Callable[[GroupCall], None], sources: str, targets: str) -
 
 def _write_gather(call: GroupCall) -> None:
     for source, targets in zip(call.bound["input_tensors"], call.bound["output_tensors"], strict=True):
+        for target in targets:
+            _of_one_dtype(call, source, target)
+        if len({tuple(item.shape) for item in targets}) > 1 and call.axes:
+            _gather_uneven(call, source, targets)
+            continue
         together = call.gathered(call.step("unsqueeze", call.read(source), dim=0))
         for member, target in enumerate(targets):
             made = call.step("select", together, dim=0, index=member)
             call.tape.write(target, made, call.note)
+
+
+def _gather_uneven(call: GroupCall, source: Any, targets: list[Any]) -> None:
+    """Parts of several sizes, each with zeros after it, so that all bring as much; cut again by everyone.
+
+    What a member brings must be what the others have room for: its own part is, and all make the same parts.
+    """
+    counts = tuple(item.numel() for item in targets)
+    own = counts[call.group.index(call.ranks.rank)]
+    have, most, dtype = source.numel(), max(counts), dtype_word(source.dtype)
+    if have != own:
+        raise InputError(
+            f"an all_gather of {have} elements into a part of {own} on rank {call.ranks.rank}",
+            place=str(dict(call.note).get("source", "")) or None,
+            wanted="an input of the size that the list of outputs has for this rank",
+        )
+    if call.ranks.reads is not None:
+        call.ranks.reads.note(*call.axes)  # whose part is whose
+    value = call.view(call.read(source), tuple(source.shape), (have,))
+    zeros = call.step("full", size=(most - have,), fill_value=0, dtype=dtype)
+    call.brought = dtype, (most,)
+    together = call.gathered(
+        call.step("cat", value, zeros, dim=0),
+        call=f"gather of {', '.join(map(str, counts))} elements",
+    )
+    for member, (count, target) in enumerate(zip(counts, targets, strict=True)):
+        part = call.step("slice", together, dim=0, start=member * most, end=member * most + count)
+        call.tape.write(target, call.view(part, (count,), tuple(target.shape)), call.note)
 
 
 def _write_reduce_scatter(call: GroupCall) -> None:
@@ -218,6 +265,7 @@ def _write_uneven(call: GroupCall, sources: list[Any], targets: list[Any]) -> No
     counts = tuple(item.numel() for item in targets)
     if call.axes:
         gives = tuple(item.numel() for item in sources)
+        call.brought = call.brought[0], ()
         made = call.step("all_to_all", made, axes=call.axes, split=0, cat=0, gives=gives, takes=counts)
     end = 0
     for target, count in zip(targets, counts, strict=True):
@@ -237,35 +285,36 @@ def _write_scatter(call: GroupCall) -> None:
         call.ranks.reads.note(*call.axes)  # who is the root sends, the others receive
     for at, target in enumerate(call.bound["output_tensors"]):
         if group[root] != own:
-            key = call.ranks.letter(group[root], own, -1)
-            call.tape.write(
-                target, call.tape.message("recv", (), group[root], call.axes, key, call.note), call.note
-            )
+            key = call.letter(group[root], own, -1)
+            call.tape.write(target, call.message("recv", target, group[root], key), call.note)
             continue
         for member, source in enumerate(call.bound["input_tensors"][at]):
             if group[member] == own:
                 call.tape.write(target, call.read(source), call.note)
             else:
-                key = call.ranks.letter(own, group[member], -1)
-                call.tape.message("send", (call.read(source),), group[member], call.axes, key, call.note)
+                key = call.letter(own, group[member], -1)
+                call.message("send", source, group[member], key)
 
 
 def _send(call: GroupCall) -> None:
     receiver, tag = call.group[call.bound["dst"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(call.ranks.rank, receiver, tag)
-        call.tape.message("send", (call.read(tensor),), receiver, call.axes, key, call.note)
+        key = call.letter(call.ranks.rank, receiver, tag)
+        call.message("send", tensor, receiver, key)
 
 
 def _recv(call: GroupCall) -> None:
     sender, tag = call.group[call.bound["src"]], call.bound["tag"]
     for tensor in call.bound["tensors"]:
-        key = call.ranks.letter(sender, call.ranks.rank, tag)
-        call.tape.write(tensor, call.tape.message("recv", (), sender, call.axes, key, call.note), call.note)
+        key = call.letter(sender, call.ranks.rank, tag)
+        call.tape.write(tensor, call.message("recv", tensor, sender, key), call.note)
 
 
-def _nothing(call: GroupCall) -> None:
-    """Only waits."""
+def _barrier(call: GroupCall) -> None:
+    """Only waits: a sum that nobody reads, and of which all the same must be there."""
+    if call.axes:
+        nothing = call.step("full", size=(), fill_value=0.0, dtype="f32")
+        call.step("all_reduce", nothing, call="barrier", axes=call.axes, reduce="sum")
 
 
 _FUNCTIONAL: Final = "_c10d_functional"
@@ -303,7 +352,7 @@ RULES: Final[dict[tuple[str, str], Callable[[GroupCall], None]]] = {
             "alltoall_base_": _write_all_to_all_base,
             "send": _send,
             "recv_": _recv,
-            "barrier": _nothing,
+            "barrier": _barrier,
         }.items()
     },
 }

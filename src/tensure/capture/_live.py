@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,8 @@ __all__ = ["LiveRank", "live_mesh", "one_state_a_seed", "same_contents", "withou
 
 WORLD = "world"
 """The axis of all ranks, where the caller names none."""
+_LOW_BITS: Final = 0xFFFFFFFF
+"""What a processor's generator takes of a seed."""
 
 
 @dataclass
@@ -123,15 +125,16 @@ class LiveRank(TracedRank):
 
     def _live_leaf(self, label: str, tensor: torch.Tensor, given: ParallelStep) -> None:
         assert self.shadows is not None
-        shape, local = self.captured.shapes.get(label), local_of(tensor)
+        of, local = self.captured.of(label), local_of(tensor)
+        shape = self.captured.shapes.get(of)
         if shape is None:
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
                 raise self._stranger(label)
             return  # nothing on the single device depends on it
         found = self._fitting(label, local, shape, self._said(label, tensor, shape, given))
-        self.claims[label] = (label, found)
+        self.claims[label] = (of, found)
         self.standing[label] = found
-        self.held[label] = self.tape.read(self.shadows.leaf(local, self.begun(label, label, local)), ()).name
+        self.held[label] = self.tape.read(self.shadows.leaf(local, self.begun(label, of, local)), ()).name
 
     def _live_inputs(self, inputs: Sequence[torch.Tensor], given: ParallelStep) -> list[torch.Tensor]:
         assert self.shadows is not None
@@ -207,14 +210,14 @@ def same_contents(ranks: Sequence[LiveRank]) -> None:
     Raises:
         InputError: they do not.
     """
-    first: dict[Any, LiveRank] = {}
+    first: dict[Any, tuple[LiveRank, str]] = {}
     for rank in ranks:
         for label, digest in rank.contents.items():
             if label not in rank.claims:
                 continue
-            part = rank.claims[label][1]
-            other = first.setdefault((label, part.dims, part.sum), rank)
-            if other.contents[label] != digest and not part.sum:
+            of, part = rank.claims[label]
+            other, known = first.setdefault((of, part.dims, part.sum), (rank, label))
+            if other.contents[known] != digest and not part.sum:
                 raise InputError(
                     f"parameter {label} holds other numbers on rank {rank.rank} than on rank {other.rank}, "
                     "where the same part of it stands",
@@ -226,14 +229,24 @@ def same_contents(ranks: Sequence[LiveRank]) -> None:
 def one_state_a_seed(ranks: Sequence[LiveRank]) -> None:
     """Generators of one seed are equally far along, wherever the step draws from them.
 
-    Else some numbers of one rank may be those of another, further on, and nobody knows which.
+    Else some numbers of one rank may be those of another, further on, and nobody knows which. Seeds that
+    agree in the bits that a processor's generator takes are one seed there, and two elsewhere.
 
     Raises:
-        UnsupportedError: they are not.
+        UnsupportedError: they are not, or seeds are one on some devices only.
     """
     first: dict[int, tuple[int, str]] = {}
+    cut: dict[int, tuple[int, int]] = {}
     for rank in ranks:
         for seed, bases in rank.bases.items():
+            before, other_seed = cut.setdefault(seed & _LOW_BITS, (rank.rank, seed))
+            if other_seed != seed:
+                raise UnsupportedError(
+                    f"random numbers of rank {rank.rank} from a generator of seed {seed}, and of rank "
+                    f"{before} from one of seed {other_seed}: they agree in their low 32 bits, and a "
+                    "processor's generator takes no more of a seed",
+                    wanted="seeds that differ in their low 32 bits, or not at all",
+                )
             for base in bases:
                 other, known = first.setdefault(seed, (rank.rank, base))
                 if base != known:

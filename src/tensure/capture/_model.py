@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -15,7 +15,7 @@ from tensure.program import Entry, Name, Op, Program, Ref, Value, infer_program,
 
 from ._calls import check_call
 from ._generators import Generators, counted_draws, own_generators
-from ._given import built, gradients, leaves, output_names, returned_by, run_backward
+from ._given import built, gradients, leaves, output_names, returned_by, run_backward, tied_names
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, counters, increment, started
 from ._placements import whole_part
 from ._sources import Sources, their_errors
@@ -44,6 +44,8 @@ class Captured:
             and torch's name. Afterwards they are the outputs `new.LABEL.NAME`, and the parameter `new.LABEL`.
             None where there is no optimizer.
         optimizer: what makes one of a module's parameters, if that was said.
+        tied: other names of parameters that have several, and of what is called by them (`grad.NAME`,
+            `new.NAME`, `new.NAME.STATE`), each with the name that it has here.
     """
 
     program: Program
@@ -52,6 +54,11 @@ class Captured:
     shapes: Mapping[str, tuple[int, ...]]
     states: Mapping[str, Mapping[str, str]] | None = None
     optimizer: OptimizerFunction | None = None
+    tied: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def of(self, label: str) -> str:
+        """The name here of what a rank may know by another of its names."""
+        return label if label in self.shapes else self.tied.get(label, label)
 
 
 def capture_model(model: ModelFunction, *, optimizer: OptimizerFunction | None = None) -> Captured:
@@ -124,7 +131,18 @@ def _captured(model: ModelFunction, make: OptimizerFunction | None, is_shared: b
     validate_program(program)
     types = infer_program(program)
     shapes = {label: types[label].shape for label in (*kept, *found)}
-    return Captured(program, names, labels, shapes, updates.states, make)
+    tied = _tied(tied_names(net), updates.states)
+    return Captured(program, names, labels, shapes, updates.states, make, tied)
+
+
+def _tied(names: Mapping[str, str], states: Mapping[str, Mapping[str, str]] | None) -> dict[str, str]:
+    """Other names of leaves and of outputs."""
+    found: dict[str, str] = {}
+    for other, label in names.items():
+        found |= {f"{prefix}{other}": f"{prefix}{label}" for prefix in ("", "grad.", "new.")}
+        for name in (states or {}).get(label, ()):
+            found[f"new.{other}.{name}"] = f"new.{label}.{name}"
+    return found
 
 
 class _Updates:

@@ -25,6 +25,8 @@ from ._classes import MAX_TRACED, RankClass, classes_of
 from ._coordinate import Reads
 from ._exchanges import even_exchanges, settled_exchanges
 from ._flat import agree, apart
+from ._letters import check_class_letters, check_letters
+from ._meets import settled_calls, unlike, unlike_classes
 from ._microbatch import MICROBATCH
 from ._model import Captured
 from ._places import number_of
@@ -184,13 +186,17 @@ def _tracks(
     _lack(ranks)
     _unroot(ranks)
     settled_exchanges(ranks, mesh, world)
+    check_letters([rank.steps for rank in ranks])
+    calls = unlike([(rank.place, rank.steps) for rank in ranks])
+    for rank in ranks:
+        rank.steps = settled_calls(rank.steps, calls)
     traces = [rank.traced(rank.steps) for rank in ranks]
     for padded in _orders(ranks):
         parts = [apart(rank.steps, rank.leaf_types(), mesh, rank.place if padded else None) for rank in ranks]
         if agree([(rank.place, met) for rank, (_, met) in zip(ranks, parts, strict=True)], mesh):
             traces = [rank.traced(steps) for rank, (steps, _) in zip(ranks, parts, strict=True)]
             break
-    return tracks_of(live_steps(traces), mesh, world)
+    return tracks_of(live_steps(traces, calls.brought), mesh, world)
 
 
 def _by_class(
@@ -210,13 +216,17 @@ def _by_class(
             rank.steps = [
                 token(step, next(distances)) if step.op in ("send", "recv") else step for step in rank.steps
             ]
+    check_class_letters(boxes, [[rank.steps for rank in ranks] for ranks in samples], mesh)
+    calls = unlike_classes(boxes, [[(rank.place, rank.steps) for rank in ranks] for ranks in samples], mesh)
+    for rank in everyone:
+        rank.steps = settled_calls(rank.steps, calls)
 
     def live(texts: Sequence[Sequence[Sequence[Op]]]) -> list[Class]:
         made = [
             Class(box, tuple(rank.traced(spelled(text)) for rank, text in zip(ranks, each, strict=True)))
             for box, ranks, each in zip(boxes, samples, texts, strict=True)
         ]
-        return live_classes(made, mesh)
+        return live_classes(made, mesh, calls.brought)
 
     for padded in _orders([rank for ranks in samples for rank in ranks]):
         parts = [
@@ -244,10 +254,11 @@ def _orders(ranks: Sequence[TracedRank]) -> tuple[bool, bool]:
 
 def _lack(ranks: Sequence[TracedRank]) -> None:
     """Gradients that some rank has: who has them not, and uses the parameter, says so."""
-    made = {label for rank in ranks for label in rank.outputs}
+    made = {rank.claims[local][0] for rank in ranks for local in rank.outputs}
     for rank in ranks:
-        for grad in sorted(rank.lacking.keys() & made):
-            rank.lack(grad)
+        for grad in sorted(rank.lacking):
+            if rank.captured.of(grad) in made:
+                rank.lack(grad)
 
 
 def _unroot(ranks: Sequence[TracedRank]) -> None:

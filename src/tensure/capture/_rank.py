@@ -220,7 +220,8 @@ class TracedRank:
         self, label: str, tensor: torch.Tensor, whole: Mapping[str, torch.Tensor], given: ParallelStep
     ) -> None:
         """A parameter or buffer of the parallel module: a leaf, or made of leaves before our eyes."""
-        shape, local = self.captured.shapes.get(label), local_of(tensor)
+        of, local = self.captured.of(label), local_of(tensor)
+        shape = self.captured.shapes.get(of)
         if (shape is None or tuple(local.shape) != shape) and self._lies_flat(label, tensor, given):
             return
         if shape is None:
@@ -230,8 +231,8 @@ class TracedRank:
             raise self._stranger(label)
         found = self._said(label, tensor, shape, given)
         if found is None and self.tape.knows(local) and not self.tape.is_drawn(local):
-            cut = self.cut(local, label, shape)
-            if cut is None and whole.get(label) is tensor and tuple(tensor.shape) == shape:
+            cut = self.cut(local, of, shape)
+            if cut is None and whole.get(of) is tensor and tuple(tensor.shape) == shape:
                 cut = whole_part(shape)
             if cut is not None:
                 self.standing[label] = cut
@@ -239,13 +240,13 @@ class TracedRank:
         found = self._fitting(label, local, shape, found)
         if label in given.parameters and self._of_model(local):
             self.claim(label, local, found)  # made of the model's own before our eyes: to be shown
-        self.claims[label] = (label, found)
+        self.claims[label] = (of, found)
         self.standing[label] = found
         if self.tape.knows(local):
             self.replaced[self.tape.read(local, ()).name] = label
-            self.tape.write(local, self.begun(label, label, local), ())
+            self.tape.write(local, self.begun(label, of, local), ())
         else:
-            self.tape.add(local, self.begun(label, label, local))
+            self.tape.add(local, self.begun(label, of, local))
 
     def begun(self, label: str, of: str, tensor: torch.Tensor) -> Ref:
         """A leaf, cast where a tensor holds it in another float dtype than the single device.
@@ -267,10 +268,11 @@ class TracedRank:
             or not isinstance(tensor, torch.nn.Parameter)
         ):
             return False
-        if label in shapes and self.tape.knows(tensor) and self.cut(tensor, label, shapes[label]) is not None:
+        of = self.captured.of(label)
+        if of in shapes and self.tape.knows(tensor) and self.cut(tensor, of, shapes[of]) is not None:
             return False  # a part along dims
         laid = flat_parts(self, tensor, {name: shapes[name] for name in self.whole if name in shapes})
-        if laid is None or (label in shapes and any(name != label for name, _ in laid)):
+        if laid is None or (of in shapes and any(name != of for name, _ in laid)):
             return False
         self.flat[label] = laid
         return True
@@ -376,7 +378,7 @@ class TracedRank:
             if label in self.flat and label not in given.gradients:
                 claim_flat(self, tensor, self.flat[label], "grad.")
                 continue
-            if f"grad.{label}" not in self.captured.shapes:
+            if self.captured.of(f"grad.{label}") not in self.captured.shapes:
                 continue  # the single device has none to compare with
             said, standing = given.gradients.get(label), self.standing.get(label)
             plain = said is None and not isinstance(tensor, DTensor)
@@ -392,7 +394,7 @@ class TracedRank:
             grad = f"grad.{label}"
             if (
                 tensor.grad is not None
-                or grad not in self.captured.shapes
+                or self.captured.of(grad) not in self.captured.shapes
                 or self.held.get(label) not in used
             ):
                 continue
@@ -403,13 +405,13 @@ class TracedRank:
         part, dtype = self.lacking[grad]
         attrs = (("dtype", dtype), ("fill_value", float("nan")), ("size", part.shape))
         self.steps.append(Op("full", (), (Name(grad),), attrs))
-        self.claims[grad] = (grad, part)
+        self.claims[grad] = (self.captured.of(grad), part)
         self.outputs.add(grad)
 
     def output(self, label: str, tensor: torch.Tensor, said: Placements | None) -> None:
         if isinstance(tensor, DTensor) and said is None:
             said = dict(zip(axes_of(tensor), tensor.placements, strict=True))
-        found = self.part(self.captured.shapes[label], said, label)
+        found = self.part(self.captured.shapes[self.captured.of(label)], said, label)
         local = self._own(tensor)
         if found.shape != tuple(local.shape):
             raise InputError(
@@ -424,7 +426,7 @@ class TracedRank:
 
     def claim(self, label: str, local: torch.Tensor, found: Part) -> None:
         """Say that a tensor is now a part of the value of this name."""
-        self.claim_value(label, self.tape.read(local, ()), label, found)
+        self.claim_value(label, self.tape.read(local, ()), self.captured.of(label), found)
 
     def claim_value(self, local: str, ref: Ref, output: str, found: Part) -> None:
         """Say that a value, under the name of this local, is a part of an output."""

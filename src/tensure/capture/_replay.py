@@ -280,14 +280,27 @@ class _Claimed:
     part: Placed
 
 
-def _claims(plan: Plan, label: str) -> Iterator[tuple[int, _Claimed]]:
+def _claims(plan: Plan, label: str, names: Sequence[str]) -> Iterator[tuple[int, str, _Claimed]]:
     for rank in plan.ranks():
-        local = plan.local(rank.track, label)
         env = plan.rank_env(rank, {})
-        part = None if local is None else placed(local, Name(label), env)
-        if part is not None:
+        for name in names:
+            local = plan.local(rank.track, name)
+            part = None if local is None else placed(local, Name(name), env)
+            if local is None or local.place is None or part is None or local.place.of.base != label:
+                continue
             place = {axis: env[axis] for axis in plan.mesh}
-            yield number_of(place, plan.mesh), _Claimed(str(rank), place, part)
+            yield number_of(place, plan.mesh), name, _Claimed(str(rank), place, part)
+
+
+def _names(plan: Plan, label: str, found: Sequence[Found]) -> list[str]:
+    """What ranks call a result: as the single device does, or by another name of a tied parameter."""
+    claimed = {
+        str(name)
+        for named in (plan.locals, *(track.locals for track in plan.tracks.values()))
+        for name, local in named.items()
+        if local.place is not None and local.place.of.base == label
+    }
+    return [label, *sorted(name for name in claimed - {label} if any(name in row for row in found))]
 
 
 def _compared(
@@ -309,18 +322,18 @@ def _compared(
         scale = max(_largest(whole), floor) or 1.0
         sums = dict[Any, tuple[_Claimed, Tensor]]()
         far, somewhere = (0.0, ""), np.zeros(whole.shape, bool)
-        for number, claim in _claims(plan, label):
-            held = found[number].get(label)
+        for number, name, claim in _claims(plan, label, _names(plan, label, found)):
+            held = found[number].get(name)
             if held is None:
-                missing.append(f"{label} is not on {claim.rank}")
+                missing.append(f"{name} is not on {claim.rank}")
                 continue
             somewhere[_indices(whole, claim.part)] = True
             if not claim.part.sum:
                 far = max(far, (_distance(_part(whole, claim.part), held, scale), claim.rank))
                 continue
             rest = tuple(at for axis, at in claim.place.items() if axis not in claim.part.sum)
-            before = sums.get((rest, claim.part.scale))
-            sums[rest, claim.part.scale] = claim, held if before is None else before[1] + held
+            before = sums.get((name, rest, claim.part.scale))
+            sums[name, rest, claim.part.scale] = claim, held if before is None else before[1] + held
         for claim, total in sums.values():
             far = max(far, (_distance(_part(whole, claim.part), total, scale), claim.rank))
         worst[label] = far

@@ -54,6 +54,12 @@ _READ: Final = re.compile(
 """What torch says where a tensor without bytes, or a distributed one, is to be shown."""
 _BACKWARD: Final = os.path.join(_TORCH, "autograd", "graph.py")
 _OPTIMIZERS: Final = os.path.join(_TORCH, "optim") + os.sep
+_ENTRANCES: Final = (
+    *(os.path.join(_HOUSE, room) + os.sep for room in ("api", "cli")),
+    os.path.join(_HOUSE, "program", "_jobs.py"),
+)
+"""Whoever calls these is not what is traced: the command line, a script that asks for a proof."""
+_GIVEN: Final = os.path.join(os.path.dirname(__file__), "_given.py")
 _PROPAGATION: Final = os.path.join(_DISTRIBUTED, "tensor", "_sharding_prop.py")
 _CLIPPING: Final = os.path.join(_TORCH, "nn", "utils", "clip_grad.py")
 
@@ -68,6 +74,8 @@ class Sources:
         self.clips = ""
         """The line that calls torch's clipping of gradients, if one does."""
         self._forward: dict[int, Attrs] = {}
+        self._last: Attrs = ()
+        """What was told last in the backward pass that goes on."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -99,14 +107,19 @@ class Sources:
 
     def note(self) -> Attrs:
         """Line and module of what is dispatched now, sorted by name."""
-        line, backward, clips = _line()
+        line, backward, clips, by_engine = _line()
         if clips:
             self.clips = self.clips or line or "an unknown line"
         node = torch._C._current_autograd_node()
-        if node is not None and backward:
-            known = self._forward.get(node._sequence_nr())
+        if backward:
+            known = None if node is None else self._forward.get(node._sequence_nr())
+            if known is None and self._last and (by_engine or not line):
+                known = self._last  # a gradient is cast or added up for the node that has just made it
             if known is not None:
+                self._last = known
                 return known
+        else:
+            self._last = ()
         found = _note(self._stack[-1] if self._stack else "", line)
         if node is None:
             # Autograd numbers an op's node just before the op is dispatched.
@@ -197,16 +210,25 @@ def _note(module: str, line: str) -> Attrs:
     return tuple((key, found) for key, found in (("module", module), ("source", line)) if found)
 
 
-def _line() -> tuple[str, bool, bool]:
-    """`file.py:12` of the innermost frame outside torch, and whether autograd and clipping are inside."""
+def _line() -> tuple[str, bool, bool, bool]:
+    """`file.py:12` of the innermost frame that is traced and not torch's; what is inside of it.
+
+    Returns:
+        The line, empty where we ourselves call torch; whether autograd and clipping are inside; whether
+        autograd's engine itself asks, and no hook or function that it calls.
+    """
     frame: FrameType | None = sys._getframe(2)
-    backward = clips = False
+    backward = clips = by_engine = is_seen = False
     while frame is not None:
         path = frame.f_code.co_filename
+        if path.startswith(_ENTRANCES) or (path == _GIVEN and frame.f_code.co_name == "run_backward"):
+            break
+        if not is_ours(path) and not is_seen:
+            by_engine, is_seen = path == _BACKWARD, True
         if path == _BACKWARD:
             backward = True
         clips = clips or path == _CLIPPING
         if not path.startswith((*_SKIPPED, "<")) and not is_ours(path):
-            return f"{os.path.basename(path)}:{frame.f_lineno}", backward, clips
+            return f"{os.path.basename(path)}:{frame.f_lineno}", backward, clips, by_engine
         frame = frame.f_back
-    return "", backward, clips
+    return "", backward, clips, by_engine

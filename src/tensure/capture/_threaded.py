@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,10 @@ from ._ranks_run import EndlessError, Found, cut_input, run_step
 from ._step import ParallelFunction, Placements
 
 threaded: Any = multi_threaded_pg
+
+LOOK_S: Final = 0.1
+IDLE: Final = 0.2
+"""Of all patience: once every rank that is left has waited that long in one call, nobody will end it."""
 
 __all__ = ["in_threads", "run_threads"]
 
@@ -101,15 +107,46 @@ def in_threads(
         ]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + patience_s
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        _join(threads, patience_s)
         hung = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
         if hung:
             threaded.ProcessLocalGroup.exception_handle(TimeoutError())  # frees those that wait for others
             for thread in threads:
                 thread.join(1.0)
     return failures, hung
+
+
+def _join(threads: Sequence[threading.Thread], patience_s: float) -> None:
+    """Wait for threads to end, until patience is over or each that lives has long waited for the others."""
+    begun = time.monotonic()
+    before, since = frozenset[FrameType](), begun
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < begun + patience_s:
+        next(thread for thread in threads if thread.is_alive()).join(LOOK_S)
+        waits = _waits([thread for thread in threads if thread.is_alive()])
+        if not waits or waits != before:
+            before, since = waits, time.monotonic()
+        elif time.monotonic() - since > IDLE * patience_s:
+            return
+
+
+def _waits(threads: Sequence[threading.Thread]) -> frozenset[FrameType]:
+    """The calls in which all wait for other ranks; none if one does not."""
+    frames, found = sys._current_frames(), set[FrameType]()
+    for thread in threads:
+        frame = frames.get(thread.ident or 0)
+        while frame is not None and not _is_waiting(frame.f_code):
+            frame = frame.f_back
+        if frame is None:
+            return frozenset()
+        found.add(frame)
+    return frozenset(found)
+
+
+def _is_waiting(code: CodeType) -> bool:
+    """Whether a call waits: for a collective in torch's group, or for a message in ours."""
+    if code.co_filename == __file__:
+        return code.co_name == "recv"
+    return code is threading.Condition.wait_for.__code__
 
 
 _Scatter: Any = threaded.ReduceScatter

@@ -6,7 +6,7 @@ Dead steps go first, jointly: a collective stays on all of its ranks if one of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -49,11 +49,18 @@ class RankTrace:
     outputs: frozenset[str]
 
 
-def live_steps(traces: Sequence[RankTrace]) -> list[RankTrace]:
-    """The same without what nobody needs; names are counted anew, and do not tell what was dropped."""
+def live_steps(traces: Sequence[RankTrace], kept_too: Collection[Name] = ()) -> list[RankTrace]:
+    """The same without what nobody needs; names are counted anew, and do not tell what was dropped.
+
+    Args:
+        traces: of all ranks.
+        kept_too: collectives that stay, read or not.
+    """
     traces = [replace(trace, steps=tuple(spelled(trace.steps))) for trace in traces]
     kept = needed_steps(
-        [trace.steps for trace in traces], [trace.outputs for trace in traces], _lonely(traces)
+        [trace.steps for trace in traces],
+        [trace.outputs for trace in traces],
+        _lonely(traces).union(kept_too),
     )
     return [pruned(trace, steps) for trace, steps in zip(traces, kept, strict=True)]
 

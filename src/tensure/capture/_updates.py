@@ -18,7 +18,7 @@ from tensure.errors import InputError
 from tensure.host import dtype_word
 from tensure.program import Name, Ref
 
-from ._flat_parts import claim_flat, flat_parts, stretch_of
+from ._flat_parts import Stretch, claim_flat, flat_parts, stretch_of
 from ._given import axes_of, leaves, local_of
 from ._layout import is_copy
 from ._optimizer import States, Watched, as_optimizers, built_optimizer, counted, started
@@ -48,8 +48,10 @@ class Updates:
         self.rank, self.given, self.module = rank, given, module
         self.states = rank.captured.states
         make, self.is_ours = rank.captured.optimizer, False
-        self.held: list[tuple[str, str, tuple[int, str], Part, int | None]] = []
-        """States: local and output, parameter's id and name, and place; of flat ones, where in it."""
+        self.held: list[tuple[str, tuple[int, str], Part, int | None]] = []
+        """States: output, parameter's id and name, and place; of flat ones, where in it."""
+        self.apart: list[tuple[torch.Tensor, list[Stretch]]] = []
+        """What is stepped and is none of the module's, and what lies in it: the next step begins with it."""
         if given.optimizer is not None:
             self.optimizers = as_optimizers(given.optimizer)
             if self.states is None:
@@ -97,30 +99,48 @@ class Updates:
             if laid is not None:
                 claim_flat(self.rank, tensor, laid, "new.")
                 continue
-            if label not in self.states or label not in self.rank.standing:
+            if self.rank.captured.of(label) not in self.states or label not in self.rank.standing:
                 continue
             if isinstance(tensor, DTensor):
                 self.rank.output(f"new.{label}", tensor, None)
             else:
                 self.rank.claim(f"new.{label}", tensor, self.rank.standing[label])
         tape, after = self.rank.tape, self.watched.after()
-        for local, output, (parameter, name), part, start in self.held:
-            tensor = after[parameter].tensors[name]
+        for parameter, stands in self.apart:
+            (of, part), held = stands[0], local_of(parameter)
+            if len(stands) > 1 or of is None or part.shape != tuple(held.shape):
+                claim_flat(self.rank, held, stands, "new.")
+            else:
+                made, output = f"new.{of}", self.rank.captured.of(f"new.{of}")
+                self.rank.claim_value(self._unused(made), tape.read(held, ()), output, part)
+        for made, (key, name), part, start in self.held:
+            tensor = after[key].tensors[name]
             if isinstance(tensor, DTensor):  # it says where it stands now
-                self.rank.output(output, tensor, None)
+                self.rank.output(made, tensor, None)
                 continue
             ref = tape.read(tensor, ())
             if start is not None:
                 ref = stretch_of(self.rank, ref, part, start)
-            self.rank.claim_value(local, ref, output, part)
+            self.rank.claim_value(self._unused(made), ref, self.rank.captured.of(made), part)
+
+    def _unused(self, wanted: str) -> str:
+        """A local's name that nobody has: a parameter may lie in several of the optimizer's."""
+        count, local = 0, wanted
+        while local in self.rank.claims:
+            count += 1
+            local = f"{wanted}.{count}"
+        return local
 
     # states ------------------------------------------------------------------------------------------
 
     def _take(self, states: States) -> None:
         """A parameter's states: leaves of this rank's steps, to be claimed again afterwards."""
         stands, tensors, parameter = self._stands(states.parameter), states.tensors, id(states.parameter)
+        mine = self.names.get(parameter)
+        if stands and mine not in self.rank.standing and mine not in self.rank.flat:
+            self.apart.append((states.parameter, stands))
         for label in dict.fromkeys(label for label, _ in stands if label is not None):
-            known = (self.states or {}).get(label)
+            known = (self.states or {}).get(self.rank.captured.of(label))
             if known is None:
                 raise InputError(
                     f"the optimizer steps {label}",
@@ -148,14 +168,16 @@ class Updates:
         """A state that is a part of one parameter's, or a number that parameters share."""
         assert self.states is not None
         _, name = key
-        local, ref, shapes = local_of(tensor), None, self.rank.captured.shapes
+        local, ref, captured = local_of(tensor), None, self.rank.captured
+        shapes = captured.shapes
         for label, place in {label: place for label, place in stands if label is not None}.items():
-            leaf, mine = self.states[label][name], f"{label}.{name}"
+            of = captured.of(label)
+            leaf, mine = self.states[of][name], f"{label}.{name}"
             if isinstance(tensor, DTensor):
                 placed = dict(zip(axes_of(tensor), tensor.placements, strict=True))
                 part = self.rank.part(shapes[leaf], placed, f"state {name} of {label}")
             else:
-                part = place if shapes[leaf] == shapes[label] else whole_part(shapes[leaf])
+                part = place if shapes[leaf] == shapes[of] else whole_part(shapes[leaf])
             if ref is not None and leaf != ref:
                 raise InputError(
                     f"one number {name} for {label} and others, each with its own on the single device",
@@ -166,17 +188,18 @@ class Updates:
                     f"state {name} of {label} of shape {list(local.shape)}", wanted=f"{list(part.shape)}"
                 )
             if ref is None:
-                self.rank.claims[mine] = (leaf, part)
-                self.rank.tape.add(local, self.rank.begun(mine, leaf, local))
+                begun = self._unused(mine)
+                self.rank.claims[begun] = (leaf, part)
+                self.rank.tape.add(local, self.rank.begun(begun, leaf, local))
             ref = leaf
-            self.held.append((f"new.{mine}", f"new.{mine}", key, part, None))
+            self.held.append((f"new.{mine}", key, part, None))
 
     def _unused_number(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
         """A counter of what holds nothing of the model here: torch may step it or not, and nobody asks."""
         parameter, name = key
         known = {label: held[name] for label, held in (self.states or {}).items() if name in held}
         mine = self.names.get(parameter)
-        leaf = known.get(mine) if mine is not None else None
+        leaf = known.get(self.rank.captured.of(mine)) if mine is not None else None
         if leaf is None and len(set(known.values())) == 1:
             leaf = next(iter(known.values()))
         if leaf is not None:
@@ -190,7 +213,7 @@ class Updates:
         """A state of parts of parameters one after another."""
         assert self.states is not None
         _, name = key
-        tape, pieces, at, counts = self.rank.tape, list[Ref](), 0, dict[str, int]()
+        tape, pieces, at = self.rank.tape, list[Ref](), 0
         for label, place in stands or [(None, Part((((0, 0, 1),),)))]:
             size = math.prod(place.shape)
             if label is None:
@@ -198,12 +221,11 @@ class Updates:
                 pieces.append(tape.step("full", (), (), size=(size,), **attrs))
             else:
                 mine = f"{label}.{name}"
-                counts[mine] = counts.get(mine, -1) + 1
-                local = f"{mine}.{counts[mine]}" if counts[mine] else mine
-                self.rank.claims[local] = (self.states[label][name], place)
-                begun = self.rank.begun(local, self.states[label][name], tensor)
+                local, of = self._unused(mine), self.rank.captured.of(label)
+                self.rank.claims[local] = (self.states[of][name], place)
+                begun = self.rank.begun(local, self.states[of][name], tensor)
                 pieces.append(tape.step("view", (begun,), (), size=(size,)))
-                self.held.append((f"new.{local}", f"new.{mine}", key, place, at))
+                self.held.append((f"new.{mine}", key, place, at))
             at += size
         if tuple(tensor.shape) != (at,):
             raise InputError(
@@ -211,7 +233,7 @@ class Updates:
             )
         tape.add(tensor, tape.step("cat", tuple(pieces), (), dim=0))
 
-    def _stands(self, parameter: torch.Tensor) -> list[tuple[str | None, Part]]:
+    def _stands(self, parameter: torch.Tensor) -> list[Stretch]:
         """The module's parameters that this is a part of, one after another, and which parts."""
         label, local, rank = self.names.get(id(parameter)), local_of(parameter), self.rank
         if label is not None and label in rank.standing:
@@ -246,7 +268,8 @@ class Updates:
                 return None
             name = step.args[0].name
         label = replaced.get(name, str(name))
-        if label not in self.rank.standing or label not in (self.states or {}):
+        of = self.rank.captured.of(label)
+        if label not in self.rank.standing or of not in (self.states or {}):
             return None
         if name in replaced:
             dtype = dtype_word(tensor.dtype)

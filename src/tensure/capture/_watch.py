@@ -219,9 +219,9 @@ class _Watch:
         """
         sent = torch.stack([part.contiguous() for part in scatter_list])
         got = torch.empty_like(sent)
-        self.ranks.meeting = "dealt"
+        self.ranks.meeting, self.ranks.call = "dealt", f"scatter from member {group_src} of the group"
         dist.all_to_all_single(got, sent, group=mesh.get_group(mesh_dim))
-        self.ranks.meeting = "met"
+        self.ranks.meeting, self.ranks.call = "met", ""
         output.copy_(got[group_src])
 
     # groups and meshes -------------------------------------------------------------------------------

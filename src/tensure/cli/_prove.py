@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,11 +12,11 @@ import typer
 from tensure.errors import InputError
 
 from ._options import Json, Quiet, Verbose, help_text
+from ._prove_words import HELD, tensor_lines, verdict_words
 from ._talk import Talk
 
 if TYPE_CHECKING:
     from tensure.bundle import Replay, Verdict
-    from tensure.proving import TensorVerdict
 
 PROVE_EXAMPLES = (
     "tensure prove rows.plan.txt --program net.program.txt",
@@ -124,6 +123,13 @@ def prove_command(
             help="Run the step itself too, or not; else where it is refuted.",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Count a proof of batches without ignored labels alone as undecided.",
+        ),
+    ] = False,
     accept_probable: Annotated[
         float | None, typer.Option(metavar="1E-N", help="Count `probable` up to this error bound as yes.")
     ] = None,
@@ -136,6 +142,7 @@ def prove_command(
     from tensure import api
     from tensure.bundle import format_plan, write_file_atomic
     from tensure.program import format_program
+    from tensure.proving import multiple_words
 
     from ._targets import check_target
 
@@ -166,12 +173,12 @@ def prove_command(
             raise InputError(
                 f"--script with {', '.join(odd)}", wanted="the script alone, which says these itself"
             )
-        result = api.prove_script(_words(script), nproc)
+        result = api.prove_script(_words(script), nproc, strict=strict)
     elif plan is not None and program is not None:
         if is_step or keep or optimizer is not None or classes is not None:
             raise InputError("a plan and options for a parallel step", wanted=WANTED)
         with talk.stages() as (stage, _):
-            result = api.prove(plan, program, jobs=jobs, replay=replay, stage=stage)
+            result = api.prove(plan, program, jobs=jobs, replay=replay, strict=strict, stage=stage)
     elif plan is not None and "@" in plan:
         if is_step:
             raise InputError(f"{plan} and options for another step", wanted=WANTED)
@@ -182,6 +189,7 @@ def prove_command(
                 classes=classes,
                 jobs=jobs,
                 replay=replay,
+                strict=strict,
                 stage=stage,
                 progress=progress,
             )
@@ -203,6 +211,7 @@ def prove_command(
                 classes=classes,
                 jobs=jobs,
                 replay=replay,
+                strict=strict,
                 stage=stage,
                 progress=progress,
             )
@@ -234,13 +243,18 @@ def prove_command(
             "html": None if html is None else str(html),
         },
     )
+    factor = multiple_words({tensor.name: tensor.factor for tensor in result.tensors})
     for key, verdict in verdicts.items():
-        talk.data(f"{key}: {verdict.status} by {verdict.method}{_why(verdict)}")
+        talk.data(f"{key}: {verdict.status} by {verdict.method}{verdict_words(verdict, factor)}")
     for words in result.numerics:
         talk.data(f"numerics: {words}")
     if result.replay is not None:
         talk.data(f"replay: {result.replay.words(proof.values.status)}")
-    _say_tensors(talk, result.tensors)
+    if result.tensors:
+        held = sum(tensor.status in HELD for tensor in result.tensors)
+        talk.say(f"{held} of {len(result.tensors)} outputs derived")
+    for line in tensor_lines(result.tensors, is_full=verbose):
+        talk.say(f"  {line}")
     for ranks, reason in result.classes:
         talk.detail(f"  {ranks}: {reason}")
     if html is not None:
@@ -259,21 +273,6 @@ def prove_command(
 
 def _replayed(replay: Replay, verdict: str) -> dict[str, Any]:
     return {**dataclasses.asdict(replay), "confirms": replay.confirms(verdict)}
-
-
-def _say_tensors(talk: Talk, tensors: Sequence[TensorVerdict]) -> None:
-    """How many outputs are derived, and each that is not; every one with --verbose."""
-    if not tensors:
-        return
-    held = sum(tensor.status in ("proved", "derived") for tensor in tensors)
-    talk.say(f"{held} of {len(tensors)} outputs derived")
-    for tensor in tensors:
-        if tensor.status in ("proved", "derived"):
-            talk.detail(f"  {tensor.name}: {tensor.status}")
-            continue
-        begun = f"; since {tensor.step} ({tensor.source or 'line unknown'})" if tensor.step else ""
-        rank = f"{tensor.rank}: " if tensor.rank else ""
-        talk.say(f"  {tensor.name}: {tensor.status}, {rank}{tensor.why}{begun}")
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -331,21 +330,6 @@ def _code(verdict: Verdict, accept: float | None) -> int:
     if verdict.status == "probable":
         return 0 if accept is not None and verdict.error is not None and verdict.error <= accept else 3
     return NO[verdict.status]
-
-
-def _why(verdict: Verdict) -> str:
-    example = verdict.counterexample
-    if example is not None:
-        at = f" at [{', '.join(map(str, example.index))}]" if example.index else ""
-        source = f" ({example.source})" if example.source else ""
-        if not example.claim:  # a hang is no wrong value
-            return f"\n  {example.rank}: {example.step}{source}"
-        claim = "the model's" if example.claim == example.local else example.claim
-        found = f"{example.rank}: {example.local} is not {claim}{at}"
-        return f"\n  {found}\n  {example.step}{source}"
-    if verdict.error is not None:
-        return f", wrong with a chance below {verdict.error:.1e}"
-    return f": {verdict.reason}" if verdict.reason else ""
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:

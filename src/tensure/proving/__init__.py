@@ -6,7 +6,8 @@ turn borrows no op code from the prover.
 
 from ._check import CheckReport, check_certificate
 from ._evenness import Uneven, uneven_cuts
-from ._prove import ProofResult, prove_plan
+from ._multiples import multiple_words
+from ._prove import ProofResult, prove_plan, unconditional
 from ._tensors import TensorVerdict
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "TensorVerdict",
     "Uneven",
     "check_certificate",
+    "multiple_words",
     "prove_plan",
+    "unconditional",
     "uneven_cuts",
 ]

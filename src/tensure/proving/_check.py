@@ -19,6 +19,7 @@ from tensure.program import Program, Undecided, digest, evaluate, spread, unswep
 
 from ._certificate import Invocation, read_certificate
 from ._check_kinds import AsWritten
+from ._check_looks import condition
 from ._check_reals import read_over_reals
 from ._check_shares import Share, Walked, joined_shares
 from ._check_sums import Refused, need
@@ -86,7 +87,7 @@ def _checked(certificate: bytes, plan: Plan, program: Program, jobs: int) -> Che
         return CheckReport(False, _no_step(error), count)
     span = "; ".join(f"{key}: {_span(program, key, n)}" for key, n in covered.items())
     if any(item.targets for item in given):
-        span += "; given that no target of a loss is the class it ignores"
+        span += f"; {condition(program)}"
     if any(walk.draws for walk in walks):
         span += "; given that a part of a draw of random numbers is as good as a draw of that part"
     return CheckReport(True, "", count, span)

@@ -22,6 +22,8 @@ from ._check_piece import Reg
 from ._check_sums import Term, need, size
 
 MAX_DRAWS: Final = 1 << 22
+SEED_BITS: Final = 0xFFFFFFFF
+"""Seeds that agree in these are one seed for a processor's generator and two for others."""
 
 
 class CheckDraws:
@@ -104,10 +106,13 @@ def _source(given: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _apart_in_place(sources: Any) -> None:
-    """No two stretches of one generator's numbers have some in common and are not one."""
+    """No two stretches of one generator's numbers have some in common and are not one.
+
+    Nor of generators that are one on some devices only.
+    """
     by_seed: dict[int, set[tuple[Any, ...]]] = {}
     for seed, stretch, _ in sources:
-        by_seed.setdefault(seed, set()).add(stretch)
+        by_seed.setdefault(seed & SEED_BITS, set()).add((*stretch, seed))
     for seed, stretches in by_seed.items():
         reached = 0
         for start, extent, *_ in sorted(stretches):

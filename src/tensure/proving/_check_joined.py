@@ -30,6 +30,13 @@ def joined(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: li
             dims = _followed(op, attrs, operands, dim, out)
             if dims is not None and _by_parts(values, ask, op, attrs, operands, claim, dims, dim, widths):
                 return True
+        if op == "view" and len(operands[0]) == 1:
+            for at, widths in _seams(values, operands[0][0]):
+                dims = _followed(op, attrs, [claim], at, size(operands[0][0][2]))
+                if dims is not None and _by_parts(
+                    values, ask, op, attrs, operands, claim, [at], dims[0] or 0, widths, True
+                ):
+                    return True
     return op in CONTRACTIONS and _summed(values, ask, op, attrs, operands, claim)
 
 
@@ -54,13 +61,19 @@ def _by_parts(
     dims: Sequence[int | None],
     dim: int,
     widths: Sequence[int],
+    is_theirs: bool = False,
 ) -> bool:
+    """Part by part; `widths` are those of the result's parts, or of the operand's if it is said so."""
     start = 0
     for width in widths:
         cut = slice(start, start + width)
         start += width
-        mine = [_cut(values, item, at, cut) for item, at in zip(operands, dims, strict=True)]
-        part = _cut(values, claim, dim, cut)
+        mine = [_scaled(values, item, at, cut, sum(widths)) for item, at in zip(operands, dims, strict=True)]
+        part = _scaled(values, claim, dim, cut, sum(widths))
+        if part is None or any(
+            have is None and item is not None for have, item in zip(mine, operands, strict=True)
+        ):
+            return False
         given = {"size": size(part[0][2])} if op == "view" else attrs
         if not width or not _asked(values, ask, op, given, mine, part):
             return False
@@ -68,6 +81,7 @@ def _by_parts(
 
 
 def _asked(values: Any, ask: Asked, op: str, attrs: dict[str, Any], operands: list[Any], part: Any) -> bool:
+    op, attrs = as_view(op, attrs, operands)
     op, attrs, told = values.told(op, attrs, operands)
     moved = values.passed(op, attrs, told)
     if moved is not None and values.equal(part, moved):
@@ -79,6 +93,28 @@ def _cut(values: Any, item: Any, dim: int | None, part: slice) -> Any:
     if dim is None or not is_rel(item):
         return item
     return values.tidy(tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), lim) for c, n, r, lim in item))
+
+
+def as_view(op: str, attrs: dict[str, Any], operands: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+    """A transpose that moves nothing but dims of size 1 as the view that it is."""
+    if op != "permute" or not is_rel(operands[0]):
+        return op, attrs
+    shape = size(operands[0][0][2])
+    dims = [dim % len(shape) for dim in attrs["dims"]]
+    long = [dim for dim in dims if shape[dim] != 1]
+    return ("view", {"size": tuple(shape[dim] for dim in dims)}) if long == sorted(long) else (op, attrs)
+
+
+def _scaled(values: Any, item: Any, dim: int | None, part: slice, count: int) -> Any:
+    """A part of one of `count`, of a dim that a view may have regrouped; None: no such part.
+
+    The dim begins where that of the count does, and ends with dims behind it where the other's do.
+    """
+    if dim is None or not is_rel(item):
+        return item
+    size_here = len(item[0][2][dim])
+    (start, no), (stop, nor) = (divmod(end * size_here, count) for end in (part.start, part.stop))
+    return None if no or nor else _cut(values, item, dim, slice(start, stop))
 
 
 def _followed(
@@ -95,8 +131,10 @@ def _followed(
             before *= n
         passed = 1
         for at, n in enumerate(first):
-            if passed == before and n == out[dim] and n != 1:
-                return [at]
+            if passed == before and n != 1 and out[dim] != 1:
+                return [
+                    at
+                ]  # both begin where the dims before them end, so a run of one is a run of the other
             passed *= n
         return None
     if op in ELEMENTWISE:

@@ -145,6 +145,37 @@ class CheckSpelled(CheckSums):
         left = None if limit is None else dict(limit[1]).get(0)
         return coef * by, inner, self.spelled(inner, part), left
 
+    def unmoved(self, rel: Rel) -> Rel:
+        """A part of what was viewed and transposed as a part of what that was before, in the same shape.
+
+        A transpose that moves nothing but dims along which the part has one index leaves elements in order,
+        as a view does: all of them together leave them as they were, if the shape is what it was.
+        """
+        if rel is None or len(rel) != 1:
+            return rel
+        term = rel[0]
+        while (item := self.defs[term[1]]).op in ("view", "permute"):
+            if item.free or held_itself(term[3]):
+                return rel
+            back = self._unviewed(term) if item.op == "view" else self._untransposed(term)
+            if back is None:
+                return rel
+            term = back
+        return (term,) if size(term[2]) == size(rel[0][2]) else rel
+
+    def _untransposed(self, term: Term) -> Term | None:
+        """A part of a transpose as a part of what was transposed, if its elements stand in the same order."""
+        coef, node, reg, limit = term
+        item = self.defs[node]
+        inner, outer, by = item.operands[0]
+        dims = [dim % len(outer) for dim in item.attrs["dims"]]
+        moved = [dim for dim, index in zip(dims, reg, strict=True) if len(index) != 1]
+        if moved != sorted(moved) or sorted(dims) != list(range(len(outer))):
+            return None
+        part = selected(outer, tuple(reg[dims.index(dim)] for dim in range(len(dims))))
+        left = None if limit is None else dict(limit[1]).get(0)
+        return coef * by, inner, self.spelled(inner, part), left
+
     def seen_alike(self, term: Term, claim: Term) -> bool:
         """Are these the same elements of one thing, seen in two shapes?
 

@@ -16,14 +16,15 @@ from ._check_conditional import conditional
 from ._check_elements import alike, written
 from ._check_extremes import extreme
 from ._check_index import Anywhere, selected
-from ._check_joined import joined
+from ._check_joined import as_view, joined
 from ._check_linear import every, single
 from ._check_masked import masked_lookup
 from ._check_masked_gather import masked_gather
 from ._check_masked_rows import unmasked_rows
-from ._check_ops import CONTRACTIONS, FLOATS, clean
+from ._check_ops import CONTRACTIONS, ELEMENTWISE, FLOATS, clean
 from ._check_ops import follows as holds_as
-from ._check_piece import ONE, Piece, Reg, is_part
+from ._check_origins import same_elements
+from ._check_piece import ONE, Piece, Reg, is_part, whole
 from ._check_placed import placed
 from ._check_products import multiplied
 from ._check_runs import by_runs
@@ -107,6 +108,11 @@ class CheckSteps(CheckValues):
             or alike(self, moved, claim)
         ):
             return True
+        seen = as_view(op, attrs, operands)
+        if seen[0] != op:
+            return self.follows(
+                Op(seen[0], step.args, step.outs, tuple(seen[1].items())), operands, at, claim
+            )
         told = self._restated(op, operands, claim)
         return told is not None and self._piece(op, attrs, told, at, claim[0])
 
@@ -123,12 +129,14 @@ class CheckSteps(CheckValues):
             if not is_rel(mine) or not is_part(theirs) or len(mine) != 1 or mine[0][1] == theirs[0]:
                 continue
             coef, node, reg, limit = mine[0]
-            wanted: Rel = ((ONE, theirs[0], theirs[1], None),)
-            if limit is not None or size(reg) != size(theirs[1]):
+            part = _read_for(item, size(theirs[1]), claim[0][2])
+            if limit is not None or part is None or size(reg) != size(part):
                 return None
-            if not alike(self, ((ONE, node, reg, None),), wanted):
+            same: Term = (ONE, theirs[0], self.spelled(theirs[0], selected(theirs[1], part)), None)
+            other: Term = (ONE, node, reg, None)
+            if not alike(self, (other,), (same,)) and not same_elements(self, other, same):
                 return None
-            told[place], is_other = ((coef, theirs[0], theirs[1], None),), True
+            told[place], is_other = ((coef, *same[1:]),), True
         return told if is_other else None
 
     def same(self, one: Rel, other: Rel) -> bool:
@@ -190,7 +198,23 @@ class CheckSteps(CheckValues):
         if len(many) > 1 or not single(op, attrs, operands, many[0]):
             return False
         (place,) = many
-        parts, left = self.opened(operands[place]), list(self.opened(claim))
+        # A term may be a part of a sum, which the op was done on whole: as it stands, or its addends.
+        whole, given = operands[place], (op, attrs, operands, at, place)
+        apart = self.opened(whole), self.opened(claim)
+        return self._term_by_term(*given, whole, claim) or self._term_by_term(*given, *apart)
+
+    def _term_by_term(
+        self,
+        op: str,
+        attrs: dict[str, Any],
+        operands: list[Any],
+        at: int,
+        place: int,
+        parts: tuple[Term, ...],
+        claim: tuple[Term, ...],
+    ) -> bool:
+        """Is a claim the sum of what a linear op makes of the terms of one operand, each by itself?"""
+        left = list(claim)
         if any(self.defs[node].dtype not in FLOATS for _, node, _, _ in (*parts, *left)):
             return False  # a cast to integers is no linear op
         if len(parts) != len(left) or len(parts) > MAX_LED:
@@ -391,7 +415,7 @@ class CheckSteps(CheckValues):
             return [self.together(known, attrs["dim"] % rank)] * len(members)
         need(len({size(member[0][2]) for member in known}) == 1, "{} of several shapes", op)
         if op == "all_to_all":
-            pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+            pieces = self._sent(known, attrs["split"] % rank)
             return [
                 self.together([piece[to] for piece in pieces], attrs["cat"] % rank)
                 for to in range(len(members))
@@ -411,7 +435,7 @@ class CheckSteps(CheckValues):
         rank = len(known[0][0][2])
         if op == "all_gather":
             return [(members, attrs["dim"] % rank)] * len(members)
-        pieces = [self._split(member, attrs["split"] % rank, len(members)) for member in known]
+        pieces = self._sent(known, attrs["split"] % rank)
         return [([piece[to] for piece in pieces], attrs["cat"] % rank) for to in range(len(members))]
 
     def is_join(self, parts: list[Rel], dim: int, claim: tuple[Term, ...]) -> bool:
@@ -447,6 +471,10 @@ class CheckSteps(CheckValues):
         (made,) = self.make(Op("cat", (), (), (("dim", dim),)), plain)
         return None if made is None else tuple((coef * terms[0][0], *rest) for coef, *rest in made)
 
+    def _sent(self, members: Sequence[Any], dim: int) -> list[list[Rel]]:
+        """What each member of an all-to-all gives to each."""
+        return [[self.unmoved(part) for part in self._split(each, dim, len(members))] for each in members]
+
     def _split(self, rel: tuple[Term, ...], dim: int, count: int) -> list[Rel]:
         width, rest = divmod(len(rel[0][2][dim]), count)
         need(rest == 0, "parts that are not equal")
@@ -455,3 +483,13 @@ class CheckSteps(CheckValues):
             self.tidy(tuple((c, n, (*r[:dim], r[dim][part], *r[dim + 1 :]), s) for c, n, r, s in rel))
             for part in cut
         ]
+
+
+def _read_for(item: Def, shape: tuple[int, ...], reg: Reg) -> Reg | None:
+    """What of an operand of this shape a part of a class is made from; all of it for all of the class."""
+    if reg == whole(item.shape):
+        return whole(shape)
+    if item.op == "permute":
+        dims: Sequence[int] = item.attrs["dims"]
+        return tuple(reg[dims.index(dim)] for dim in range(len(dims)))
+    return reg if item.op in ELEMENTWISE and shape == item.shape else None

@@ -67,15 +67,17 @@ def _norm(p: Piece) -> Fraction | None:
 
 def _indexed(attrs: dict[str, Any], shapes: Sequence[Any]) -> list[Shape] | None:
     at = [d for d, shape in enumerate(shapes[1:]) if shape is not None]
-    if len(at) != 1:
-        return None
-    (d,) = at
-    return [(*shapes[0][:d], *shapes[1 + d], *shapes[0][d + 1 :])]
+    if not at or at != list(range(at[0], at[-1] + 1)):
+        return None  # places of dims that are apart come first
+    places = np.broadcast_shapes(*(shapes[1 + d] for d in at))
+    return [(*shapes[0][: at[0]], *places, *shapes[0][at[-1] + 1 :])]
 
 
 def _index(p: Piece) -> Fraction | None:
-    (d,) = [d for d, part in enumerate(p.parts[1:]) if part is not None]
-    x = p.parts[0]
+    at = [d for d, part in enumerate(p.parts[1:]) if part is not None]
+    if len(at) != 1:
+        return None  # by several, whole only
+    (d,), x = at, p.parts[0]
     fits = not p.shares and len(x) > d and _full(p, 0, d)
     return holds(fits and p.reg == (*x[:d], *p.parts[1 + d], *x[d + 1 :]))
 

@@ -20,7 +20,7 @@ from ._check_conditional import range_of
 from ._check_constants import are_targets, constant, index_of, targets_of, zeros
 from ._check_draws import CheckDraws
 from ._check_linear import every, single, value
-from ._check_moves import MOVES
+from ._check_moves import MOVES, filled_size
 from ._check_ops import FLOATS, clean, dtype_of, repeats, shapes_of
 from ._check_piece import ONE, Reg, Shape, is_part, whole
 from ._check_sums import Def, Rel, Term, is_rel, need, size, sliced, times
@@ -223,6 +223,8 @@ class CheckValues(CheckCombined):
             return _same(rels[0])
         if op in ("view", "expand") and tuple(attrs["size"]) == size(rels[0][0][2]):
             return _same(rels[0])
+        if op == "expand" and filled_size(attrs["size"], shape := size(rels[0][0][2])) == shape:
+            return _same(rels[0])  # -1 leaves a dim as it is
         if op == "view" and len(rels[0]) == 1 and (back := self._viewed(rels[0][0], tuple(attrs["size"]))):
             return back
         if op in ("copy", "slice"):

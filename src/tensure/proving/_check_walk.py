@@ -31,6 +31,7 @@ from ._certificate import Invocation
 from ._check_cells import CheckCells, differs, rel_at
 from ._check_index import Index, covers, joined, selected
 from ._check_kinds import AsWritten, Kinds
+from ._check_looks import looks_for_ignored
 from ._check_piece import ONE, Reg, Shape, whole
 from ._check_said import CheckSaid
 from ._check_shares import ALL, Share
@@ -63,6 +64,10 @@ class Walk:
         self.plan, self.program, self.entry = plan, program, given.entry
         entry = given.entry
         self.env = bind_entry(program, entry, given.params)
+        need(
+            not (given.targets and looks_for_ignored(program, entry, self.env)),
+            "no target is taken to be the class that a loss ignores, and the program looks for such",
+        )
         self.values = CheckSteps(program, self.entry, self.env, given.targets)
         self.values.read_program(self._named_operands)
         self.parts: dict[Any, Reg] = {}

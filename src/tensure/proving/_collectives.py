@@ -39,7 +39,11 @@ class Collectives:
             size = members[0].type.shape[split] // len(members)
             return [
                 self._logical.join(
-                    [self._logical.piece(item, split, to * size, (to + 1) * size) for item in members], cat
+                    [
+                        self._logical.unmoved(self._logical.piece(item, split, to * size, (to + 1) * size))
+                        for item in members
+                    ],
+                    cat,
                 )
                 for to in range(len(members))
             ]

@@ -16,6 +16,7 @@ from tensure.errors import LimitError, RecordError, TensureError, UnsupportedErr
 from tensure.program import Arg, Cat, Name, Op, Program, Ref, TensorType, expand, leaves
 
 from ._index import Region, members
+from ._multiples import Multiple, common_multiple
 
 Standing: TypeAlias = "Mapping[tuple[str, str], tuple[str, Region]]"
 """By rank and local: a value of the Program's, and the part of it."""
@@ -60,6 +61,10 @@ class Domain(Protocol):
         """The first index where they differ."""
         ...
 
+    def multiple(self, have: Any, want: Any) -> Multiple | None:
+        """By what one number they differ, if that can be told."""
+        ...
+
     def turn(self) -> None:
         """The Program has run; what comes now is the Plan."""
         ...
@@ -79,11 +84,15 @@ class Wrong:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Wrong claims in order of production; why the Plan could not go on, if so; addends left unchecked."""
+    """Wrong claims in order of production; why the Plan could not go on, if so; addends left unchecked.
+
+    `factors` has by what number a value is off, wherever it is claimed, by its name.
+    """
 
     wrong: tuple[Wrong, ...]
     error: TensureError | None
     pinned: int
+    factors: Mapping[str, Fraction]
 
 
 def compare(
@@ -97,7 +106,8 @@ def compare(
     """Draw values, run both, compare.
 
     Args:
-        standing: by rank and local as they are printed, which random numbers of the Program's a rank's are.
+        standing: by rank and local as they are printed, which random numbers of the Program's a rank's are;
+            if not given, they are the rank's own.
 
     Raises:
         UnsupportedError, LimitError: the domain cannot run them.
@@ -111,7 +121,7 @@ def compare(
         for out, result in zip(step.outs, domain.run(step, operands), strict=True):
             logical[str(out)] = result
     domain.turn()
-    machine = _Both(plan, program, entry, env, logical, domain, standing or {})
+    machine = _Both(plan, program, entry, env, logical, domain, standing)
     error: TensureError | None = None
     try:
         machine.go()
@@ -121,7 +131,10 @@ def compare(
         error = found
     else:
         machine.close()
-    return Comparison(tuple(sorted(machine.wrong, key=lambda item: item.order)), error, machine.pinned)
+    common = {label: common_multiple(parts) for label, parts in machine.multiples.items()}
+    factors = {label: factor for label, factor in common.items() if factor is not None and error is None}
+    wrong = tuple(sorted(machine.wrong, key=lambda item: item.order))
+    return Comparison(wrong, error, machine.pinned, factors)
 
 
 class _Both(PlanMachine[Any]):
@@ -135,12 +148,13 @@ class _Both(PlanMachine[Any]):
         env: Mapping[str, int],
         logical: Mapping[str, Any],
         domain: Domain,
-        standing: Standing,
+        standing: Standing | None,
     ) -> None:
         super().__init__(plan, program, entry, env)
         self.logical, self.domain, self.standing = logical, domain, standing
         self.wrong: list[Wrong] = []
         self.pinned = 0
+        self.multiples: dict[str, list[Multiple]] = {}
         self._count = 0
         self._step: Op | None = None
         self._sums: dict[tuple[object, ...], tuple[Wrong, Any]] = {}
@@ -156,7 +170,7 @@ class _Both(PlanMachine[Any]):
         return self.domain.run(step, operands)
 
     def compute(self, rank: Rank, step: Op) -> None:
-        if step.op != "draw":
+        if step.op != "draw" or self.standing is None:
             super().compute(rank, step)
             return
         self._step = step
@@ -214,6 +228,9 @@ class _Both(PlanMachine[Any]):
             return
         if made.claim.scale != 1:
             want = self.domain.scale(want, made.claim.scale)
+        multiple = self.domain.multiple(value, want)
+        if multiple is not None:
+            self.multiples.setdefault(made.claim.of.base, []).append(multiple)
         if self.domain.shape(want) != self.domain.shape(value):
             self.wrong.append(made)
             return

@@ -104,6 +104,10 @@ class Trail(Protocol):
         """All locals as they came to be."""
         ...
 
+    def addends(self) -> Iterator[Sequence[tuple[Rank, Name]]]:
+        """Of every claimed sum, the locals that come to it."""
+        ...
+
     def relation(self, rank: Rank, name: Name) -> Relation:
         """What a local is, or is claimed to be where that was in doubt."""
         ...

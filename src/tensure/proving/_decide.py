@@ -15,13 +15,18 @@ from tensure.program import (
 
 from ._compare import Wrong, compare
 from ._doubt import Doubt
+from ._ensemble import differing
 from ._field import Field
+from ._multiples import factor_words
 from ._replay import replay
-from ._tensors import claimed_base
+from ._tensors import Shown, claimed_base
 from ._unmatched import MISMATCH
 from ._walks import MAX_RANKS, SEEDS, Unit
 
 METHOD: Final = "places of random numbers"
+OTHERWISE: Final = (
+    "it reads random numbers in another way than the model does: others come out, perhaps of one distribution"
+)
 
 
 def mixed_up(unit: Unit) -> Verdict | None:
@@ -38,12 +43,13 @@ def mixed_up(unit: Unit) -> Verdict | None:
     return Verdict("unknown", METHOD, reason=f"{where}{found.doubt.why}{at}")
 
 
-def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[str]) -> Verdict:
+def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: Shown) -> Verdict:
     """One walk's doubts: refuted by a replay, probable by the field, or unknown."""
     first = unit.doubts[0]
     at = at_params(unit)
     if plan.num_ranks() > MAX_RANKS:
         return _decided_in_part(plan, unit, at, wrong)
+    hidden = False
     for seed in SEEDS:
         try:
             seen = replay(plan, program, unit.entry, unit.params, seed, unit.standing)
@@ -51,14 +57,16 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
             return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; no replay: {failed}")
         if seen is None:
             return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; too large to replay")
-        if seen.wrong:
-            wrong.update(item.claim.of.base for item in seen.wrong)
-        if seen.wrong and not (seen.error is not None and MISMATCH in unit.doubts[-1].why):
-            return Verdict(
-                "refuted",
-                "relations and replay",
-                counterexample=_counter(unit, _earliest(unit, seen.wrong), at),
-            )
+        found, method = _alike_in_no_way(unit, seen.wrong), "relations and replay"
+        if seen.wrong and not found and not hidden and unit.has_ensemble:
+            found = differing(plan, program, unit.entry, unit.params, seed, unit.size)
+            method = f"{method} of many draws of random numbers"
+        hidden = hidden or (bool(seen.wrong) and not found)
+        for base in {item.claim.of.base for item in found}:
+            factor = factor_words(seen.factors.get(base))
+            wrong[base] = factor if wrong.get(base, factor) == factor else ""
+        if found and not (seen.error is not None and MISMATCH in unit.doubts[-1].why):
+            return Verdict("refuted", method, counterexample=_counter(unit, _earliest(unit, found), at))
         if seen.error is not None:
             stuck = unit.doubts[-1]
             return Verdict(
@@ -67,6 +75,8 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
     uncovered = next((doubt for doubt in unit.doubts if not doubt.rank), None)
     if uncovered is not None:
         return Verdict("refuted", "coverage", counterexample=_stuck(uncovered, at, confirmed=True))
+    if hidden:
+        return Verdict("unknown", "replay", reason=f"{_words(first, unit)}{at}; {OTHERWISE}")
     if not unit.ended:
         return Verdict(
             "unknown", "relations", reason=f"{_words(unit.doubts[-1], unit)}{at}; a replay comes to its end"
@@ -74,7 +84,7 @@ def decided(plan: Plan, program: Program, unit: Unit, accept: float, wrong: set[
     return _field(plan, program, unit, accept, f"{_words(first, unit)}{at}")
 
 
-def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdict:
+def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: Shown) -> Verdict:
     """By a replay of what doubts rest on, or by what is on no rank."""
     lost = next((doubt for doubt in unit.doubts if not doubt.rank), None)
     if unit.halted or lost is not None:
@@ -83,12 +93,14 @@ def _decided_in_part(plan: Plan, unit: Unit, at: str, wrong: set[str]) -> Verdic
         return Verdict("refuted", method, counterexample=_stuck(found, at, confirmed=False))
     if isinstance(unit.shown, str):
         return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; {unit.shown}")
-    seen = {item.order: item for item in unit.shown}
+    seen = {item.order: item for item in unit.shown if item.order not in unit.otherwise_asked}
+    if unit.shown and not seen:
+        return Verdict("unknown", "replay", reason=f"{_words(unit.doubts[0], unit)}{at}; {OTHERWISE}")
     for doubt in unit.doubts:
         if doubt.order not in seen:
             continue
         item = seen[doubt.order]
-        wrong.update(claimed_base(plan, one.local) for one in unit.shown)
+        wrong.update({claimed_base(plan, one.local): "" for one in seen.values()})
         words = doubt.step + at
         begun = unit.suspected(doubt)
         if begun is not None:
@@ -116,6 +128,11 @@ def _field(plan: Plan, program: Program, unit: Unit, accept: float, doubt: str) 
     if domain.error > accept:
         return Verdict("unknown", "field", reason=f"{doubt}; the field's bound is only {domain.error:.1e}")
     return Verdict("probable", "field", error=domain.error)
+
+
+def _alike_in_no_way(unit: Unit, wrong: Sequence[Wrong]) -> tuple[Wrong, ...]:
+    """Those whose random numbers, if any, are read as the model reads them: another function of them."""
+    return tuple(item for item in wrong if (str(item.rank), str(item.name)) not in unit.otherwise)
 
 
 def _earliest(unit: Unit, wrong: Sequence[Wrong]) -> Wrong:

@@ -1,17 +1,20 @@
-"""How a replay draws: so that the Program has values, and its bounds are passed.
+"""How a replay draws: so that the Program has values, its bounds are passed, and what it looks for occurs.
 
 Drawn negative, leaves of which roots are taken would give no number, and nothing would be seen. A second
 moment is what an optimizer keeps of squares, and its counter goes into powers; neither says so. Small
-gradients are not clipped, and faults of clipping would not show.
+gradients are not clipped, and faults of clipping would not show. Nor would those of counting targets that are
+not the class to be ignored, if none were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tensure.program import Name, Op, Program, Ref, expand, leaves
+
+from ._looks import looks_of
 
 __all__ = ["PLAIN", "Manner", "manner_of"]
 
@@ -23,15 +26,22 @@ _LED_THROUGH: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How floats are drawn.
+    """How numbers are drawn.
 
     Args:
         positive: leaves that are drawn as magnitudes.
         scale: how much larger than usual all are.
+        marks: by leaf of integers, numbers that some of its elements are; the more the later they stand, so
+            that parts have different counts of them.
     """
 
     positive: frozenset[str] = frozenset()
     scale: float = 1.0
+    marks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+
+    def unmarked(self) -> Manner:
+        """The same without these numbers, for a Program that has no value for them."""
+        return replace(self, marks={})
 
 
 PLAIN: Final = Manner()
@@ -41,7 +51,8 @@ _LARGE: Final = 32.0
 def manner_of(program: Program, entry: str, env: Mapping[str, int], seed: int) -> Manner:
     """For one seed; where the Program holds something to bounds, every second draw is large."""
     is_bounded = any(step.op == "clamp" for step in expand(program.blocks, program.entry(entry).body, env))
-    return Manner(_rooted(program, entry, env), _LARGE if is_bounded and seed % 2 == 0 else 1.0)
+    scale = _LARGE if is_bounded and seed % 2 == 0 else 1.0
+    return Manner(_rooted(program, entry, env), scale, looks_of(program, entry, env).marks)
 
 
 def _rooted(program: Program, entry: str, env: Mapping[str, int]) -> frozenset[str]:

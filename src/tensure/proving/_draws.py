@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tensure.bundle import Rank
 from tensure.program import Name, Op, Undecided, at_place, axes_in
@@ -25,6 +25,9 @@ from ._values import is_part
 
 Place: TypeAlias = "tuple[int, int, str, str, str]"
 """Where on a generator a draw is: start, extent, law, the draws before; and the dtype of its numbers."""
+NOTHING: Final[frozenset[tuple[Rank, Name]]] = frozenset()
+SEED_BITS: Final = 0xFFFFFFFF
+"""What a processor's generator takes of a seed: two that agree in these are one there, and two elsewhere."""
 Part: TypeAlias = "tuple[int, Region]"
 """A draw of the model's, and the part of it."""
 
@@ -81,6 +84,9 @@ class Draws:
         self._drawn: list[_Drawn] = []
         self._taken: dict[int, dict[Region, dict[object, set[Rank]]]] = {}
         """By draw of the model's, and part of it: what sources stand for that, and on which ranks."""
+        self._own: dict[tuple[Rank, Name], Region | None] = {}
+        self._strange: list[_Drawn] = []
+        """Draws that stand for none of the model's."""
         self.guessed = False
         """Whether some draw fits several of the model's."""
 
@@ -103,7 +109,9 @@ class Draws:
         """
         found = [(node, self._region(node, step, like, shape)) for node in self._model]
         fitting = tuple((node, region) for node, region in found if region is not None)
+        self._own[rank, step.outs[0]] = None
         if not fitting:
+            self._strange.append(_Drawn(order, rank, step.outs[0], step, -1, (), ()))
             return None
         if len(fitting) > 1:
             self.guessed = True
@@ -121,6 +129,7 @@ class Draws:
         """Note that a rank's draw stands for a part of a draw of the model's."""
         fitting = fitting or ((node, region),)
         self._drawn.append(_Drawn(order, rank, step.outs[0], step, node, region, fitting))
+        self._own[rank, step.outs[0]] = region
         if len(fitting) > 1:
             of_part = self._taken.setdefault(node, {}).setdefault(region, {})
             of_part.setdefault(_source(step), set()).add(rank)
@@ -171,16 +180,30 @@ class Draws:
             for spot in self._spots(item, self._cells.folded)
         }
 
-    def mixed(self) -> Mixed | None:
-        """The first draw whose numbers are not the model's, whatever these are; of certain ones, if any."""
+    def drawn(self) -> dict[tuple[Rank, Name], Region | None]:
+        """All draws of ranks, and of which part of one of the model's; None where it is of none."""
+        return dict(self._own)
+
+    def is_known(self) -> bool:
+        """Whether it is known which of the ranks' numbers are one, and which are independent."""
+        found = (spot for item in (*self._drawn, *self._strange) for spot in self._moving(item))
+        return _overlap([(spot.seed, spot.place, None) for spot in found]) is None
+
+    def mixed(self, unsettled: frozenset[tuple[Rank, Name]] = NOTHING) -> Mixed | None:
+        """The first draw whose numbers are not the model's, whatever these are; of certain ones, if any.
+
+        Args:
+            unsettled: draws that may be put to another use than the model's (`_readings`): two of them may
+                well stand for one part.
+        """
         first: Mixed | None = None
-        for found in self._clashes():
+        for found in self._clashes(unsettled):
             if found.certain:
                 return found
             first = first or found
         return first
 
-    def _clashes(self) -> Iterator[Mixed]:
+    def _clashes(self, unsettled: frozenset[tuple[Rank, Name]]) -> Iterator[Mixed]:
         whose: dict[tuple[int, Place, int], _Spot] = {}
         parts: dict[int, _Parts] = {}
         shared: dict[tuple[int, Place], _Spot] = {}
@@ -200,14 +223,19 @@ class Draws:
             if other is not None:
                 why = f"draws other numbers than {other.rank}, of {self._words(other)}"
                 certain = len(spot.fitting) == len(other.fitting) == 1 and _are_others(spot, other)
-                yield self._told(spot, why, other, certain=certain)
+                both = {(one.drawn.rank, one.drawn.name) for one in (spot, other)}
+                yield self._told(spot, why, other, certain=certain and unsettled.isdisjoint(both))
         one = _overlap([(spot.seed, spot.place, spot) for spot in spots])
         if one is not None:
             first, other = one
             assert isinstance(first, _Spot)
             assert isinstance(other, _Spot)
-            why = f"numbers {_span(first.place)} and {_span(other.place)} after seed {first.seed}"
-            why += f": {first.rank} draws in another way from there"
+            if first.seed == other.seed:
+                why = f"numbers {_span(first.place)} and {_span(other.place)} after seed {first.seed}"
+                why += f": {first.rank} draws in another way from there"
+            else:
+                why = f"seed {other.seed} agrees in its low 32 bits with {first.rank}'s {first.seed}: a "
+                why += "processor's generator takes no more of a seed, others may"
             yield self._told(other, why, first, certain=False)
         given = [(node, self._logical.values[node].given) for node in self._model]
         twice = _overlap([(at["seed"], _place(at), node) for node, at in given])
@@ -288,8 +316,10 @@ def _place(given: Mapping[str, Any]) -> Place:
 
 def _are_others(one: _Spot, other: _Spot) -> bool:
     """Whether numbers of two places are others for certain: not if stretches of one generator overlap."""
-    if one.seed != other.seed or one.place == other.place:
+    if (one.seed ^ other.seed) & SEED_BITS:
         return True
+    if one.place == other.place:
+        return one.seed == other.seed
     return one.place[0] + one.place[1] <= other.place[0] or other.place[0] + other.place[1] <= one.place[0]
 
 
@@ -298,18 +328,22 @@ def _span(place: Place) -> str:
 
 
 def _overlap(rows: list[tuple[int, Place, Any]]) -> tuple[Any, Any] | None:
-    """Two draws from one generator that share numbers and are not one draw; an empty one shares none."""
-    by_seed: dict[int, dict[Place, Any]] = {}
+    """Two draws from one generator that share numbers and are not one draw; an empty one shares none.
+
+    Generators are one, perhaps, if their seeds agree in the bits that all of them take.
+    """
+    by_seed: dict[int, dict[tuple[Place, int], Any]] = {}
     for seed, place, whose in rows:
-        by_seed.setdefault(seed, {}).setdefault(place, whose)
+        by_seed.setdefault(seed & SEED_BITS, {}).setdefault((place, seed), whose)
     for places in by_seed.values():
-        last: Place | None = None
-        for place in sorted(places):
-            if not place[1]:
+        last: tuple[Place, int] | None = None
+        for at in sorted(places):
+            (start, extent, *_), _ = at
+            if not extent:
                 continue
-            if last is not None and place[0] < last[0] + last[1]:
-                return places[last], places[place]
-            last = place if last is None else max(last, place, key=lambda at: at[0] + at[1])
+            if last is not None and start < last[0][0] + last[0][1]:
+                return places[last], places[at]
+            last = at if last is None else max(last, at, key=lambda one: one[0][0] + one[0][1])
     return None
 
 

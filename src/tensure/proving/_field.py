@@ -155,6 +155,9 @@ class Field:
         wraps = value.wraps or (value.dtype in NARROW and by != 1)
         return F(value.array * element_of(by) % P, value.degree, value.dtype, wraps)
 
+    def multiple(self, have: F, want: F) -> None:
+        """Nothing: a factor of elements of a field is no number to tell."""
+
     def difference(self, have: F, want: F) -> tuple[int, ...] | None:
         if have.dtype != want.dtype:  # of one dtype, what is equal before is equal in it
             have, want = self.settled(have), self.settled(want)

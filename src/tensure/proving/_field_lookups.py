@@ -76,6 +76,24 @@ def _scatter_add(field: Field, given: dict[str, Any], operands: list[Any]) -> Ma
     return [(np.moveaxis(made, -1, dim), x.degree.plus(_picked(spots.shape[-1], src)))]
 
 
+def _scatter(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
+    """One number put into each line: x + h(i - r) (src - x).
+
+    Of several in a line, which may be at one place, nobody says which stays: no meaning.
+    """
+    x, index, src = operands
+    dim = given["dim"] % x.array.ndim
+    if index.array.shape[dim] != 1:
+        raise UnsupportedError("several numbers scattered along a dim, in the field")
+    spots = np.moveaxis(index.array, dim, -1)
+    values = np.moveaxis(src.array[tuple(slice(size) for size in index.array.shape)], dim, -1)
+    made = np.moveaxis(x.array, dim, -1).copy()
+    chosen = field.indicator(spots[..., 0], made.shape[-1])
+    inside = tuple(slice(size) for size in spots.shape[:-1])
+    made[inside] += chosen * (values - made[inside])
+    return [(np.moveaxis(made, -1, dim), x.degree.plus(_picked(1, x), _picked(1, src)))]
+
+
 def _embedding_gradient(field: Field, given: dict[str, Any], operands: list[Any]) -> Made:
     grad, indices = operands
     chosen = field.indicator(indices.array.reshape(-1), given["num_weights"])
@@ -127,6 +145,7 @@ LOOKUPS: Final[dict[str, Callable[[Field, dict[str, Any], list[Any]], Made]]] = 
     "embedding": _embedding,
     "index_select": _index_select,
     "gather": _gather,
+    "scatter": _scatter,
     "scatter_add": _scatter_add,
     "embedding_dense_backward": _embedding_gradient,
     "nll_loss_forward": _loss,

@@ -66,7 +66,9 @@ def _taken(values: Pieces, call: Call, along: Along, widths: Sequence[int]) -> R
         ]
         shape = list(call.types[0].shape)
         if out is not None:
-            shape[out] = width
+            shape[out], rest = divmod(width * shape[out], sum(widths))  # a view may regroup it
+            if rest:
+                return None
         found = TensorType(tuple(shape), call.types[0].dtype)
         given = dict(call.given)
         step = call.step
@@ -94,7 +96,7 @@ def _along(call: Call, at: int, dim: int) -> Along | None:
         for before, after in groups(shape, out):
             kept = [d for d in range(*before) if shape[d] != 1]
             left = [d for d in range(*after) if out[d] != 1]
-            if kept == [dim] and len(left) == 1:
+            if kept[:1] == [dim] and left:  # the outermost of what is regrouped: each part is a run of it
                 return [dim], left[0]
         return None
     if op in ELEMENTWISE:

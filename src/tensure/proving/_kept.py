@@ -24,7 +24,7 @@ from tensure.program import (
 
 from ._contraction import TERMS, terms_of
 from ._domain import PLAIN, Manner, manner_of
-from ._replay import DRAWS, Array, Real, widened_program
+from ._replay import Array, Real, ways, widened_program
 
 MAX_LIVE: Final = 1 << 28
 """Elements kept at once: 2 GiB in float64."""
@@ -64,15 +64,15 @@ def kept_values(
     given = {label: want for label, want, _ in leaves(wide, entry, env)}
     _small_enough(steps, types, labels)
     manner = manner_of(wide, entry, env, seed)
-    for most in DRAWS:
+    for most, how in ways(manner):
         try:
             with np.errstate(all="ignore"):
                 for damped in (1.0, DAMPED):
-                    found = _run(steps, given, labels, Draw(seed, most, damped, manner))
+                    found = _run(steps, given, labels, Draw(seed, most, damped, how))
                     if not _overflows(found):
                         return found
                     del found  # as large as the next
-                return _run(steps, given, labels, Draw(seed, most, 1.0, manner))
+                return _run(steps, given, labels, Draw(seed, most, 1.0, how))
         except LimitError:
             raise
         except TensureError:

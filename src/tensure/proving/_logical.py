@@ -265,7 +265,7 @@ class Logical(Matching):
     def _joined(self, call: Call) -> Relation | None:
         """Tensors one after another, or a step on such."""
         laid = rejoined(self, call, self.single) or written(self, call) or filled_up(self, call)
-        return laid or joined_step(self, call, self.first_own)
+        return laid or joined_step(self, call, self.first_own) or self.moving_ones(call)
 
     def known(self, call: Call, *, addends: bool = False) -> Term | None:
         """The part (or addend) of a value of the Program's that a step makes, by the rule for its op."""

@@ -39,7 +39,7 @@ from ._logical import Logical
 from ._relation import ONE, Relation, Term, total
 from ._replay import constant_step
 from ._steps import Held, bound
-from ._suspects import Made, Suspect, suspect
+from ._suspects import Made, Suspect, is_constant, suspect
 from ._unmatched import unmatched
 from ._values import NO_AXES
 from ._waiting import waiting
@@ -84,6 +84,7 @@ class Relations(PlanMachine[Held]):
         self._doubted: dict[tuple[Rank, Name], Relation] = {}
         self._asked_of: dict[tuple[str, str], tuple[Rank, Name]] = {}
         """Of which locals the first doubts are, as they are printed."""
+        self._addends_of: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
         self._sent: dict[tuple[Rank, Name], tuple[Rank, Op]] = {}
         self.asked: list[Asked] = []
         self._reads: dict[tuple[Rank, Name], tuple[tuple[Rank, Name], ...]] = {}
@@ -300,6 +301,10 @@ class Relations(PlanMachine[Held]):
     def in_order(self) -> Iterator[tuple[Rank, Name]]:
         return iter(self._order)
 
+    def addends(self) -> Iterator[list[tuple[Rank, Name]]]:
+        for members in self._sums.values():
+            yield [(rank, name) for rank, name, _, _ in members]
+
     def types(self) -> dict[Rank, dict[Name, TensorType]]:
         """By rank, supplied locals included."""
         return {
@@ -315,7 +320,10 @@ class Relations(PlanMachine[Held]):
     def suspects(self) -> dict[tuple[str, str], Suspect]:
         """For the first doubts, the step that first went astray."""
         found: dict[tuple[str, str], Suspect] = {}
-        for label, key in self._asked_of.items():
+        for label, asked in self._asked_of.items():
+            # Of a sum that is wrong, no zeros that one rank adds are meant.
+            addends = (asked, *self._addends_of.get(asked, ()))
+            key = next((item for item in addends if not is_constant(item, self._made_of)), asked)
             seen = suspect(*key, self._made_of, self._derived, self.claims.is_known, self.claims.words)
             if seen is not None:
                 found[label] = seen
@@ -403,6 +411,7 @@ class Relations(PlanMachine[Held]):
                 self._doubt(rank, name, want, f"the addends sum to {found}")
                 over = self.cells.folded.intersection(claim.sum)
                 places = tuple((r, n) for r, n, _, _ in members)
+                self._addends_of[rank, name] = places
                 self.asked.append(Asked(self._order[rank, name], rank, name, places, over, want))
         entry = self.program.entry(self.entry)
         outputs = [str(name.ground(self.env)) for name in entry.outputs]

@@ -51,7 +51,10 @@ class Matching(Pieces):
                     continue
                 if want is not None and any(term.node == node for term in want.terms):
                     return node, derived, order
-                best = best or (node, derived, order)
+                # All of a value before a part of a longer one: numbers counted up are part of many.
+                is_all = not terms and derived[0].region == whole_region(self.values[node].type.shape)
+                if best is None or is_all:
+                    best = (node, derived, order)
         return best
 
     def _fits(self, call: Call, terms: list[Term | Number], node: int) -> list[Derived] | None:

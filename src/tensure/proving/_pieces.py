@@ -85,6 +85,38 @@ class Pieces(Sums):
         step = Op("permute", call.step.args, call.step.outs, (("dims", dims),), call.step.note)
         return replace(call, step=step, given={"dims": dims}, operands=[held])
 
+    def moving_ones(self, call: Call) -> Relation | None:
+        """A transpose that moves nothing but dims of size 1 as a view; None for any other step."""
+        held = call.operands[0] if call.step.op == "permute" and not call.own else None
+        if not isinstance(held, Held):
+            return None
+        order = [dim for dim in order_of(call.given, len(held.type.shape)) if held.type.shape[dim] != 1]
+        return self._as(held, call.types[0].shape, False).relation if order == sorted(order) else None
+
+    def unmoved(self, held: Held) -> Held:
+        """A part of what was transposed and viewed as the part of what that was before, if it is one."""
+        term, dtype = held.relation.single, held.type.dtype
+        while term is not None and (value := self.values[term.node]).op in ("view", "permute"):
+            operand, shape = value.operands[0], shape_of(term.region)
+            if not isinstance(operand, tuple) or value.free or held_itself(term.limit):
+                return held
+            node, outer, coef = operand
+            if value.op == "view":
+                places = regrouped(term.region, value.type.shape, shape_of(outer))
+            else:
+                dims: tuple[int, ...] = value.given["dims"]
+                places = tuple(term.region[dims.index(dim)] for dim in range(len(dims)))
+                long = [dim for dim, size in zip(dims, shape, strict=True) if size != 1]
+                places = places if long == sorted(long) else None  # else elements change their order
+            if places is None:
+                return held
+            region = tuple(select(index, place) for index, place in zip(outer, places, strict=True))
+            limit = None if term.limit is None else dict(term.limit.through)[0]
+            term = Term(node, self.spelled(node, region), term.coef * coef, limit)
+        if term is None or shape_of(term.region) != held.type.shape:
+            return held
+        return Held(TensorType(held.type.shape, dtype), Relation((term,)))
+
     def stacking(self, call: Call) -> Call:
         """A stack as a join of the same tensors with a dim of size 1 more."""
         shape = call.types[0].shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tensure.bundle import Counterexample, Plan, Proof, Replay, Verdict, plan_digest
@@ -21,11 +21,12 @@ from ._as_given import Given
 from ._cells import Cells, unfolding
 from ._certificate import Covered, write_certificate
 from ._check import check_certificate
+from ._check_looks import GIVEN
 from ._decide import at_params, decided, mixed_up
 from ._reals import over_reals, unclear_literal
 from ._replay import storage_replay
 from ._storage import too_large
-from ._tensors import TensorVerdict, tensor_verdicts
+from ._tensors import Shown, TensorVerdict, tensor_verdicts
 from ._walks import MAX_INVOCATIONS, MAX_RANKS, SEEDS, Unit, invocations_of, walked
 
 MAX_WALKED_AGAIN: Final = 1 << 15
@@ -58,6 +59,7 @@ def prove_plan(
     accept: float = ACCEPT,
     fold: Sequence[str] | None = None,
     classes: Sequence[tuple[str, str]] = (),
+    strict: bool = False,
 ) -> ProofResult:
     """Two verdicts on a Plan for a Program: values and storage.
 
@@ -69,6 +71,7 @@ def prove_plan(
         fold: the mesh axes along which ranks may be taken together; if not given, all of them for over
             256 ranks, and otherwise none.
         classes: which ranks each text stands for and why, as whoever made the Plan tells; it is put down.
+        strict: what is proved only given that no target of a loss is the class it ignores is `unknown`.
 
     Raises:
         RecordError: the Plan is for another Program, or the Program is malformed.
@@ -79,7 +82,18 @@ def prove_plan(
     if not 0 < accept < 1:
         raise RecordError(f"accept={accept}", wanted="a probability above 0 and below 1")
     with unswept():
-        return _proved(plan, program, jobs, accept, fold, tuple(classes))
+        result = _proved(plan, program, jobs, accept, fold, tuple(classes))
+    return unconditional(result) if strict else result
+
+
+def unconditional(result: ProofResult) -> ProofResult:
+    """The same, but that a proof of batches without ignored targets alone is none."""
+    values = result.proof.values
+    if values.status != "proved" or GIVEN not in values.method:
+        return result
+    _, given, words = values.method.partition(GIVEN)
+    verdict = Verdict("unknown", "relations", reason=f"proved only {given}{words}")
+    return replace(result, proof=replace(result.proof, values=verdict, certificate=None), certificate=None)
 
 
 def _proved(
@@ -98,7 +112,7 @@ def _proved(
     if unknown := [axis for axis in fold if axis not in plan.mesh]:
         raise RecordError(f"fold along {unknown[0]!r}", wanted=f"axes of the mesh: {', '.join(plan.mesh)}")
     invocations, open_entries = invocations_of(program)
-    wrong: set[str] = set()
+    wrong: Shown = {}
     units, certificate, looked = list[Unit](), None, False
     values = Verdict("unknown", "relations", reason="no way to walk it was found")
     for folded in unfolding(plan, fold):
@@ -122,7 +136,7 @@ def _proved(
             break
     if given is not None and values.status == "refuted" and (unclear := unclear_literal(*said)):
         reason = f"it differs, and the plan has {unclear}, which may be the rounding of another"
-        values, wrong = Verdict("unknown", values.method, reason=reason), set()
+        values, wrong = Verdict("unknown", values.method, reason=reason), {}
     storage = _storage(plan, program, units)
     named = None if certificate is None else f"sha256:{hashlib.sha256(certificate).hexdigest()}"
     return ProofResult(
@@ -152,7 +166,7 @@ def _faulty(
     jobs: int,
     folded: frozenset[str],
     accept: float,
-    wrong: set[str],
+    wrong: Shown,
     given: Given | None,
 ) -> tuple[Verdict, list[Unit]] | None:
     """A refutation where ranks taken together differ: of those that are right, most do not."""
@@ -188,7 +202,7 @@ def _values(
     units: Sequence[Unit],
     open_entries: Sequence[str],
     accept: float,
-    wrong: set[str],
+    wrong: Shown,
     classes: Sequence[tuple[str, str]],
     said: tuple[Plan, Program],
     jobs: int,

@@ -6,7 +6,7 @@ and not of rounding. Knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -16,6 +16,7 @@ import numpy as np
 from tensure.bundle import Local, Plan, Track
 from tensure.errors import EvaluationError, LimitError, RecordError, TensureError
 from tensure.program import (
+    Attr,
     Attrs,
     Block,
     Body,
@@ -34,6 +35,7 @@ from tensure.program import (
 
 from ._compare import Comparison, Standing, compare
 from ._domain import PLAIN, Manner, manner_of
+from ._multiples import Multiple, multiple_of
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NARROW: Final = frozenset({"f32", "f16", "bf16"})
@@ -66,14 +68,20 @@ def replay(
     if sum(int(np.prod(found.shape, dtype=np.float64)) for found in types.values()) > MAX_ELEMENTS:
         return None
     manner = manner_of(wide_program, entry, env, seed)
-    for most in DRAWS:
+    for most, how in ways(manner):
         try:
-            return compare(wide_plan, wide_program, entry, env, Real(seed, most, manner), standing)
+            return compare(wide_plan, wide_program, entry, env, Real(seed, most, how), standing)
         except LimitError:
             return None
         except RecordError:
             continue
     return None
+
+
+def ways(manner: Manner) -> Iterator[tuple[int, Manner]]:
+    """Below what indices are drawn, and how all is: the first of these that the Program takes."""
+    for how in (manner, manner.unmarked()) if manner.marks else (manner,):
+        yield from ((most, how) for most in DRAWS)
 
 
 def storage_replay(
@@ -109,7 +117,7 @@ class Real:
     Args:
         seed: of what is drawn.
         most: indices are below it.
-        manner: how floats are drawn.
+        manner: how they are drawn besides.
     """
 
     def __init__(self, seed: int | Sequence[int], most: int, manner: Manner = PLAIN) -> None:
@@ -124,9 +132,19 @@ class Real:
             drawn = np.abs(drawn) if label in self.manner.positive else drawn
         elif want.dtype in ("i64", "i32", "bool"):
             drawn = self.rng.integers(0, 2 if want.dtype == "bool" else self.most, want.shape)
+            drawn = self._marked(drawn, self.manner.marks.get(label, ()))
         else:
             drawn = self.rng.integers(0 if want.dtype == "u8" else -90, 91, want.shape)
         return np.asarray(drawn).astype(numpy_dtype(want.dtype))
+
+    def _marked(self, drawn: Array, marks: tuple[int, ...]) -> Array:
+        """Every second element but the first may be a mark, the later the likelier, the last two are."""
+        at = np.arange(drawn.size)
+        if marks and drawn.size > 1:
+            likely = (self.rng.random(drawn.size) < at / drawn.size) | (at >= drawn.size - 4)
+            spots = np.flatnonzero((at % 2 == 1) & likely & ((at > 1) | (drawn.size < 4)))
+            drawn.flat[spots] = self.rng.choice(marks, spots.size)
+        return drawn
 
     def run(self, step: Op, operands: list[Any]) -> list[Array]:
         return run_step(step, operands)
@@ -154,6 +172,9 @@ class Real:
     def turn(self) -> None:
         pass
 
+    def multiple(self, have: Array, want: Array) -> Multiple | None:
+        return multiple_of(have, want)
+
     def difference(self, have: Array, want: Array) -> tuple[int, ...] | None:
         one, other = have.astype(np.float64), want.astype(np.float64)
         with np.errstate(all="ignore"):
@@ -167,16 +188,26 @@ def constant_step(step: Op, level: float = LEVELS[1]) -> Op:
     """The same step, but that a draw gives one number everywhere."""
     if step.op != "draw":
         return step
-    attrs = {"size": step.attr("size"), "dtype": step.attr("dtype") or "f32", "fill_value": level}
+    attrs: dict[str, Attr] = {
+        "size": step.attr("size"),
+        "dtype": step.attr("dtype") or "f32",
+        "fill_value": level,
+    }
     return Op("full", (), step.outs, tuple(sorted(attrs.items())), step.note)
 
 
 def constant_program(program: Program, level: float) -> Program:
     """The same Program where all random numbers are one."""
+    return changed_program(program, lambda step: constant_step(step, level))
 
-    def change(step: Op) -> Op:
-        return constant_step(step, level)
 
+def constant_plan(plan: Plan, level: float) -> Plan:
+    """The same Plan where all random numbers are one."""
+    return changed_plan(plan, lambda step: constant_step(step, level))
+
+
+def changed_program(program: Program, change: Callable[[Op], Op]) -> Program:
+    """The same Program with every step changed."""
     return replace(
         program,
         blocks=_blocks(program.blocks, change),
@@ -186,11 +217,8 @@ def constant_program(program: Program, level: float) -> Program:
     )
 
 
-def constant_plan(plan: Plan, level: float) -> Plan:
-    """The same Plan where all random numbers are one."""
-
-    def change(step: Op) -> Op:
-        return constant_step(step, level)
+def changed_plan(plan: Plan, change: Callable[[Op], Op]) -> Plan:
+    """The same Plan with every step changed."""
 
     def track(old: Track) -> Track:
         return replace(old, bodies={key: _body(body, change) for key, body in old.bodies.items()})

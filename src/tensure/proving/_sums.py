@@ -102,9 +102,17 @@ class Sums(Values):
         if not call.own:
             summed = self._widened(summed, call.types[0])
         if not call.own and (summed.limited or self.aligned(summed) is not None):
-            return self.resolve(summed)
+            known = None if summed.limited else self._of_parts(call, summed)
+            return self.resolve(summed) if known is None else Relation((known,))
         found = self.sum_of(summed, call.types[0])
         return found if found.single is not None else None  # a sum of parts is a value of its own
+
+    def _of_parts(self, call: Call, summed: Relation) -> Term | None:
+        """A sum of parts as what the Program makes by the same step of the same: there it is no sum."""
+        singles = [item.relation.single for item in call.operands if isinstance(item, Held)]
+        if None in singles or all(self.is_whole(term.node, term.region) for term in summed.terms):
+            return None
+        return self.known(call)
 
     def _widened(self, summed: Relation, found: TensorType) -> Relation:
         """What stands beside one index of a longer dim, as one of what is spread along that dim."""

@@ -16,9 +16,11 @@ from tensure.program import COLLECTIVES, Name, Op, where
 
 from ._relation import Relation
 
-__all__ = ["Made", "Suspect", "suspect"]
+__all__ = ["Made", "Suspect", "is_constant", "suspect"]
 
 MAX_WALKED: Final = 1 << 17
+MAX_CONSTANT: Final = 64
+"""Locals that a constant is made of; more are not looked at."""
 _JOINS: Final = ("cat", "stack")
 Local: TypeAlias = tuple[Rank, Name]
 
@@ -70,6 +72,8 @@ def suspect(
         assert entry is not None
         operands = [item for item in entry.reads if made(item) is not None]
         astray = [item for item in operands if not known(derived(item))]
+        if len(astray) > 1:  # zeros to which what is wrong is added are not meant
+            astray = [item for item in astray if not is_constant(item, made)] or astray
         if entry.step.op == "copy" and not astray:
             astray = operands  # whoever made what is copied is meant
         if not astray:
@@ -87,6 +91,19 @@ def suspect(
     _, order, rank, name = first
     _, rank, name = _odd_one_out(rank, name, made, derived) or (order, rank, name)
     return _told(rank, name, made, derived, known, words)
+
+
+def is_constant(local: Local, made: Callable[[Local], Made | None]) -> bool:
+    """Whether a local is made of nothing supplied or drawn, as the zeros of a stage without a loss."""
+    todo, seen = [local], {local}
+    while todo and len(seen) < MAX_CONSTANT:
+        entry = made(todo.pop())
+        if entry is None or (entry.step.op in ("draw", "recv") and not entry.reads):
+            return False
+        fresh = [item for item in entry.reads if item not in seen]
+        seen.update(fresh)
+        todo += fresh
+    return not todo
 
 
 def _plain(relation: Relation) -> bool:
@@ -111,6 +128,8 @@ def _odd_one_out(
     if len(few) == len(most):
         return None
     odd, peer = few[0], most[0]
+    if is_constant(odd, made):  # zeros that one rank adds
+        return None
     for _ in range(MAX_WALKED):
         mine, theirs = made(odd), made(peer)
         if mine is None or theirs is None:
@@ -151,6 +170,23 @@ def _told(
             if not _plain(derived(item)):
                 odd.append(f"{item[1]}, which is {words(derived(item))}")
         why = f"it reads {'; '.join(odd[:2])}" if odd else "the program has no such value"
-    note = dict(step.note)
-    source = ", ".join(str(note[key]) for key in ("module", "source") if key in note)
-    return Suspect(entry.order, str(rank), where(step).split(" at ")[0], source, why)
+    return Suspect(entry.order, str(rank), where(step).split(" at ")[0], _line_near((rank, name), made), why)
+
+
+def _line_near(local: Local, made: Callable[[Local], Made | None]) -> str:
+    """Module and line of the step that made a local, or of the nearest that it comes from."""
+    at, seen, module = [local], {local}, ""
+    while at and len(seen) < MAX_WALKED:
+        before: list[Local] = []
+        for item in at:
+            entry = made(item)
+            if entry is None:
+                continue
+            note = dict(entry.step.note)
+            if "source" in note:
+                return ", ".join(str(note[key]) for key in ("module", "source") if key in note)
+            module = module or str(note.get("module", ""))
+            before += entry.reads
+        at = [item for item in dict.fromkeys(before) if item not in seen]
+        seen.update(at)
+    return module

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from tensure.bundle import Plan, Verdict
 from tensure.program import Program
 
-__all__ = ["TensorVerdict", "tensor_verdicts"]
+__all__ = ["Shown", "TensorVerdict", "tensor_verdicts"]
+
+Shown: TypeAlias = "dict[str, str]"
+"""Values that a replay has shown wrong, and what multiple of the program's each is, empty if none."""
 
 _RANKED = ("proved", "derived", "probable", "unknown", "refuted")
 
@@ -24,6 +27,7 @@ class TensorVerdict:
             being proved and its certificate from being checked.
         rank, why: the first rank where it is in doubt, and what was found there.
         step, source: the step that first went astray, and its line.
+        factor: what multiple of the program's it is on every rank, as a fraction; empty if none.
     """
 
     name: str
@@ -32,6 +36,7 @@ class TensorVerdict:
     why: str = ""
     step: str = ""
     source: str = ""
+    factor: str = ""
 
 
 class Doubted(Protocol):
@@ -77,13 +82,13 @@ class Walked(Protocol):
 
 
 def tensor_verdicts(
-    plan: Plan, program: Program, walks: Sequence[Walked], values: Verdict, wrong: Collection[str]
+    plan: Plan, program: Program, walks: Sequence[Walked], values: Verdict, wrong: Mapping[str, str]
 ) -> tuple[TensorVerdict, ...]:
     """A verdict for every output, the weakest over all invocations.
 
     Args:
         values: the verdict on all of them.
-        wrong: the outputs that a replay has shown to be wrong.
+        wrong: the outputs that a replay has shown to be wrong, with the multiple that each is.
     """
     found: dict[str, TensorVerdict] = {}
     for walk in walks:
@@ -92,21 +97,21 @@ def tensor_verdicts(
             first.setdefault(claimed_base(plan, doubt.local), doubt)
         for output in program.entry(walk.entry).outputs:
             label = output.base
-            one = _of(label, first.get(label), walk, values, label in wrong)
+            one = _of(label, first.get(label), walk, values, wrong.get(label))
             if label not in found or _RANKED.index(one.status) > _RANKED.index(found[label].status):
                 found[label] = one
     return tuple(found.values())
 
 
-def _of(label: str, doubt: Doubted | None, walk: Walked, values: Verdict, wrong: bool) -> TensorVerdict:
+def _of(label: str, doubt: Doubted | None, walk: Walked, values: Verdict, wrong: str | None) -> TensorVerdict:
     if doubt is None and not walk.ended:
         return TensorVerdict(label, "unknown", why="ranks do not come to the end of the step")
     if doubt is None:
         return TensorVerdict(label, "proved" if values.status == "proved" else "derived")
     begun = walk.suspected(doubt)
-    status = "refuted" if wrong else "unknown" if values.status == "refuted" else values.status
+    status = "refuted" if wrong is not None else "unknown" if values.status == "refuted" else values.status
     step, source = ("", "") if begun is None else (begun.step, begun.source)
-    return TensorVerdict(label, status, doubt.rank, doubt.why, step, source)
+    return TensorVerdict(label, status, doubt.rank, doubt.why, step, source, wrong or "")
 
 
 def claimed_base(plan: Plan, local: str) -> str:

@@ -48,7 +48,9 @@ def unmatched(
     for rank in members:
         counts.setdefault(len(calls[rank]), []).append(rank)
         own, stands = next((step for step in calls[rank] if step.outs == met.outs), None), current.get(rank)
-        if own is None:
+        if own is None and stands is not None and stands.attr("axes") == axes and stands.op in COLLECTIVES:
+            words = _called(stands)
+        elif own is None:
             words = "no such call"
         elif stuck and stands is not None and stands.outs != met.outs:
             words = f"waits at {_called(stands)}, before that call"
@@ -68,10 +70,13 @@ def unmatched(
 
 
 def _called(step: Op, brought: str = "") -> str:
+    call = next((str(value) for key, value in step.note if key == "call"), "")
     reduce = f" ({step.attr('reduce')})" if step.attr("reduce") else ""
     dims = "" if step.attr("dim") is None else f" along dim {step.attr('dim')}"
     _, source = step_words(step)
-    what = f"{step.op}{reduce}{dims}" + (f" of {brought}" if brought else "")
+    brought = next((str(value) for key, value in step.note if key == "brought"), brought)
+    brought = "" if call == "barrier" else brought
+    what = (call or f"{step.op}{reduce}{dims}") + (f" of {brought}" if brought else "")
     return what + (f" at {source}" if source else "")
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from tensure.bundle import Json, Plan
+from tensure.bundle import Json, Plan, Rank
 from tensure.program import (
-    For,
-    Op,
+    Name,
     Program,
     Undecided,
+    at_place,
     bind_entry,
     corner_params,
     evaluate,
@@ -28,7 +28,9 @@ from ._draws import Mixed
 from ._flow import Flow, flow
 from ._index import Region
 from ._kept import kept_values
+from ._looks import looks_of
 from ._numerics import numerics
+from ._readings import readings
 from ._replay import LEVELS, constant_program
 from ._storage import Clash, clash, too_large
 from ._suspects import Suspect
@@ -66,6 +68,12 @@ class Unit:
     """Random numbers that are not what they stand for."""
     standing: Mapping[tuple[str, str], tuple[str, Region]] | None
     """What random numbers stand for, for a replay; None where that is not known of some."""
+    otherwise: frozenset[tuple[str, str]]
+    """By rank and local as printed, what rests on random numbers read in another way than the model's."""
+    otherwise_asked: frozenset[int]
+    """The doubts of such, by their place in the order of production."""
+    has_ensemble: bool
+    """Whether it is known which of the ranks' random numbers are one."""
     numerics: tuple[str, ...]
     """Where ranks round and the Program does not, if nothing is in doubt."""
 
@@ -144,10 +152,11 @@ def _unit(
 ) -> Unit:
     env = bind_entry(program, entry, params)
     if listed:
-        targets = _has_mean_loss(program)
+        targets = _may_assume(program, entry, env)
         found = flow(plan, program, entry, env, targets=targets, folded=folded, given=given, listed=True)
     else:
         found, targets = _flowed(plan, program, entry, env, folded, given)
+    read = readings(found)
     clashing = None
     if plan.pools and found.ended and plan.num_ranks() <= MAX_RANKS and too_large(plan) is None:
         alone = flow(plan, program, entry, env) if folded else found  # bytes are each rank's own
@@ -168,8 +177,11 @@ def _unit(
         _shown(plan, program, entry, params, found),
         sum(map(len, found.relations.values())),
         targets,
-        found.draws.mixed(),
+        found.draws.mixed(read.unsettled),
         _standing(found, plan),
+        _printed(found, plan, read.otherwise),
+        read.orders,
+        found.draws.is_known(),
         () if found.doubts or given is None else numerics(found, plan, program, entry, env, given.floats),
     )
 
@@ -184,6 +196,7 @@ def _flowed(
 ) -> tuple[Flow, bool]:
     """The walk; and whether it took that no class of a mean loss is the one to be ignored.
 
+    A Program that looks for this class itself has such targets: there it is not taken.
     Doubts are told without the assumption, unless there are fewer with it.
     """
     found: Flow | None = None
@@ -192,7 +205,7 @@ def _flowed(
         found = flow(plan, program, entry, env, folded=folded, given=given)
     except Undecided as undecided:
         differing = undecided
-    if (found is None or (found.doubts and found.ended)) and _has_mean_loss(program):
+    if (found is None or (found.doubts and found.ended)) and _may_assume(program, entry, env):
         try:
             counted = flow(plan, program, entry, env, targets=True, folded=folded, given=given)
         except Undecided:
@@ -232,24 +245,27 @@ def _standing(found: Flow, plan: Plan) -> Mapping[tuple[str, str], tuple[str, Re
     return None if _is_unknown(found) else found.draws.standing()
 
 
+def _printed(found: Flow, plan: Plan, locals_: frozenset[tuple[Rank, Name]]) -> frozenset[tuple[str, str]]:
+    """Locals of single ranks by name."""
+    if plan.num_ranks() > MAX_RANKS:
+        return frozenset()
+    cells = found.trail.cells
+    return frozenset(
+        (str(Rank(rank.track, tuple(at_place(part, dict(spot)) for part in rank.at))), str(name))
+        for rank, name in locals_
+        for spot in (cells.places(rank, cells.folded) if cells.folded else ((),))
+    )
+
+
 def _is_unknown(found: Flow) -> bool:
     """Whether some random numbers stand for nothing, or for one of several: a guess shows no difference."""
     return found.draws.guessed or any(doubt.claim == STRANGE for doubt in found.doubts)
 
 
-def _has_mean_loss(program: Program) -> bool:
-    bodies = [
-        *(entry.body for entry in program.entries.values()),
-        *(block.body for block in program.blocks.values()),
-    ]
-    todo = [item for body in bodies for item in body]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, For):
-            todo.extend(item.body)
-        elif isinstance(item, Op) and item.op == "nll_loss_forward":
-            return True
-    return False
+def _may_assume(program: Program, entry: str, env: Mapping[str, int]) -> bool:
+    """Whether it may be taken that no class of a mean loss is the one to be ignored."""
+    looks = looks_of(program, entry, env)
+    return looks.has_loss and not looks.ignored
 
 
 def _plain(parts: Any) -> list[Json]:
