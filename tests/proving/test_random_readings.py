@@ -119,6 +119,8 @@ def test_numbers_of_another_law_are_refuted(name: str) -> None:
 def test_what_reads_them_as_the_model_does_is_refuted_by_one_replay() -> None:
     found = verdict(dropped, lambda h, _: dropped(h), reduced=False)
     assert found.status == "refuted" and found.method == "relations and replay", found
+    found = verdict(dropped, lambda h, _: dropped(torch.tanh(h)))
+    assert found.status == "refuted" and found.method == "relations and replay", found
     found = verdict(dropped, lambda h, _: dropped(2 * h))
     assert found.status == "refuted" and found.method == "relations and replay", found
 

@@ -184,6 +184,16 @@ class Draws:
         """All draws of ranks, and of which part of one of the model's; None where it is of none."""
         return dict(self._own)
 
+    def strange(self) -> dict[tuple[Rank, Name], frozenset[int]]:
+        """Draws that stand for none of the model's, and the model's of the same law."""
+        values = self._logical.values
+        return {
+            (item.rank, item.name): frozenset(
+                node for node in self._model if values[node].given["law"] == item.step.attr("law")
+            )
+            for item in self._strange
+        }
+
     def is_known(self) -> bool:
         """Whether it is known which of the ranks' numbers are one, and which are independent."""
         found = (spot for item in (*self._drawn, *self._strange) for spot in self._moving(item))

@@ -8,7 +8,7 @@ values. Knows nothing of distributions: those are the business of `_ensemble`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
@@ -19,7 +19,7 @@ from tensure.program import Arg, Cat, Name, Op, Ref
 from ._flow import Flow
 from ._index import Region, shape_of
 from ._logical import Logical
-from ._relation import Relation, Term
+from ._relation import ONE, Relation, Term
 from ._values import is_part
 
 Local: TypeAlias = "tuple[Rank, Name]"
@@ -132,7 +132,11 @@ def _read_otherwise(found: Flow, drawn: dict[Local, Region | None]) -> set[Local
     ways = _ways(logical, noise)
     doubted = {one for item in found.asked for one in item.members}
     told = _resting_on(found, doubted)  # what was claimed, from there on, and not what was derived
-    otherwise = {local for local, region in drawn.items() if region is None}
+    otherwise = set[Local]()
+    strange = {
+        local: frozenset[Heard](((node, ONE),) for node in nodes)
+        for local, nodes in found.draws.strange().items()
+    }
     roots: dict[Local, set[Region]] = {
         local: {region} for local, region in drawn.items() if region is not None
     }
@@ -146,11 +150,41 @@ def _read_otherwise(found: Flow, drawn: dict[Local, Region | None]) -> set[Local
         if local in drawn or (local not in told and _is_known(relation, logical)):
             continue
         step = trail.made_by(rank, name)
+        odd = {item for item in reads if item in strange}
+        if odd and otherwise.isdisjoint(reads):
+            like = _like_some(local, step, odd, strange, ways)
+            if like is None or any(item in roots for item in reads):
+                otherwise.add(local)
+            elif like:
+                strange[local] = like
+            continue
         if not otherwise.isdisjoint(reads) or (
             step is not None and not _as_the_model(found, local, step, reads, roots, noise, ways)
         ):
             otherwise.add(local)
     return otherwise
+
+
+def _like_some(
+    local: Local,
+    step: Op | None,
+    odd: set[Local],
+    strange: Mapping[Local, frozenset[Heard]],
+    ways: Mapping[Way, set[Heard]],
+) -> frozenset[Heard] | None:
+    """What a step makes of numbers that stand for none of the model's: what the model makes of its own so.
+
+    Empty if that is of other values besides; None if the model has no such step.
+    """
+    if step is None or len(odd) > 1 or any(ref.box for ref in _refs(step.args)):
+        return None
+    (item,) = odd
+    at = [k for k, arg in enumerate(step.args) if isinstance(arg, Ref) and arg.name == item[1]]
+    if item[0] != local[0] or len(at) != 1:
+        return None
+    found = [ways.get(_way(step, at[0], heard)) for heard in strange[item]]
+    seen = [made for made in found if made is not None]
+    return frozenset[Heard]().union(*seen) if seen else None
 
 
 def _as_the_model(
@@ -160,7 +194,7 @@ def _as_the_model(
     reads: tuple[Local, ...],
     roots: dict[Local, set[Region]],
     noise: frozenset[int],
-    ways: set[Way],
+    ways: Mapping[Way, set[Heard]],
 ) -> bool:
     """Whether a step reads random numbers, if it does, by a step of the model's, for the same elements."""
     for item in reads:
@@ -196,15 +230,22 @@ def _way(step: Op, place: int, heard: Heard) -> Way:
     return step.op, 0 if step.op in _EITHER_WAY else place, tuple(map(repr, said)), heard
 
 
-def _ways(logical: Logical, noise: frozenset[int]) -> set[Way]:
-    """How the model's own steps read random numbers."""
-    found: set[Way] = set()
+def _ways(logical: Logical, noise: frozenset[int]) -> dict[Way, set[Heard]]:
+    """How the model's own steps read random numbers, and what they make of these alone."""
+    found: dict[Way, set[Heard]] = {}
     for step in logical.origins.values():
         for place, arg in enumerate(step.args):
             if isinstance(arg, Ref) and not arg.box:
                 heard = _heard(logical.named(arg).relation, noise)
                 if heard:
-                    found.add(_way(step, place, heard))
+                    made = [_heard(logical.names[str(out)].relation, noise) for out in step.outs]
+                    is_more = any(
+                        term.node not in noise
+                        for out in step.outs
+                        for term in logical.names[str(out)].relation.terms
+                    )
+                    of_way = found.setdefault(_way(step, place, heard), set())
+                    of_way.update(item for item in made if item and not is_more)
     return found
 
 
