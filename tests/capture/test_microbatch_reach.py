@@ -1,4 +1,4 @@
-"""Python state that makes the third micro-batch another one is seen wherever it is kept; what stays is not."""
+"""Python state that makes the third micro-batch another one is seen wherever it is; what stays is not."""
 
 from __future__ import annotations
 

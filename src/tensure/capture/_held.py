@@ -213,7 +213,8 @@ def _is_bare_iterator(value: Any) -> bool:
 
 def _reduced(value: Any) -> Any:
     """What makes an iterator again that stands where this one does; None if that is not told."""
-    if type(value).__reduce__ is object.__reduce__:
+    told: Any = type(value).__reduce__
+    if told is object.__reduce__:
         return None  # that tells a class and no place
     try:
         return value.__reduce__()

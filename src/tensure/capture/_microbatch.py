@@ -266,11 +266,12 @@ _JOINT: Final = COLLECTIVES | {"send", "recv"}
 @contextmanager
 def _torch_draws_apart() -> Iterator[None]:
     """Torch numbers the collectives of fake tensors by `random`; not by the user's numbers."""
-    own, torch_registrations.random = torch_registrations.random, random.Random(0)
+    registrations: Any = torch_registrations
+    own, registrations.random = registrations.random, random.Random(0)
     try:
         yield
     finally:
-        torch_registrations.random = own
+        registrations.random = own
 
 
 def _differs(what: str, step: Op | None = None) -> InputError:
