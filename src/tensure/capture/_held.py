@@ -35,8 +35,10 @@ __all__ = ["PLAIN", "cannot_be_read", "held_by", "is_library"]
 
 PLAIN: Final = (int, float, str, bool, bytes, type(None))
 _OF_MODULES: Final = frozenset(torch.nn.Module().__dict__) - {"_modules", "_parameters", "training"}
-_LIBRARIES: Final = sys.stdlib_module_names | {"torch", "numpy", "tensure"}
-_UNLOOKED: Final = frozenset({"logging", "tensure", "torch", "numpy", "typing"})
+_LIBRARIES: Final = sys.stdlib_module_names | {"torch", "numpy", "tensure", "pytest", "_pytest", "pluggy"}
+_UNLOOKED: Final = frozenset(
+    {"logging", "tensure", "torch", "numpy", "typing", "pytest", "_pytest", "pluggy"}
+)
 """Whose objects' attributes are theirs alone."""
 _GOING: Final = (GeneratorType, CoroutineType, AsyncGeneratorType)
 

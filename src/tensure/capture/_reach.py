@@ -62,9 +62,11 @@ class Look:
 
     def moved(self, later: Look) -> str | None:
         """What is no longer where it was, in words: lists that turn, names that change places."""
-        for at, (path, value) in self.objects.items():
-            if at in later.objects and later.objects[at][0] != path and not isinstance(value, _NOWHERE):
-                return f"what was {path} is {later.objects[at][0]} then"
+        places = {path: at for at, (path, _) in self.objects.items()}
+        for at, (path, value) in later.objects.items():
+            # What is only found by another way first is where it was.
+            if at in self.objects and places.get(path, at) != at and not isinstance(value, _NOWHERE):
+                return f"{path} is then what was {self.objects[at][0]}"
         return None
 
 
