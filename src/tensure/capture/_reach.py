@@ -15,10 +15,9 @@ import hashlib
 import io
 import itertools
 import os
-import pickle
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Final
@@ -95,7 +94,7 @@ def numbers_in_reach(function: Any) -> Look:
     found.numbers["the state of random"] = _digest(repr(random.getstate()).encode())
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
-        found.numbers["the state of numpy.random"] = _digest(pickle.dumps(numpy.get_state(legacy=False)))
+        found.numbers["the state of numpy.random"] = _digest(_written(numpy.get_state(legacy=False)))
     return found
 
 
@@ -165,9 +164,25 @@ def _note_numpy(numbers: dict[str, Any], path: str, value: Any) -> None:
     """Arrays, scalars and generators of random numbers by their bytes."""
     import numpy
 
-    known = (numpy.ndarray, numpy.generic, numpy.random.RandomState, numpy.random.Generator)
-    if isinstance(value, (*known, numpy.random.BitGenerator)):
-        numbers[f"the value of {path}"] = _digest(pickle.dumps(value))
+    if isinstance(value, numpy.random.Generator):
+        value = value.bit_generator
+    if isinstance(value, numpy.random.RandomState):
+        numbers[f"the value of {path}"] = _digest(_written(value.get_state(legacy=False)))
+    elif isinstance(value, numpy.random.BitGenerator):
+        numbers[f"the value of {path}"] = _digest(_written(value.state))
+    elif isinstance(value, (numpy.ndarray, numpy.generic)):
+        numbers[f"the value of {path}"] = _digest(_written(value))
+
+
+def _written(value: Any) -> bytes:
+    """Arrays by shape, dtype and bytes, in whatever dicts and sequences; all else by its text."""
+    if isinstance(value, Mapping):
+        return b"{" + b",".join(_written(key) + b":" + _written(item) for key, item in value.items()) + b"}"
+    if isinstance(value, (tuple, list)):
+        return b"[" + b",".join(map(_written, value)) + b"]"
+    if hasattr(value, "tobytes") and getattr(value, "dtype", None) is not None and not value.dtype.hasobject:
+        return f"{value.dtype}{value.shape}".encode() + bytes(value.tobytes())
+    return repr(value).encode()
 
 
 def _state(value: random.Random, path: str) -> str:

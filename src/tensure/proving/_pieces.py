@@ -21,6 +21,7 @@ from ._relation import ONE, Relation, Term, narrowed, total
 from ._repeats import order_of
 from ._steps import Call, Held, Operand, bound
 from ._sums import Sums
+from ._values import is_part
 
 JOINS: Final = frozenset(["cat", "constant_pad_nd"])
 
@@ -88,10 +89,21 @@ class Pieces(Sums):
     def moving_ones(self, call: Call) -> Relation | None:
         """A transpose that moves nothing but dims of size 1 as a view; None for any other step."""
         held = call.operands[0] if call.step.op == "permute" and not call.own else None
-        if not isinstance(held, Held):
+        term = held.relation.single if isinstance(held, Held) else None
+        if not isinstance(held, Held) or term is None:
             return None
+        if not self._is_joined(term.node):
+            return None  # a rank's own: what it is part for part (`_conditional`) is told by its transposes
         order = [dim for dim in order_of(call.given, len(held.type.shape)) if held.type.shape[dim] != 1]
         return self._as(held, call.types[0].shape, False).relation if order == sorted(order) else None
+
+    def _is_joined(self, node: int) -> bool:
+        """Whether a value is the Program's or a join, or a view of one."""
+        value = self.values[node]
+        part = value.operands[0] if value.op == "view" else None
+        if node < self.first_own or value.op == "cat":
+            return True
+        return isinstance(part, tuple) and is_part(part) and self._is_joined(part[0])
 
     def unmoved(self, held: Held) -> Held:
         """A part of what was transposed and viewed as the part of what that was before, if it is one."""
