@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import tensure
 from tensure.capture import ParallelStep
+from tensure.proving import ProofResult
 from tensure.proving._check_index import Index, all_of
 from tensure.proving._check_origins import same_elements
 from tensure.proving._check_piece import ONE, whole
@@ -37,11 +38,28 @@ class Net(nn.Module):
         return (self.made(x, self.weight) * 2).exp().sum()
 
 
-def proved(made: Made, other: Made | None = None) -> tensure.Proved:
+def proved(made: Made, other: Made | None = None) -> ProofResult:
     """The proof that two ranks, each doing all, do what one does; or what `other` says they do instead."""
 
     def parallel(net: Net, mesh: DeviceMesh) -> None:
         net.made = other or made
+
+    return tensure.prove(parallel, lambda: (Net(made), (torch.randn(4, 6),)), mesh={"t": 2}, replay=False)
+
+
+def proved_in_rows(made: Made, other: Made | None = None) -> ProofResult:
+    """The same where each of two ranks has two rows, and gradients are summed."""
+
+    def parallel(net: Net, mesh: DeviceMesh) -> ParallelStep:
+        net.made = other or made
+
+        def step(x: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = net(x)
+            loss.backward()  # type: ignore[no-untyped-call]
+            dist.all_reduce(net.weight.grad, group=mesh.get_group("t"))
+            return loss
+
+        return ParallelStep(step, inputs=({"t": Shard(0)},), outputs=({"t": Partial()},))
 
     return tensure.prove(parallel, lambda: (Net(made), (torch.randn(4, 6),)), mesh={"t": 2}, replay=False)
 
@@ -116,16 +134,7 @@ def test_rows_of_what_is_put_and_shifted(is_right: bool) -> None:
         hot = torch.zeros_like(x).scatter(1, x.topk(2).indices, 1.0)
         return (hot * x).roll(1, 1 if is_right else 0) + F.one_hot(x.argmax(1), 6) + w[:1]
 
-    def parallel(net: Net, mesh: DeviceMesh) -> ParallelStep:
-        def step(x: torch.Tensor) -> torch.Tensor:
-            loss: torch.Tensor = net(x)
-            loss.backward()  # type: ignore[no-untyped-call]
-            dist.all_reduce(net.weight.grad, group=mesh.get_group("t"))
-            return loss
-
-        return ParallelStep(step, inputs=({"t": Shard(0)},), outputs=({"t": Partial()},))
-
-    result = tensure.prove(parallel, lambda: (Net(made), (torch.randn(4, 6),)), mesh={"t": 2}, replay=False)
+    result = proved_in_rows(made)
     assert result.proof.values.status == ("proved" if is_right else "refuted"), result.proof.values
 
 
@@ -161,18 +170,7 @@ def fused(x: torch.Tensor, w: torch.Tensor, start: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
 def test_rows_of_heads_out_of_one_product(is_right: bool) -> None:
-    def parallel(net: Net, mesh: DeviceMesh) -> ParallelStep:
-        net.made = fused if is_right else lambda x, w: fused(x, w, 3)
-
-        def step(x: torch.Tensor) -> torch.Tensor:
-            loss: torch.Tensor = net(x)
-            loss.backward()  # type: ignore[no-untyped-call]
-            dist.all_reduce(net.weight.grad, group=mesh.get_group("t"))
-            return loss
-
-        return ParallelStep(step, inputs=({"t": Shard(0)},), outputs=({"t": Partial()},))
-
-    result = tensure.prove(parallel, lambda: (Net(fused), (torch.randn(4, 6),)), mesh={"t": 2}, replay=False)
+    result = proved_in_rows(fused, fused if is_right else lambda x, w: fused(x, w, 3))
     assert result.proof.values.status == ("proved" if is_right else "refuted"), result.proof.values
 
 
